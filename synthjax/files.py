@@ -1,0 +1,201 @@
+"""Files that are never half-written: whole files replaced atomically, JSONL with line numbers, append-only journals."""
+
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, Any
+
+Path = str | os.PathLike
+
+
+class DataError(ValueError):
+  """Input that cannot be used; the message names the file, what was found, what was expected and what to do."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
+  """Yields a file that takes the place of `path` when the block ends well, and leaves `path` alone when it does not.
+
+  A name that ends in `.gz` is compressed; its bytes depend on the content alone (no time stamp is stored).
+  """
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+  try:
+    with os.fdopen(handle, "wb") as raw:
+      os.fchmod(raw.fileno(), 0o644)
+      with contextlib.ExitStack() as layers:
+        stream = raw
+        if path.suffix == ".gz":
+          stream = layers.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0))
+        if "b" not in mode:
+          stream = layers.enter_context(_text(stream))
+        yield stream
+      raw.flush()
+      os.fsync(raw.fileno())
+    os.replace(scratch, path)
+  except BaseException:
+    pathlib.Path(scratch).unlink(missing_ok=True)
+    raise
+
+
+@contextlib.contextmanager
+def _text(stream):
+  """A UTF-8 writer over `stream` that leaves `stream` open: whoever opened it closes it."""
+  import io
+
+  writer = io.TextIOWrapper(stream, encoding="utf-8", newline="\n", write_through=False)
+  try:
+    yield writer
+  finally:
+    writer.flush()
+    writer.detach()
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes `value` as readable JSON, atomically."""
+  with replacing(path) as f:
+    json.dump(value, f, indent=2, ensure_ascii=False)
+    f.write("\n")
+
+
+def read_json(path: Path) -> Any:
+  """Reads one JSON file. Raises DataError with the file's name when it is missing or malformed."""
+  try:
+    return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+  except FileNotFoundError as e:
+    raise DataError(f"{path}: no such file") from e
+  except ValueError as e:
+    raise DataError(f"{path}: not JSON ({e})") from e
+
+
+def dump_line(value: Any) -> str:
+  """One JSONL line: compact, stable key order as given, no line break inside."""
+  return json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def open_text(path: Path) -> IO[str]:
+  """Opens plain or gzipped UTF-8 text for reading."""
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise DataError(f"{path}: no such file; give the path of an existing file (set SYNTHJAX_DATA to move ../shared/data)")
+  if path.suffix == ".gz":
+    return gzip.open(path, "rt", encoding="utf-8")
+  return open(path, encoding="utf-8")
+
+
+def read_jsonl(path: Path, limit: int | None = None) -> Iterator[dict]:
+  """Yields the objects of a JSONL file (optionally gzipped), at most `limit` of them.
+
+  Raises:
+    DataError: the file is missing, a line is not a JSON object (named by number), or the text is not UTF-8 or gzip.
+  """
+  count = 0
+  with open_text(path) as f:
+    lines = enumerate(f, 1)
+    while limit is None or count < limit:
+      try:
+        number, line = next(lines)
+      except StopIteration:
+        return
+      except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, OSError) as e:
+        raise DataError(f"{path}: unreadable after line {count}: {e}") from e
+      if not line.strip():
+        continue
+      try:
+        row = json.loads(line)
+      except ValueError as e:
+        raise DataError(f"{path}, line {number}: not JSON ({e}); the line begins {line[:60]!r}") from e
+      if not isinstance(row, dict):
+        raise DataError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
+      count += 1
+      yield row
+
+
+def write_jsonl(path: Path, rows: Iterable[dict]) -> int:
+  """Writes `rows` as JSONL, atomically (gzipped when the name ends in .gz). Returns the number of rows."""
+  count = 0
+  with replacing(path) as f:
+    for row in rows:
+      f.write(dump_line(row))
+      count += 1
+  return count
+
+
+def file_hash(path: Path) -> str:
+  """SHA-256 of a file's bytes, or of the names and bytes of a folder's files in name order (hidden ones left out)."""
+  path = pathlib.Path(path)
+  digest = hashlib.sha256()
+  if path.is_dir():
+    for file in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")):
+      digest.update(str(file.relative_to(path)).encode())
+      digest.update(file_hash(file).encode())
+    return digest.hexdigest()
+  if not path.is_file():
+    raise DataError(f"{path}: no such file")
+  with open(path, "rb") as f:
+    while block := f.read(1 << 20):
+      digest.update(block)
+  return digest.hexdigest()
+
+
+def value_hash(value: Any) -> str:
+  """SHA-256 of a JSON value, independent of the order of keys."""
+  return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+class Journal:
+  """An append-only JSONL file that survives a kill: each row is on disk when `append` returns from its flush.
+
+  Opening repairs a torn last line (cut off by a kill or a full disk): the line is removed, said through `say`, and never
+  counted. Only the last line may be torn; a malformed line anywhere else raises DataError.
+
+  Use as a context manager. `rows` are those found on opening.
+  """
+
+  def __init__(self, path: Path, say: Callable[[str], None] = print):
+    self.path = pathlib.Path(path)
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    if self.path.exists():
+      self._repair(say)
+    self.rows = list(read_jsonl(self.path)) if self.path.exists() else []
+    self._file = open(self.path, "ab", buffering=0)
+
+  def _repair(self, say):
+    data = self.path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if end != len(data):
+      say(f"{self.path}: removed a torn last line of {len(data) - end} bytes, written when a run was cut off")
+      with open(self.path, "r+b") as f:
+        f.truncate(end)
+
+  def append(self, *rows: dict) -> None:
+    """Writes the rows with one system call; after a failed write (a full disk) the file ends at its last whole row."""
+    data = "".join(map(dump_line, rows)).encode()
+    start = os.fstat(self._file.fileno()).st_size
+    try:
+      written = self._file.write(data)
+      if written != len(data):
+        raise OSError(28, "the disk took only part of the row", str(self.path))
+    except OSError:
+      os.ftruncate(self._file.fileno(), start)
+      raise
+    self.rows.extend(rows)
+
+  def sync(self) -> None:
+    """Waits until the rows have reached the disk."""
+    os.fsync(self._file.fileno())
+
+  def close(self) -> None:
+    self._file.close()
+
+  def __enter__(self) -> "Journal":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()

@@ -1,0 +1,193 @@
+"""The project's records: problems, traces and what is known about them, as frozen dataclasses <-> JSONL rows.
+
+The words are the design's: a trace is a solution as a list of steps; a verdict says whether its answer is right; a step value is
+what n rollouts from a prefix say about it; a pair is what preference training learns from.
+"""
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Self
+
+from synthjax import files
+
+VERDICTS = ("equal", "different", "undecided")
+
+
+class Record:
+  """Base of all records: `to_json`, `from_json`. Subclasses are frozen dataclasses with JSON-like fields."""
+
+  def to_json(self) -> dict:
+    """A JSON object; fields that hold their default are left out."""
+    row = {}
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if not _is_default(field, value):
+        row[field.name] = _encode(value)
+    return row
+
+  @classmethod
+  def from_json(cls, row: Mapping[str, Any]) -> Self:
+    """Raises DataError naming the record, the field and what was found."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    if unknown := sorted(set(row) - set(fields)):
+      raise files.DataError(f"{cls.__name__}: unknown field {unknown[0]!r}; its fields are {', '.join(fields)}")
+    required = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING]
+    if missing := [n for n in required if n not in row]:
+      raise files.DataError(f"{cls.__name__}: field {missing[0]!r} is missing; found {', '.join(row) or 'nothing'}")
+    return cls(**{name: _decode(_hints(cls)[name], value, f"{cls.__name__}.{name}") for name, value in row.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem(Record):
+  """A question with its known final answer."""
+
+  id: str  # unique within its source
+  question: str  # what the policy is shown
+  answer: str  # the final answer in canonical text, "" when unknown
+  source: str = ""  # where it comes from: "world", "gsm8k", a file's name
+  metadata: dict = dataclasses.field(default_factory=dict)  # subject, level, number of operations: JSON values
+
+
+@dataclasses.dataclass(frozen=True)
+class Step(Record):
+  """One step of a trace: characters [start, end) of the trace's text."""
+
+  start: int
+  end: int
+  leap: bool | None = None  # fuses several operations into one line; None where nobody knows
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace(Record):
+  """A solution: text, its steps as character spans, and its final answer."""
+
+  problem_id: str
+  text: str
+  steps: tuple[Step, ...] = ()  # in order, not overlapping
+  answer: str | None = None  # the final answer extracted from the text; None when it has none
+  source: str = ""  # teacher or policy that wrote it
+  sampler: dict = dataclasses.field(default_factory=dict)  # temperature, top_p, ... of a sampled trace
+  seed: int | None = None  # of a sampled trace
+  metadata: dict = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    previous = 0
+    for number, step in enumerate(self.steps):
+      if not previous <= step.start < step.end <= len(self.text):
+        raise files.DataError(
+            f"Trace of {self.problem_id!r}: step {number} spans [{step.start}, {step.end}); expected a non-empty span "
+            f"from {previous} on within the {len(self.text)} characters of the text")
+      previous = step.end
+
+  def step_texts(self) -> list[str]:
+    """The text of every step."""
+    return [self.text[s.start:s.end] for s in self.steps]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict(Record):
+  """Three-valued: `equal`, `different`, or `undecided` with a reason. Reward 1 iff equal."""
+
+  value: str  # one of VERDICTS
+  reason: str = ""  # of an undecided one: timeout, memory, unparsed-gold, unparsed-prediction, no-answer, too-long
+
+  def __post_init__(self):
+    if self.value not in VERDICTS:
+      raise files.DataError(f"Verdict.value is {self.value!r}; expected one of {', '.join(VERDICTS)}")
+    if (self.value == "undecided") != bool(self.reason):
+      raise files.DataError(f"Verdict {self.value!r} with reason {self.reason!r}: exactly an undecided one has a reason")
+
+  @property
+  def reward(self) -> int:
+    return int(self.value == "equal")
+
+
+@dataclasses.dataclass(frozen=True)
+class StepValue(Record):
+  """What n rollouts from the prefix that ends with a step say: c of them were right."""
+
+  problem_id: str
+  trace: int  # index of the trace among those of the job
+  step: int  # number of steps in the prefix; 0 is the bare problem
+  n: int  # rollouts with a decided verdict
+  c: int  # right ones among them
+  q: float  # estimated success probability after this prefix
+  advantage: float | None = None  # q minus the q of the prefix one step shorter; None at step 0
+
+  def __post_init__(self):
+    if not 0 <= self.c <= self.n:
+      raise files.DataError(f"StepValue of {self.problem_id!r}: c={self.c} right out of n={self.n} rollouts")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair(Record):
+  """A preference: after `prefix`, `chosen` is better than `rejected`."""
+
+  problem_id: str
+  prefix: str
+  chosen: str
+  rejected: str
+  mode: str  # paper | branch | step | random | distant
+  chosen_complete: bool = True  # ends with the end-of-text token
+  rejected_complete: bool = True
+  metadata: dict = dataclasses.field(default_factory=dict)
+
+
+def read(cls: type[Record], path: files.Path, limit: int | None = None) -> Iterator[Any]:
+  """Yields the records of a JSONL file. Raises DataError with file and row number."""
+  for number, row in enumerate(files.read_jsonl(path, limit), 1):
+    try:
+      yield cls.from_json(row)
+    except files.DataError as e:
+      raise files.DataError(f"{path}, row {number}: {e}") from e
+
+
+def write(path: files.Path, records: Iterable[Record]) -> int:
+  """Writes records as JSONL, atomically. Returns their number."""
+  return files.write_jsonl(path, (r.to_json() for r in records))
+
+
+@functools.cache
+def _hints(cls):
+  return typing.get_type_hints(cls)
+
+
+def _is_default(field, value):
+  if field.default is not dataclasses.MISSING:
+    return value == field.default and type(value) is type(field.default)
+  if field.default_factory is not dataclasses.MISSING:
+    return value == field.default_factory()
+  return False
+
+
+def _encode(value):
+  if isinstance(value, Record):
+    return value.to_json()
+  if isinstance(value, tuple):
+    return [_encode(v) for v in value]
+  return value
+
+
+def _decode(hint, value, name):
+  """`value` as the type `hint` asks for: a nested record, a tuple of them, or a plain JSON value of that type."""
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if origin is types.UnionType:
+    if value is None:
+      return None
+    return _decode(args[0], value, name)
+  if origin is tuple:
+    if not isinstance(value, list):
+      raise files.DataError(f"{name} is {value!r}; expected a list")
+    return tuple(_decode(args[0], v, f"{name}[{i}]") for i, v in enumerate(value))
+  if isinstance(hint, type) and issubclass(hint, Record):
+    if not isinstance(value, dict):
+      raise files.DataError(f"{name} is {value!r}; expected an object")
+    return hint.from_json(value)
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+    raise files.DataError(f"{name} is {value!r}; expected {hint.__name__}")
+  return value

@@ -1,0 +1,131 @@
+"""The experiment as frozen dataclasses: every field once, with its default and one comment.
+
+`config.py` turns a ConfigDict into these; rooms receive the part that concerns them and nothing else.
+"""
+
+import dataclasses
+from typing import Literal
+
+from synthjax.generate.worlds.shop import World
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A Llama-style decoder. `presets.PRESETS` holds named shapes."""
+
+  d_model: int = 256  # width of the residual stream
+  layers: int = 4  # number of blocks
+  heads: int = 8  # query heads
+  kv_heads: int = 8  # key and value heads; divides `heads`
+  head_dim: int = 32  # width of a head (32 beats 16 on CPU)
+  mlp_dim: int = 1024  # width of the hidden layer of the MLP
+  vocab_size: int = 0  # rows of the embedding; 0: the tokenizer's size rounded up to a multiple of 64
+  mlp: Literal["swiglu", "relu2", "relu"] = "swiglu"  # activation (relu is about 5x cheaper than silu on CPU)
+  rope_theta: float = 10_000.0  # base of the rotary frequencies
+  rope_scaling: Literal["none", "linear", "llama3"] = "none"  # how rotary frequencies are stretched to longer contexts
+  rope_factor: float = 1.0  # by how much positions are stretched under `rope_scaling`
+  rope_low_freq_factor: float = 1.0  # llama3 scaling: below this many turns in the original context all is stretched
+  rope_high_freq_factor: float = 4.0  # llama3 scaling: above this many turns nothing is
+  rope_original_context: int = 8192  # llama3 scaling: context length of the original training
+  norm_epsilon: float = 1e-5  # of the RMS norms
+  qk_norm: bool = False  # RMS norm on queries and keys, per head
+  qkv_bias: bool = False  # biases on the query, key and value projections (Qwen2)
+  tie_embeddings: bool = False  # the output head is the embedding, transposed
+  logit_soft_cap: float = 0.0  # cap * tanh(logits / cap); 0: none
+  remat: Literal["none", "dots", "full"] = "none"  # recomputed in the backward pass: dots keeps matrix products, full only the residual stream
+  dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # compute type; auto: float32 on CPU, bfloat16 elsewhere
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  """Which tokenizer; `data/tokenizers.py` loads or trains it."""
+
+  kind: Literal["world", "bytes", "sentencepiece", "hf", "gpt2"] = "world"  # format; hf is a tokenizer.json
+  path: str = ""  # file or folder of the tokenizer; sentencepiece with an empty path: trained on the training documents
+  vocab_size: int = 2048  # size of a SentencePiece model that is trained here
+  eos: str = ""  # end-of-text token of an hf tokenizer.json whose folder does not say it
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Where problems and traces come from and how they become rows."""
+
+  task: Literal["world", "gsm8k", "math"] = "world"  # which problems
+  folder: str = ""  # folder of the task's files; "": SYNTHJAX_DATA or ../shared/data
+  train_problems: int = 0  # number of training problems; 0: all there are
+  test_problems: int = 0  # number of test problems evaluated; 0: all there are (world: 1000)
+  traces: Literal["teacher", "clean", "base"] = "teacher"  # world only: with leaps, without, or the base policy's corpus
+  tokenizer: Tokenizer = Tokenizer()  # how text becomes tokens
+  row_length: int = 128  # tokens in a training row
+  too_long: Literal["drop", "truncate", "error"] = "error"  # what happens to a document longer than a row
+  prefetch: int = 4  # batches read ahead
+  threads: int = 2  # threads that read
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+  """Devices along each axis; -1 (once) takes what is left."""
+
+  replica: int = 1  # copies of the parameters: data parallel
+  fsdp: int = -1  # parameters and optimizer state split over these; data parallel too
+  tensor: int = 1  # heads, MLP and vocabulary split over these
+  context: int = 1  # positions of a row split over these
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """AdamW with a schedule."""
+
+  learning_rate: float = 1e-3  # at its peak
+  schedule: Literal["wsd", "cosine", "linear", "constant"] = "cosine"  # shape of the learning rate over the steps
+  warmup: float = 0.05  # share of the steps (below 1) or their number (1 and more) of linear warm-up
+  decay: float = 0.2  # wsd: share of the steps, or their number, of the final decay
+  final: float = 0.1  # learning rate at the end, as a share of the peak
+  beta1: float = 0.9  # decay of the first moment
+  beta2: float = 0.95  # decay of the second moment
+  epsilon: float = 1e-8  # added to the root of the second moment
+  weight_decay: float = 0.1  # on matrices only: norms and biases are left alone
+  clip: float = 1.0  # largest global norm of the gradient; 0: none
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+  """One training."""
+
+  init: str = ""  # folder of a checkpoint to start from; "": from scratch
+  loss: str = "cross_entropy"  # name of the loss, see losses/
+  z_loss: float = 0.0  # weight of the squared log-normaliser
+  batch_size: int = 32  # rows a step, over all devices
+  accumulate: int = 1  # micro-batches a step; divides batch_size
+  steps: int = 0  # number of steps; 0: as many as `epochs` takes
+  epochs: float = 1.0  # passes over the documents when `steps` is 0
+  optimizer: Optimizer = Optimizer()  # AdamW and its schedule
+  log_every: int = 20  # steps between two lines of metrics
+  checkpoint_every: int = 200  # steps between two checkpoints
+  keep: int = 2  # newest checkpoints kept, besides the best
+  eval_every: int = 0  # steps between two measurements of held-out loss; 0: only at the end
+  profile: str = ""  # steps to trace for xprof, as "first:last"
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+  """Greedy decoding and exact match."""
+
+  batch_size: int = 128  # problems decoded together
+  max_new_tokens: int = 64  # an answer longer than this counts as truncated
+  before: bool = True  # also measure the policy before training
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """One config file."""
+
+  name: str = "experiment"  # shown in tables and logs
+  recipe: str = "finetune"  # the file of recipes/ that `synthjax run` follows
+  seed: int = 0  # every random choice derives from it
+  world: World = World()  # the embedded world, for data.task = "world"
+  data: Data = Data()  # problems, traces, tokenizer, rows
+  model: Model = Model()  # the decoder; a config gives a preset's name and `model_overrides`
+  mesh: Mesh = Mesh()  # devices along each axis
+  train: Train = Train()  # loss, optimizer, steps, checkpoints
+  evaluate: Evaluate = Evaluate()  # decoding
