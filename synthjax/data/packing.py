@@ -1,0 +1,99 @@
+"""The packing plan: which documents share a row, made once from their lengths.
+
+Shapes: N documents, R rows.
+"""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Row r holds the documents `order[starts[r]:starts[r + 1]]`, one after the other."""
+
+  order_N: np.ndarray  # int64 document indices, grouped by row
+  starts_R1: np.ndarray  # int64, R + 1 boundaries into `order_N`
+  fill: float  # share of the rows' positions that hold a token
+
+  def __len__(self) -> int:
+    return len(self.starts_R1) - 1
+
+  def row(self, r: int) -> np.ndarray:
+    """The documents of row r, in order."""
+    return self.order_N[self.starts_R1[r]:self.starts_R1[r + 1]]
+
+
+def pack(lengths_N: np.ndarray, row_length: int) -> Plan:
+  """Puts every document into the fullest open row that still has room for it (best fit, in the order given).
+
+  Best fit needs one look at a bit set per document (rows are kept by the room they have left), so a plan costs about a
+  microsecond a document where first fit would search; its fill is at least as good.
+
+  Args:
+    lengths_N: tokens of every document, each from 1 to `row_length`.
+    row_length: tokens of a row.
+
+  Raises:
+    ValueError: a document is empty or longer than a row.
+  """
+  lengths_N = np.asarray(lengths_N)
+  bad = np.flatnonzero((lengths_N < 1) | (lengths_N > row_length))
+  if len(bad):
+    raise ValueError(f"document {bad[0]} has {lengths_N[bad[0]]} tokens; a row takes 1 to {row_length} "
+                     f"({len(bad)} such documents); cache with max_length={row_length} and a policy, or raise data.row_length")
+  with_room: list[list[int]] = [[] for _ in range(row_length + 1)]  # rows by the room they have left
+  present = 0  # bit k is set iff with_room[k] is not empty
+  rows = 0
+  row_of = np.empty(len(lengths_N), np.int64)
+  for document, length in enumerate(lengths_N.tolist()):
+    fitting = present >> length
+    if fitting:
+      room = length + ((fitting & -fitting).bit_length() - 1)
+      row = with_room[room].pop()
+      if not with_room[room]:
+        present ^= 1 << room
+    else:
+      room, row = row_length, rows
+      rows += 1
+    row_of[document] = row
+    left = room - length
+    if left:
+      with_room[left].append(row)
+      present |= 1 << left
+  order_N = np.argsort(row_of, kind="stable")
+  starts_R1 = np.searchsorted(row_of[order_N], np.arange(rows + 1))
+  fill = float(lengths_N.sum()) / (rows * row_length) if rows else 0.0
+  return Plan(order_N, starts_R1, fill)
+
+
+def layout(rows: list[list[np.ndarray]], row_length: int) -> dict[str, np.ndarray]:
+  """Rows of documents as the arrays that training reads. Inputs and targets never cross a document's end.
+
+  Args:
+    rows: for every row, the cache's records of its documents: [prompt length, tokens...]; a prompt carries no loss.
+    row_length: T.
+
+  Returns:
+    Arrays [rows, T]: `tokens`, `targets` (the next token of the same document), `weights` (1 where the target counts),
+    `positions` (restarting in every document), `until` (a token at j is visible to a query i iff j <= i < until[j]; filler sees
+    itself alone).
+  """
+  shape = (len(rows), row_length)
+  tokens, targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+  weights, positions = np.zeros(shape, np.float32), np.zeros(shape, np.int32)
+  count = np.arange(row_length, dtype=np.int32)
+  until = np.tile(count + 1, (len(rows), 1))
+  for r, records in enumerate(rows):
+    start = 0
+    for record in records:
+      prompt, document = record[0], record[1:]
+      end = start + len(document)
+      tokens[r, start:end] = document
+      targets[r, start:end - 1] = document[1:]
+      # The token at prompt - 1 predicts the first target.
+      weights[r, start + max(prompt - 1, 0):end - 1] = 1
+      positions[r, start:end] = count[:len(document)]
+      until[r, start:end] = end
+      start = end
+  return {"tokens": tokens, "targets": targets, "weights": weights, "positions": positions, "until": until}
