@@ -119,6 +119,12 @@ class Transformer:
     cap = self.cfg.logit_soft_cap
     return cap * jnp.tanh(logits / cap) if cap else logits
 
+  def log_prob(self, params: Params, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(log-prob of the targets, log-normaliser), float32, of hidden states [..., D] and targets [...]."""
+    logits = self.logits(params, hidden)
+    log_sum_exp = jax.nn.logsumexp(logits, axis=-1)
+    return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - log_sum_exp, log_sum_exp
+
   def _run(self, params, tokens_BT, positions_BT, layer_attend, cache=None):
     """Embedding, the scanned blocks, the final norm. Returns hidden states and what `attend` kept, stacked by layer."""
     x_BTD = params["embedding"].astype(self.dtype)[tokens_BT]

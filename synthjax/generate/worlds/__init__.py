@@ -1,0 +1,1 @@
+"""Procedural worlds that need no download and are exactly verifiable."""
