@@ -92,3 +92,9 @@ class Trainer:
     with jax.named_scope("head"):
       log_prob_BT, log_sum_exp_BT = self.model.log_prob(params, hidden_BTD, batch["targets"])
     return LOSSES[self.cfg.loss](log_prob_BT, log_sum_exp_BT, batch["weights"] / weight, self.cfg)
+
+  def held_out(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """(sum of negative log-likelihoods, number of target tokens) of a batch."""
+    hidden_BTD = self.model.hidden(params, batch["tokens"], batch["positions"], batch["until"])
+    log_prob_BT, _ = self.model.log_prob(params, hidden_BTD, batch["targets"])
+    return -jnp.sum(log_prob_BT * batch["weights"]), batch["weights"].sum()

@@ -1,0 +1,1 @@
+"""Evaluation: decoding, exact match, standard errors."""

@@ -1,0 +1,75 @@
+"""Greedy decoding with the KV cache, for evaluation.
+
+Shapes: B prompts decoded together, T prompt tokens (padded), S cached positions, N new tokens.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from synthjax.model.transformer import Params, Transformer
+
+_BUCKET = 64  # prompt lengths are padded to multiples of this: few compilations
+
+
+def greedy(model: Transformer, params: Params, prompts: Sequence[Sequence[int]], batch_size: int, max_new_tokens: int,
+           eos_id: int, progress: Callable[[int], None] = lambda done: None) -> list[tuple[list[int], bool]]:
+  """(generated ids without end-of-text, whether it ended by itself) for every prompt, in order.
+
+  Prompts of similar length are decoded together; the results do not depend on which.
+
+  Raises:
+    ValueError: a prompt is empty.
+  """
+  for number, prompt in enumerate(prompts):
+    if not prompt:
+      raise ValueError(f"prompt {number} is empty; a prompt has at least one token")
+  results: list[tuple[list[int], bool]] = [([], False)] * len(prompts)
+  run = jax.jit(functools.partial(_generate, model), static_argnames=("max_new_tokens", "eos_id"))
+  order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+  done = 0
+  for batch in _batches(order, batch_size):
+    width = -(-max(len(prompts[i]) for i in batch) // _BUCKET) * _BUCKET
+    tokens_BT = np.zeros((batch_size, width), np.int32)
+    lengths_B = np.ones(batch_size, np.int32)
+    for row, i in enumerate(batch):
+      tokens_BT[row, :len(prompts[i])] = prompts[i]
+      lengths_B[row] = len(prompts[i])
+    active_B = np.arange(batch_size) < len(batch)
+    found_BN = np.asarray(run(params, tokens_BT, lengths_B, active_B, max_new_tokens=max_new_tokens, eos_id=eos_id))
+    for row, i in enumerate(batch):
+      ids = found_BN[row].tolist()
+      end = ids.index(eos_id) if eos_id in ids else len(ids)
+      results[i] = (ids[:end], end < len(ids))
+    done += len(batch)
+    progress(done)
+  return results
+
+
+def _batches(order: list[int], size: int) -> Iterable[list[int]]:
+  return (order[k:k + size] for k in range(0, len(order), size))
+
+
+def _generate(model: Transformer, params: Params, tokens_BT, lengths_B, active_B, max_new_tokens: int, eos_id: int):
+  """Greedy tokens [B, N]; after end-of-text a row repeats it. Stops when all rows have ended."""
+  B, T = tokens_BT.shape
+  hidden_BTD, cache = model.prefill(params, tokens_BT, lengths_B, T + max_new_tokens)
+  last_BD = hidden_BTD[jnp.arange(B), lengths_B - 1]
+  first_B = jnp.where(active_B, jnp.argmax(model.logits(params, last_BD), axis=-1).astype(jnp.int32), eos_id)
+
+  def unfinished(carry):
+    n, token_B, _, _ = carry
+    return (n < max_new_tokens) & jnp.any(token_B != eos_id)
+
+  def one(carry):
+    n, token_B, found_BN, cache = carry
+    hidden_BD, cache = model.decode(params, token_B, lengths_B + n - 1, cache, T + n - 1)
+    next_B = jnp.argmax(model.logits(params, hidden_BD), axis=-1).astype(jnp.int32)
+    next_B = jnp.where(token_B == eos_id, eos_id, next_B)
+    return n + 1, next_B, found_BN.at[:, n].set(next_B), cache
+
+  found_BN = jnp.full((B, max_new_tokens), eos_id, jnp.int32).at[:, 0].set(first_B)
+  return jax.lax.while_loop(unfinished, one, (jnp.ones((), jnp.int32), first_B, found_BN, cache))[2]

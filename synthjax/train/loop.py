@@ -1,0 +1,230 @@
+"""The train loop: rows in, checkpoints and metrics out; resumes to the bit, one compilation, no host sync in the step."""
+
+import dataclasses
+import math
+import pathlib
+import signal
+import time
+from collections.abc import Callable
+
+import jax
+
+from synthjax import config as config_lib
+from synthjax import files, schema
+from synthjax.data import loader
+from synthjax.data.documents import CachedDocuments
+from synthjax.model import count
+from synthjax.model.transformer import Transformer, sized
+from synthjax.sharding import check_fit, make_layout
+from synthjax.train import checkpoint, optimizer
+from synthjax.train.metrics import Metrics
+from synthjax.train.step import Trainer
+
+
+class TrainingStopped(RuntimeError):
+  """Training that cannot go on, or was asked to stop; the message says at which step, and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What a finished training leaves."""
+
+  steps: int  # updates done
+  loss: float  # of the last step, nats a target token
+  eval_loss: float | None  # on held-out documents, where there are some
+  tokens: int  # target tokens trained on in this process's part of the run
+
+
+def train(experiment: schema.Experiment, cache: files.Path, folder: files.Path, tokenizer: "tuple[int, str]",
+          held_out: files.Path | None = None, say: Callable[[str], None] = print) -> Result:
+  """Trains as the config says and leaves checkpoints and metrics in `folder`; goes on from the newest checkpoint there.
+
+  Args:
+    experiment: the resolved config.
+    cache: folder of the training documents.
+    folder: of this training.
+    tokenizer: (number of ids, fingerprint).
+    held_out: folder of documents for the held-out loss.
+    say: prints a line.
+
+  Raises:
+    MeshError, CheckpointError, DataError: before anything is compiled.
+    TrainingStopped: a loss that is not a number, or SIGTERM (after a checkpoint).
+  """
+  cfg = experiment.train
+  documents = CachedDocuments(cache)
+  _same_tokenizer(documents.manifest["tokenizer"], tokenizer[1], str(cache))
+  rows = loader.Rows(documents, experiment.data.row_length, experiment.seed)
+  steps = cfg.steps or math.ceil(rows.count(cfg.epochs) / cfg.batch_size)
+  layout = make_layout(experiment.mesh)
+  model = Transformer(sized(experiment.model, tokenizer[0]), layout.constrain)
+  check_fit(layout, model.cfg, cfg.batch_size // cfg.accumulate, experiment.data.row_length)
+  trainer = Trainer(model, optimizer.make(cfg.optimizer, steps), layout, cfg)
+  with checkpoint.Checkpoints(pathlib.Path(folder) / "checkpoints", cfg.keep, say) as checkpoints:
+    state, start, position = _begin(experiment, trainer, checkpoints, tokenizer, say)
+    say(f"{count.describe(model)}; {steps:,} steps of {cfg.batch_size} rows x {experiment.data.row_length} tokens; "
+        f"rows are {100 * rows.plan(0).fill:.1f} % full; mesh {dict(layout.mesh.shape)}")
+    run = _Run(experiment, trainer, checkpoints, rows, tokenizer, pathlib.Path(folder), steps, say)
+    return run.go(state, start, position, held_out)
+
+
+def _begin(experiment, trainer, checkpoints, tokenizer, say):
+  """(state, step, rows consumed): from the newest checkpoint, from `train.init`, or fresh."""
+  found = checkpoints.restore(trainer.abstract())
+  if found:
+    step, state, about = found
+    _same_tokenizer(about["tokenizer"], tokenizer[1], f"checkpoint {step}")
+    say(f"going on from step {step:,} ({about['position']:,} rows)")
+    return state, step, about["position"]
+  if not experiment.train.init:
+    return trainer.init(jax.random.key(experiment.seed)), 0, 0
+  step, params, about = checkpoint.load_params(experiment.train.init, trainer.abstract()["params"])
+  _same_tokenizer(about["tokenizer"], tokenizer[1], experiment.train.init)
+  say(f"starting from {experiment.train.init}, step {step:,}")
+  return trainer.start_from(params), 0, 0
+
+
+@dataclasses.dataclass
+class _Run:
+  experiment: schema.Experiment
+  trainer: Trainer
+  checkpoints: checkpoint.Checkpoints
+  rows: loader.Rows
+  tokenizer: tuple[int, str]
+  folder: pathlib.Path
+  steps: int
+  say: Callable[[str], None]
+
+  def go(self, state, start: int, position: int, held_out) -> Result:
+    cfg, data, layout = self.experiment.train, self.experiment.data, self.trainer.layout
+    shard = loader.Shard(jax.process_index(), jax.process_count())
+    batches = loader.batches(self.rows, cfg.batch_size, self.steps - start, position, shard,
+                             loader.Reading(data.threads, data.prefetch))
+    metrics = Metrics(self.folder, start, self.say) if jax.process_index() == 0 else None
+    compiled, pending, tokens, last = None, [], 0, {"loss": float("nan")}
+    profile = config_lib.profile_steps(cfg)
+    began = time.monotonic()
+    with _on_sigterm() as asked_to_stop:
+      for step, batch in enumerate(batches, start + 1):
+        placed = layout.put(batch)
+        if compiled is None:
+          compiled = self.trainer.compile(placed)
+          self.say(f"compiled the step in {time.monotonic() - began:.1f} s, {_temporary_gib(compiled):.2f} GiB of temporary memory")
+          began, since = time.monotonic(), step - 1
+        if profile and step == profile[0]:
+          jax.profiler.start_trace(str(self.folder / "profile"))
+        with jax.transfer_guard("disallow"):
+          state, measured = compiled(state, placed)
+        if profile and step == profile[1]:
+          jax.block_until_ready(state)
+          jax.profiler.stop_trace()
+          self.say(f"{self.folder / 'profile'}: xprof trace of steps {cfg.profile}")
+        position += cfg.batch_size
+        pending.append((step, measured))
+        stopping = asked_to_stop()
+        saving = step % cfg.checkpoint_every == 0 or step == self.steps or stopping
+        if step % cfg.log_every == 0 or saving:
+          last = self._measure(pending)
+          tokens += int(last.pop("tokens"))
+          pending.clear()
+          seconds = time.monotonic() - began
+          last |= self._speed((step - since) / seconds, step, position)
+          began, since = time.monotonic(), step
+          if metrics:
+            metrics.write(step, last)
+          self.say(_line(step, self.steps, last))
+        if saving:
+          eval_loss = self.eval_loss(state, held_out) if self._eval_due(step, stopping) and held_out else None
+          if eval_loss is not None and metrics:
+            metrics.write(step, {"eval_loss": eval_loss})
+          self._save(step, state, position, eval_loss)
+        if stopping:
+          self.checkpoints.wait()
+          raise TrainingStopped(f"stopped by SIGTERM after step {step}; its checkpoint is written, run the same command to go on")
+    if start >= self.steps:
+      self.say(f"all {self.steps:,} steps are done already")
+    if metrics:
+      metrics.close()
+    return Result(self.steps, last["loss"], self.eval_loss(state, held_out) if held_out else None, tokens)
+
+  def _eval_due(self, step, stopping):
+    return not stopping and self.experiment.train.eval_every and step % self.experiment.train.eval_every == 0
+
+  def _save(self, step, state, position, eval_loss):
+    about = {"step": step, "position": position, "tokenizer": self.tokenizer[1], "tokenizer_size": self.tokenizer[0],
+             "config": dataclasses.asdict(self.experiment)}
+    self.checkpoints.save(step, state, about, None if eval_loss is None else {"eval_loss": eval_loss})
+
+  def _measure(self, pending) -> dict[str, float]:
+    """Fetches the metrics of the steps since the last line; the first loss that is not finite stops the run."""
+    fetched = [(step, {k: float(v) for k, v in values.items()}) for step, values in jax.device_get(pending)]
+    for step, values in fetched:
+      if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
+        self.checkpoints.wait()
+        good = max(self.checkpoints.steps(), default=None)
+        raise TrainingStopped(
+          f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}. The last good checkpoint is "
+          f"{'step ' + str(good) if good is not None else 'none'} in {self.checkpoints.folder}; lower the learning rate or the clip")
+    return fetched[-1][1] | {"tokens": sum(values["target_tokens"] for _, values in fetched)}
+
+  def _speed(self, steps_a_second, step, position) -> dict[str, float]:
+    tokens = steps_a_second * self.experiment.train.batch_size * self.experiment.data.row_length
+    flops = tokens * count.training_flops(self.trainer.model.cfg, self.experiment.data.row_length)
+    peak = count.peak_flops(self.trainer.layout.mesh.devices.flat[0]) * self.trainer.layout.mesh.size
+    rate = optimizer.schedule(self.experiment.train.optimizer, self.steps)(step - 1)
+    found = {"learning_rate": float(rate), "tokens_a_second": tokens, "position": position}
+    return found | ({"mfu": flops / peak} if peak else {"gflops_a_second": flops / 1e9})
+
+  def eval_loss(self, state, held_out) -> float:
+    """Cross-entropy on held-out documents, nats a target token."""
+    rows = loader.Rows(CachedDocuments(held_out), self.experiment.data.row_length, None)
+    size, total = self.experiment.train.batch_size, rows.count(1)
+    measure = jax.jit(self.trainer.held_out)
+    sums = [0.0, 0.0]
+    shard = loader.Shard(jax.process_index(), jax.process_count())
+    for k, batch in enumerate(loader.batches(rows, size, math.ceil(total / size), 0, shard)):
+      local = size // shard.processes
+      first = k * size + shard.process * local
+      batch["weights"][max(total - first, 0):] = 0  # rows of the second pass fill the last batch
+      found = jax.device_get(measure(state["params"], self.trainer.layout.put(batch)))
+      sums = [a + float(b) for a, b in zip(sums, found)]
+    return sums[0] / max(sums[1], 1.0)
+
+
+class _on_sigterm:
+  """Within the block SIGTERM sets a flag; all processes agree on the step at which they stop."""
+
+  def __enter__(self):
+    self._asked = False
+    self._previous = signal.signal(signal.SIGTERM, self._ask)
+    return self._agreed
+
+  def _ask(self, *_):
+    self._asked = True
+
+  def _agreed(self) -> bool:
+    if jax.process_count() == 1:
+      return self._asked
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(self._asked).any())
+
+  def __exit__(self, *_):
+    signal.signal(signal.SIGTERM, self._previous)
+
+
+def _same_tokenizer(found: str, expected: str, where: str) -> None:
+  if found != expected:
+    raise files.DataError(f"{where}: made with tokenizer {found[:12]}, but this run's tokenizer is {expected[:12]}; use the tokenizer it was "
+                          "made with, or cache and train again")
+
+
+def _temporary_gib(compiled) -> float:
+  analysis = compiled.memory_analysis()
+  return getattr(analysis, "temp_size_in_bytes", 0) / 2**30
+
+
+def _line(step, steps, values) -> str:
+  speed = f"{values['tokens_a_second']:,.0f} tokens/s"
+  return (f"step {step:>6,}/{steps:,}  loss {values['loss']:.4f}  grad {values['grad_norm']:.3f}  "
+          f"lr {values['learning_rate']:.2e}  {speed}")

@@ -1,0 +1,33 @@
+"""Metrics of a run: a line on the terminal, `metrics.jsonl`, and TensorBoard event files (without TensorFlow)."""
+
+import pathlib
+from collections.abc import Callable
+
+from synthjax import files
+
+
+class Metrics:
+  """Writes scalars by step. On opening, rows later than `step` are removed: they will be measured again."""
+
+  def __init__(self, folder: files.Path, step: int = 0, say: Callable[[str], None] = print):
+    from tensorboardX import SummaryWriter
+
+    folder = pathlib.Path(folder)
+    path = folder / "metrics.jsonl"
+    if path.exists():
+      with files.Journal(path, say) as journal:
+        rows = journal.rows
+      if any(row["step"] > step for row in rows):
+        files.write_jsonl(path, [row for row in rows if row["step"] <= step])
+    self._journal = files.Journal(path, say)
+    self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    """One row of scalars."""
+    self._journal.append({"step": step, **values})
+    for name, value in values.items():
+      self._board.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    self._journal.close()
+    self._board.close()
