@@ -121,7 +121,7 @@ class Experiment:
   """One config file."""
 
   name: str = "experiment"  # shown in tables and logs
-  recipe: str = "finetune"  # the file of recipes/ that `synthjax run` follows
+  recipe: Literal["finetune"] = "finetune"  # the file of recipes/ that `synthjax run` follows
   seed: int = 0  # every random choice derives from it
   world: World = World()  # the embedded world, for data.task = "world"
   data: Data = Data()  # problems, traces, tokenizer, rows

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from synthjax import files, schema
 from synthjax.data.documents import Example
@@ -42,11 +42,11 @@ class Score:
 
 
 def evaluate(model: Transformer, params: Params, tokenizer: Tokenizer, examples: Sequence[Example], experiment: schema.Experiment,
-             out: files.Path, say: Callable[[str], None] = print) -> Score:
+             out: files.Path) -> Score:
   """Answers every problem greedily, judges the answers and keeps every response with its verdict in `out` (JSONL)."""
   cfg, mode = experiment.evaluate, ANSWER_MODE[experiment.data.task]
   prompts = [tokenizer.encode(e.inputs) for e in examples]
-  responses = decode.greedy(model, params, prompts, cfg.batch_size, cfg.max_new_tokens, tokenizer.eos_id)
+  responses = decode.greedy(model, params, prompts, cfg.batch_size, cfg.max_new_tokens, tokenizer)
   rows, undecided, right, truncated = [], collections.Counter(), 0, 0
   for example, (ids, ended) in zip(examples, responses):
     text = tokenizer.decode(ids)

@@ -4,19 +4,20 @@ Shapes: B prompts decoded together, T prompt tokens (padded), S cached positions
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from synthjax.data.tokenizers import Tokenizer
 from synthjax.model.transformer import Params, Transformer
 
 _BUCKET = 64  # prompt lengths are padded to multiples of this: few compilations
 
 
 def greedy(model: Transformer, params: Params, prompts: Sequence[Sequence[int]], batch_size: int, max_new_tokens: int,
-           eos_id: int, progress: Callable[[int], None] = lambda done: None) -> list[tuple[list[int], bool]]:
+           tokenizer: Tokenizer) -> list[tuple[list[int], bool]]:
   """(generated ids without end-of-text, whether it ended by itself) for every prompt, in order.
 
   Prompts of similar length are decoded together; the results do not depend on which.
@@ -28,9 +29,9 @@ def greedy(model: Transformer, params: Params, prompts: Sequence[Sequence[int]],
     if not prompt:
       raise ValueError(f"prompt {number} is empty; a prompt has at least one token")
   results: list[tuple[list[int], bool]] = [([], False)] * len(prompts)
-  run = jax.jit(functools.partial(_generate, model), static_argnames=("max_new_tokens", "eos_id"))
+  run = jax.jit(functools.partial(_generate, model, max_new_tokens=max_new_tokens, tokenizer=tokenizer))
   order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-  done = 0
+  eos_id = tokenizer.eos_id
   for batch in _batches(order, batch_size):
     width = -(-max(len(prompts[i]) for i in batch) // _BUCKET) * _BUCKET
     tokens_BT = np.zeros((batch_size, width), np.int32)
@@ -39,13 +40,11 @@ def greedy(model: Transformer, params: Params, prompts: Sequence[Sequence[int]],
       tokens_BT[row, :len(prompts[i])] = prompts[i]
       lengths_B[row] = len(prompts[i])
     active_B = np.arange(batch_size) < len(batch)
-    found_BN = np.asarray(run(params, tokens_BT, lengths_B, active_B, max_new_tokens=max_new_tokens, eos_id=eos_id))
+    found_BN = np.asarray(run(params, tokens_BT, lengths_B, active_B))
     for row, i in enumerate(batch):
       ids = found_BN[row].tolist()
       end = ids.index(eos_id) if eos_id in ids else len(ids)
       results[i] = (ids[:end], end < len(ids))
-    done += len(batch)
-    progress(done)
   return results
 
 
@@ -53,12 +52,18 @@ def _batches(order: list[int], size: int) -> Iterable[list[int]]:
   return (order[k:k + size] for k in range(0, len(order), size))
 
 
-def _generate(model: Transformer, params: Params, tokens_BT, lengths_B, active_B, max_new_tokens: int, eos_id: int):
+def _generate(model: Transformer, params: Params, tokens_BT, lengths_B, active_B, max_new_tokens: int, tokenizer: Tokenizer):
   """Greedy tokens [B, N]; after end-of-text a row repeats it. Stops when all rows have ended."""
   B, T = tokens_BT.shape
+  eos_id = tokenizer.eos_id
+
+  def best(hidden_BD):
+    # The vocabulary is rounded up; the ids beyond the tokenizer's mean nothing.
+    return jnp.argmax(model.logits(params, hidden_BD)[:, :tokenizer.size], axis=-1).astype(jnp.int32)
+
   hidden_BTD, cache = model.prefill(params, tokens_BT, lengths_B, T + max_new_tokens)
   last_BD = hidden_BTD[jnp.arange(B), lengths_B - 1]
-  first_B = jnp.where(active_B, jnp.argmax(model.logits(params, last_BD), axis=-1).astype(jnp.int32), eos_id)
+  first_B = jnp.where(active_B, best(last_BD), eos_id)
 
   def unfinished(carry):
     n, token_B, _, _ = carry
@@ -67,8 +72,7 @@ def _generate(model: Transformer, params: Params, tokens_BT, lengths_B, active_B
   def one(carry):
     n, token_B, found_BN, cache = carry
     hidden_BD, cache = model.decode(params, token_B, lengths_B + n - 1, cache, T + n - 1)
-    next_B = jnp.argmax(model.logits(params, hidden_BD), axis=-1).astype(jnp.int32)
-    next_B = jnp.where(token_B == eos_id, eos_id, next_B)
+    next_B = jnp.where(token_B == eos_id, eos_id, best(hidden_BD))
     return n + 1, next_B, found_BN.at[:, n].set(next_B), cache
 
   found_BN = jnp.full((B, max_new_tokens), eos_id, jnp.int32).at[:, 0].set(first_B)

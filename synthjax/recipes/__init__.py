@@ -1,0 +1,5 @@
+"""Recipes: each study as one short file that calls the rooms in order."""
+
+from synthjax.recipes import finetune
+
+RECIPES = {"finetune": finetune.run}
