@@ -8,8 +8,8 @@ allowed and the nearest known key.
 import ast
 import dataclasses
 import difflib
-import importlib.util
 import pathlib
+import runpy
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -41,12 +41,10 @@ def read(spec: str) -> ml_collections.ConfigDict:
   if not pathlib.Path(path).is_file():
     known = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
     raise ConfigError(f"--config {path}: no such file{_nearest(path, known)}")
-  module_spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
-  module = importlib.util.module_from_spec(module_spec)
-  module_spec.loader.exec_module(module)
-  if not hasattr(module, "get_config"):
+  module = runpy.run_path(path)
+  if "get_config" not in module:
     raise ConfigError(f"--config {path}: the file defines no get_config(arg='')")
-  found = module.get_config(argument)
+  found = module["get_config"](argument)
   if not isinstance(found, ml_collections.ConfigDict):
     raise ConfigError(f"--config {path}: get_config returned {type(found).__name__}, expected ml_collections.ConfigDict")
   return found
@@ -72,6 +70,8 @@ def resolve(tree: Mapping[str, Any]) -> schema.Experiment:
 def check(experiment: schema.Experiment) -> None:
   """Raises ConfigError for values that cannot work together, before anything is compiled."""
   model, data, train, mesh = experiment.model, experiment.data, experiment.train, experiment.mesh
+  name: str
+  value: float
   for name, value in (
     ("model.d_model", model.d_model), ("model.layers", model.layers), ("model.heads", model.heads),
     ("model.kv_heads", model.kv_heads), ("model.head_dim", model.head_dim), ("model.mlp_dim", model.mlp_dim),

@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -47,8 +48,6 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
 @contextlib.contextmanager
 def _text(stream):
   """A UTF-8 writer over `stream` that leaves `stream` open: whoever opened it closes it."""
-  import io
-
   writer = io.TextIOWrapper(stream, encoding="utf-8", newline="\n", write_through=False)
   try:
     yield writer
@@ -164,7 +163,7 @@ class Journal:
     if self.path.exists():
       self._repair(say)
     self.rows = list(read_jsonl(self.path)) if self.path.exists() else []
-    self._file = open(self.path, "ab", buffering=0)
+    self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - open as long as the journal
 
   def _repair(self, say):
     data = self.path.read_bytes()

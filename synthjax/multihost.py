@@ -1,5 +1,6 @@
 """Starting several processes together, with an error that says which one is missing."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -99,8 +100,6 @@ def _answer_the_roll(host, port, who, deadline):
 
 def _tell(present, message):
   for connection in present.values():
-    with connection:
-      try:
-        connection.sendall(json.dumps(message).encode())
-      except OSError:
-        pass  # that process is gone; it will not wait for us
+    # A process that is gone will not wait for us.
+    with connection, contextlib.suppress(OSError):
+      connection.sendall(json.dumps(message).encode())

@@ -104,12 +104,6 @@ def make_layout(mesh: schema.Mesh, devices: list[jax.Device] | None = None) -> L
   return Layout(made)
 
 
-def abstract_layout(mesh: schema.Mesh, device_count: int) -> Layout:
-  """A layout over devices that this machine does not have, for planning: shapes and compilation, no arrays."""
-  sizes = mesh_sizes(mesh, device_count)
-  return Layout(jax.sharding.AbstractMesh(tuple(sizes[a] for a in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES)))
-
-
 def mesh_sizes(mesh: schema.Mesh, device_count: int) -> dict[str, int]:
   """Sizes of all four axes for that many devices, the -1 filled in."""
   sizes = dataclasses.asdict(mesh)

@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -105,7 +106,8 @@ def _write_block(block, folder: str, eos_id: int, row_length: int, policy: str) 
   from array_record.python import array_record_module
 
   (shard, number), rows = block
-  records, about = [], {"ids": [], "lengths": [], "too_long": [], "target_tokens": 0}
+  records: list[bytes] = []
+  about: dict[str, Any] = {"ids": [], "lengths": [], "too_long": [], "target_tokens": 0}
   for _, identity, inputs, targets in sorted(rows, key=lambda row: row[0]):
     tokens = np.concatenate([inputs, targets, [eos_id]]).astype("<i4")
     if len(tokens) > row_length:

@@ -47,7 +47,8 @@ def evaluate(model: Transformer, params: Params, tokenizer: Tokenizer, examples:
   cfg, mode = experiment.evaluate, ANSWER_MODE[experiment.data.task]
   prompts = [tokenizer.encode(e.inputs) for e in examples]
   responses = decode.greedy(model, params, prompts, cfg.batch_size, cfg.max_new_tokens, tokenizer)
-  rows, undecided, right, truncated = [], collections.Counter(), 0, 0
+  undecided: collections.Counter[str] = collections.Counter()
+  rows, right, truncated = [], 0, 0
   for example, (ids, ended) in zip(examples, responses):
     text = tokenizer.decode(ids)
     found = extract.extract(text, mode)

@@ -97,7 +97,8 @@ class Transformer:
   def decode(self, params: Params, token_B: jax.Array, position_B: jax.Array, cache: Cache, slot: jax.Array):
     """One token a sequence. Returns hidden states [B, D] and the cache with the token's keys and values at `slot`."""
     def layer_attend(cache_layer) -> Attend:
-      return lambda q, k, v: (_attend_cached(q, k, v, *cache_layer, cache.visible_BS), (k, v))
+      k_BGSK, v_BGSK = cache_layer
+      return lambda q, k, v: (_attend_cached((q, k, v), k_BGSK, v_BGSK, cache.visible_BS), (k, v))
 
     hidden_B1D, (k, v) = self._run(
       params, token_B[:, None], position_B[:, None], layer_attend, (cache.k_LBGSK, cache.v_LBGSK))
@@ -152,8 +153,9 @@ class Transformer:
 
 
 @jax.named_scope("cached_attention")
-def _attend_cached(q_B1HK, k_B1GK, v_B1GK, k_BGSK, v_BGSK, visible_BS):
+def _attend_cached(new, k_BGSK, v_BGSK, visible_BS):
   """Attention of one new token to the cached ones and itself; the cache is only read. Softmax in float32."""
+  q_B1HK, k_B1GK, v_B1GK = new
   B, _, H, K = q_B1HK.shape
   G = k_BGSK.shape[1]
   q_BGRK = q_B1HK.reshape(B, G, H // G, K) * K**-0.5

@@ -1,6 +1,7 @@
 """Tokenizer, cache, training, evaluation before and after: the loop that both studies are made of."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 
@@ -25,7 +26,7 @@ def run(experiment: schema.Experiment, workdir: files.Path, force: bool = False,
   tokenizer = _tokenizer(experiment, workdir, force, say)
   for split in ("train", "test"):
     stages.run(workdir / f"cache_{split}", [_plain(data), _plain(world), tokenizer.fingerprint, _sources(experiment, split)],
-               lambda folder, split=split: cache.cache(data, world, tokenizer, split, folder / "documents", say=say), force, say)
+               functools.partial(_cache, experiment, tokenizer, split, say), force, say)
   train_inputs = [dataclasses.asdict(experiment.train), _plain(experiment.model), experiment.seed, data.row_length,
                   tokenizer.fingerprint, _manifest_key(workdir / "cache_train"), _manifest_key(workdir / "cache_test")]
   scores = {}
@@ -53,7 +54,8 @@ def table(experiment: schema.Experiment, result: dict, workdir: pathlib.Path) ->
       lines.append(f"{name:8} {shown:>16} {sum(score['undecided'].values()):>10} {score['truncated']:>10}")
   train = result["train"]
   lines.append(f"loss {train['loss']:.4f} after {train['steps']:,} steps; held-out loss {train['eval_loss']:.4f}")
-  return "\n".join([*lines, f"everything is in {workdir}: results.json, train/checkpoints, train/metrics.jsonl, evaluate_after/responses.jsonl"])
+  lines.append(f"everything is in {workdir}: results.json, train/checkpoints, train/metrics.jsonl, evaluate_after/responses.jsonl")
+  return "\n".join(lines)
 
 
 def _tokenizer(experiment, workdir, force, say) -> tokenizers.Tokenizer:
@@ -97,6 +99,10 @@ def _sources(experiment, split) -> str:
 
 def _manifest_key(folder) -> str:
   return files.read_json(folder / "manifest.json")["inputs"]
+
+
+def _cache(experiment, tokenizer, split, say, folder) -> dict:
+  return cache.cache(experiment.data, experiment.world, tokenizer, split, folder / "documents", say=say)
 
 
 def _plain(cfg) -> dict:

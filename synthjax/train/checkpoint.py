@@ -5,6 +5,7 @@ one first, so that a misfit is a readable difference and a type never changes in
 """
 
 import pathlib
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -105,7 +106,7 @@ class Checkpoints:
       except Exception as e:
         self._say(f"{self.folder / str(candidate)}: damaged ({_first_line(e)}); trying the checkpoint before it")
     if candidates:
-      raise CheckpointError(f"{self.folder}: none of the checkpoints {sorted(candidates)} can be read; remove the folder to start again")
+      raise CheckpointError(f"{self.folder}: none of the checkpoints {sorted(candidates)} can be read; remove it to start again")
     return None
 
   def close(self) -> None:
@@ -175,7 +176,10 @@ def _name(path) -> str:
 
 def _tree_of(metadata) -> Any:
   tree = metadata.metadata
-  return getattr(tree, "pytree", tree)
+  tree = getattr(tree, "pytree", tree)
+  if not _described(tree):
+    raise ValueError("its arrays cannot be read")
+  return tree
 
 
 def _first_line(error: BaseException) -> str:
@@ -183,6 +187,4 @@ def _first_line(error: BaseException) -> str:
 
 
 def _free_gib(folder: pathlib.Path) -> float:
-  import shutil
-
   return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free / 2**30

@@ -215,7 +215,7 @@ class _on_sigterm:
 
 def _same_tokenizer(found: str, expected: str, where: str) -> None:
   if found != expected:
-    raise files.DataError(f"{where}: made with tokenizer {found[:12]}, but this run's tokenizer is {expected[:12]}; use the tokenizer it was "
+    raise files.DataError(f"{where}: made with tokenizer {found[:12]}, but this run's tokenizer is {expected[:12]}; use the one it was "
                           "made with, or cache and train again")
 
 

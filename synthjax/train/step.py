@@ -55,7 +55,7 @@ class Trainer:
       transform_non_params=lambda _: self.layout.replicated)
     return {"params": params, "opt_state": moments, "step": self.layout.replicated}
 
-  def compile(self, batch: Batch):
+  def compile(self, batch: Any):
     """The step for batches of these shapes: (state, batch) -> (state, metrics), compiled ahead, the state donated."""
     step = jax.jit(self.step, donate_argnums=0, out_shardings=(self.shardings(), self.layout.replicated))
     return step.lower(self.abstract(), batch).compile()

@@ -1,0 +1,21 @@
+"""Eight simulated devices for sharding; shapes never broadcast by accident."""
+
+import os
+import pathlib
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "warn")
+
+
+@pytest.fixture
+def shared_data() -> pathlib.Path:
+  """The real public data of ../shared/data; see README, 'Data'."""
+  folder = pathlib.Path(os.environ.get("SYNTHJAX_DATA") or pathlib.Path(__file__).parents[2] / "shared/data")
+  if not folder.is_dir():
+    pytest.skip(f"real data is not here: {folder} (set SYNTHJAX_DATA)")
+  return folder

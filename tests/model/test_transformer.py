@@ -1,0 +1,103 @@
+"""Shapes: B batch, T tokens, H query heads, G key/value heads, K head dim."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from synthjax import config
+from synthjax.kernels.interval_attention import check_until, interval_attention
+from synthjax.model import count
+from synthjax.model.presets import PRESETS
+from synthjax.model.transformer import Transformer, sized
+from synthjax.schema import Model
+
+TINY = Model(d_model=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_dim=48, vocab_size=64, rope_theta=100.0)
+VARIANTS = {
+  "swiglu": TINY,
+  "tied relu": dataclasses.replace(TINY, mlp="relu", tie_embeddings=True),
+  "qwen": dataclasses.replace(TINY, qkv_bias=True, qk_norm=True, mlp="relu2"),
+  "capped, scaled": dataclasses.replace(TINY, logit_soft_cap=5.0, rope_scaling="llama3", rope_factor=4.0, rope_original_context=64),
+  "recomputed": dataclasses.replace(TINY, remat="full"),
+}
+
+
+def _packed(lengths, total):
+  until, positions, start = np.arange(1, total + 1), np.zeros(total, int), 0
+  for n in lengths:
+    until[start:start + n], positions[start:start + n] = start + n, np.arange(n)
+    start += n
+  return jnp.asarray(until[None], jnp.int32), jnp.asarray(positions[None], jnp.int32)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_packed_documents_give_the_log_probs_of_the_documents_apart(name):
+  model = Transformer(VARIANTS[name])
+  params = model.init(jax.random.key(0))
+  tokens = jax.random.randint(jax.random.key(1), (1, 16), 0, 64)
+  until, positions = _packed([5, 8], 16)
+  packed = model.logits(params, model.hidden(params, tokens, positions, until))
+  for start, n in ((0, 5), (5, 8)):
+    alone_until, alone_positions = _packed([n], n)
+    alone = model.logits(params, model.hidden(params, tokens[:, start:start + n], alone_positions, alone_until))
+    np.testing.assert_allclose(packed[:, start:start + n], alone, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_decoding_gives_the_logits_of_training(name):
+  model = Transformer(VARIANTS[name])
+  params = model.init(jax.random.key(0))
+  tokens = jax.random.randint(jax.random.key(1), (2, 12), 0, 64)
+  prompts = jnp.array([4, 6])
+  until, positions = _packed([12], 12)
+  whole = model.logits(params, model.hidden(params, tokens, jnp.repeat(positions, 2, 0), jnp.repeat(until, 2, 0)))
+  hidden, cache = model.prefill(params, tokens[:, :6], prompts, 12)
+  np.testing.assert_allclose(model.logits(params, hidden)[0, :4], whole[0, :4], atol=2e-5)
+  for n in range(5):
+    token = tokens[jnp.arange(2), prompts + n]
+    hidden, cache = model.decode(params, token, prompts + n, cache, 6 + n)
+    np.testing.assert_allclose(model.logits(params, hidden), whole[jnp.arange(2), prompts + n], atol=2e-5)
+
+
+def test_interval_attention_equals_a_float64_oracle():
+  B, T, H, G, K = 2, 9, 4, 2, 8
+  random = np.random.default_rng(0)
+  q, k, v = (random.normal(size=(B, T, n, K)) for n in (H, G, G))
+  until = np.minimum(np.arange(T) + random.integers(1, 5, (B, T)), T)
+  expected = np.zeros((B, T, H, K))
+  for b, i, h in np.ndindex(B, T, H):
+    seen = [j for j in range(i + 1) if i < until[b, j]]
+    scores = np.array([q[b, i, h] @ k[b, j, h // (H // G)] / np.sqrt(K) for j in seen])
+    weights = np.exp(scores - scores.max())
+    expected[b, i, h] = (weights / weights.sum()) @ np.array([v[b, j, h // (H // G)] for j in seen])
+  found = interval_attention(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), jnp.asarray(until))
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_until_that_is_not_beyond_its_index_is_named():
+  with pytest.raises(ValueError, match=r"until\[1, 2\] is 2; expected more than its own index 2"):
+    check_until(np.array([[1, 2, 3], [3, 3, 2]]))
+
+
+@pytest.mark.parametrize(("name", "millions"), [
+  ("world_160k", 0.147), ("tiny_1m", 0.98), ("small_10m", 9.8), ("base_100m", 85), ("llama3_1b", 973), ("llama2_7b", 6071),
+  ("llama3_8b", 6979), ("qwen2_7b", 6525), ("llama3_70b", 68452),
+])
+def test_presets_have_the_size_that_they_are_named_for(name, millions):
+  found = count.parameters(Transformer(sized(PRESETS[name], 100)))["non_embedding"] / 1e6
+  assert found == pytest.approx(millions, rel=0.02)
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer_is_refused():
+  with pytest.raises(ValueError, match="tokenizer has 200 ids"):
+    sized(TINY, 200)
+
+
+def test_the_7b_variant_of_the_gsm8k_config_plans_on_eight_devices_without_allocating():
+  from synthjax.train import plan
+
+  experiment = config.load("configs/gsm8k_sft.py", ["model=llama2_7b"])
+  text = plan.describe(experiment, 2048)
+  assert "6910" in text.split("M parameters")[0] and "8" in text

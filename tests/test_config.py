@@ -1,0 +1,44 @@
+import dataclasses
+import pathlib
+
+import pytest
+
+from synthjax import config
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = sorted(str(p) for p in (ROOT / "configs").glob("*.py"))
+QUICKSTART = str(ROOT / "configs/quickstart.py")
+
+
+@pytest.mark.parametrize("argument", ["", ":smoke"])
+@pytest.mark.parametrize("path", CONFIGS)
+def test_every_config_loads_and_is_valid(path, argument):
+  experiment = config.load(path + argument)
+  assert config.resolve(dataclasses.asdict(experiment)) == experiment
+
+
+@pytest.mark.parametrize(("override", "message"), [
+  ("train.stepz=1", r"config.train.stepz: unknown key .*did you mean 'steps'"),
+  ("train.steps=many", r"config.train.steps is 'many' \(str\); expected int"),
+  ("train.steps=1.5", r"config.train.steps is 1.5"),
+  ("train.batch_size=True", r"config.train.batch_size is True"),
+  ("model=llama2_8b", r"config.model is 'llama2_8b'; expected a preset .*did you mean 'llama"),
+  ("train.optimizer.schedule=cosin", r"expected one of .*did you mean 'cosine'"),
+  ("train.accumulate=7", r"config.train.accumulate is 7; expected a divisor of train.batch_size"),
+  ("model_overrides.kv_heads=5", r"config.model.kv_heads is 5; expected a divisor"),
+  ("world.leap=2", r"world.leap is 2"),
+  ("data.task=gsm8k", r"config.data.tokenizer.kind is 'world'"),
+  ("model.layers=2", r"model_overrides.layers"),
+])
+def test_a_bad_value_is_named_with_what_is_allowed(override, message):
+  with pytest.raises(config.ConfigError, match=message):
+    config.load(QUICKSTART, [override])
+
+
+def test_an_override_of_a_field_that_the_file_does_not_name_is_taken():
+  assert config.load(QUICKSTART, ["train.z_loss=1e-4"]).train.z_loss == 1e-4
+
+
+def test_a_preset_can_be_changed_field_by_field():
+  experiment = config.load(QUICKSTART, ["model_overrides.layers=7"])
+  assert (experiment.model.layers, experiment.model.d_model) == (7, 64)

@@ -1,0 +1,135 @@
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from synthjax import config, schema
+from synthjax.data import packing
+from synthjax.model.transformer import Transformer
+from synthjax.sharding import MeshError, check_fit, make_layout
+from synthjax.train import checkpoint, optimizer
+from synthjax.train.step import Trainer
+
+ROOT = pathlib.Path(__file__).parents[2]
+TINY = schema.Model(d_model=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_dim=64, vocab_size=64, mlp="relu")
+
+
+def _rows(rows=8, length=32):
+  random = np.random.default_rng(0)
+  make = lambda n: np.concatenate([[n // 3], random.integers(0, 64, n)]).astype(np.int32)
+  return packing.layout([[make(14), make(11)] for _ in range(rows)], length)
+
+
+def _trainer(mesh, accumulate=1):
+  cfg = schema.Train(batch_size=8, accumulate=accumulate)
+  layout = make_layout(mesh, jax.devices()[:int(np.prod(dataclasses.astuple(mesh)))])
+  return Trainer(Transformer(TINY, layout.constrain), optimizer.make(cfg.optimizer, 10), layout, cfg)
+
+
+def _gradient(trainer):
+  state = trainer.init(jax.random.key(0))
+  batch = trainer.layout.put(_rows())
+  gradients = jax.jit(trainer.gradients)
+  return jax.device_get(gradients(state["params"], batch, jnp.float32(_rows()["weights"].sum())))
+
+
+@pytest.mark.parametrize(("mesh", "accumulate"), [
+  (schema.Mesh(1, 4, 2, 1), 1), (schema.Mesh(2, 2, 1, 2), 1), (schema.Mesh(1, 1, 1, 1), 4), (schema.Mesh(1, 2, 1, 1), 2),
+])
+def test_sharding_and_accumulation_leave_loss_and_gradient_alone(mesh, accumulate):
+  expected, expected_metrics = _gradient(_trainer(schema.Mesh(1, 1, 1, 1)))
+  found, metrics = _gradient(_trainer(mesh, accumulate))
+  assert metrics["loss"] == pytest.approx(expected_metrics["loss"], abs=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+
+
+def test_a_mesh_that_does_not_divide_the_model_is_named_and_one_that_does_is_proposed():
+  layout = make_layout(schema.Mesh(1, 1, 8, 1))
+  with pytest.raises(MeshError, match=r"model.kv_heads=2 is not divisible by tensor=8.*fits: config.mesh.replica=1, config.mesh.fsdp=8"):
+    check_fit(layout, TINY, 8, 32)
+  with pytest.raises(MeshError, match="does not fit 8 devices"):
+    make_layout(schema.Mesh(3, 1, 1, 1))
+
+
+def _state(value):
+  return {"params": {"w": jnp.full((4, 2), value)}, "step": jnp.int32(1)}
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_it_is_used(tmp_path):
+  with checkpoint.Checkpoints(tmp_path, 3) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, _state(float(step)), {"position": step})
+  for path in (tmp_path / "2/state/d").iterdir():
+    path.write_bytes(b"xx")
+  said = []
+  with checkpoint.Checkpoints(tmp_path, 3, said.append) as checkpoints:
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _state(0.0))
+    step, state, about = checkpoints.restore(abstract)
+  assert (step, about["position"]) == (1, 1) and float(state["params"]["w"][0, 0]) == 1.0
+  assert "damaged" in said[0]
+
+
+def test_a_tree_that_does_not_fit_prints_the_difference(tmp_path):
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, _state(1.0), {})
+    checkpoints.wait()
+    wanted = {"params": {"w": jax.ShapeDtypeStruct((4, 2), jnp.bfloat16)}, "step": jax.ShapeDtypeStruct((), jnp.int32)}
+    with pytest.raises(checkpoint.CheckpointError, match=r"params.w: the checkpoint has float32\[4, 2\], this run wants bfloat16\[4, 2\]"):
+      checkpoints.restore(wanted)
+
+
+def _start(workdir, *more):
+  command = [sys.executable, "-m", "synthjax", "run", "--config", "configs/quickstart.py:smoke", "--workdir", str(workdir),
+             "--config.evaluate.before=False", "--config.train.steps=60", "--config.train.checkpoint_every=5", *more]
+  environment = {**os.environ, "XLA_FLAGS": ""}
+  return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.slow
+def test_runs_killed_at_random_moments_end_with_the_bits_of_an_uninterrupted_one(tmp_path):
+  whole = _start(tmp_path / "whole")
+  assert whole.wait() == 0, whole.stdout.read()
+  moments = random.Random(0)
+  for _ in range(4):
+    run = _start(tmp_path / "killed")
+    try:
+      run.wait(moments.uniform(2.5, 5))
+    except subprocess.TimeoutExpired:
+      run.send_signal(signal.SIGKILL)
+      run.wait()
+  last = _start(tmp_path / "killed")
+  output, _ = last.communicate()
+  assert last.returncode == 0, output
+  results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed")]
+  assert results[0]["after"] == results[1]["after"]
+  assert results[0]["train"]["eval_loss"] == results[1]["train"]["eval_loss"]
+  rows = [[json.loads(line) for line in (tmp_path / name / "train/metrics.jsonl").read_text().splitlines()] for name in ("whole", "killed")]
+  assert {r["step"]: r["loss"] for r in rows[1] if "loss" in r}.items() <= {r["step"]: r["loss"] for r in rows[0] if "loss" in r}.items()
+
+
+def test_help_answers_within_two_seconds():
+  start = time.monotonic()
+  subprocess.run([sys.executable, "-m", "synthjax", "--help"], cwd=ROOT, check=True, stdout=subprocess.PIPE)
+  assert time.monotonic() - start < 2
+
+
+def test_training_imports_no_tensorflow():
+  code = "import sys, synthjax.train.loop, synthjax.evaluate.accuracy; sys.exit('tensorflow' in sys.modules or 'seqio' in sys.modules)"
+  assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_config_error_is_one_readable_line():
+  command = [sys.executable, "-m", "synthjax", "config", "--config", "configs/quickstart.py", "--config.train.stepz=1"]
+  run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert run.returncode == 1 and run.stderr.startswith("synthjax: config.train.stepz: unknown key") and run.stderr.count("\n") == 1
+  assert config.load(str(ROOT / "configs/quickstart.py")).name == "quickstart"
