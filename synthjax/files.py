@@ -31,9 +31,9 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
     with os.fdopen(handle, "wb") as raw:
       os.fchmod(raw.fileno(), 0o644)
       with contextlib.ExitStack() as layers:
-        stream = raw
+        stream: IO = raw
         if path.suffix == ".gz":
-          stream = layers.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0))
+          stream = layers.enter_context(contextlib.closing(gzip.GzipFile("", "wb", fileobj=raw, mtime=0)))
         if "b" not in mode:
           stream = layers.enter_context(_text(stream))
         yield stream

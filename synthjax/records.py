@@ -5,7 +5,6 @@ what n rollouts from a prefix say about it; a pair is what preference training l
 """
 
 import dataclasses
-import functools
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from synthjax import files
 VERDICTS = ("equal", "different", "undecided")
 
 
+@dataclasses.dataclass(frozen=True)
 class Record:
   """Base of all records: `to_json`, `from_json`. Subclasses are frozen dataclasses with JSON-like fields."""
 
@@ -32,12 +32,13 @@ class Record:
   def from_json(cls, row: Mapping[str, Any]) -> Self:
     """Raises DataError naming the record, the field and what was found."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
     if unknown := sorted(set(row) - set(fields)):
       raise files.DataError(f"{cls.__name__}: unknown field {unknown[0]!r}; its fields are {', '.join(fields)}")
     required = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING]
     if missing := [n for n in required if n not in row]:
       raise files.DataError(f"{cls.__name__}: field {missing[0]!r} is missing; found {', '.join(row) or 'nothing'}")
-    return cls(**{name: _decode(_hints(cls)[name], value, f"{cls.__name__}.{name}") for name, value in row.items()})
+    return cls(**{name: _decode(hints[name], value, f"{cls.__name__}.{name}") for name, value in row.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,11 +149,6 @@ def read(cls: type[Record], path: files.Path, limit: int | None = None) -> Itera
 def write(path: files.Path, records: Iterable[Record]) -> int:
   """Writes records as JSONL, atomically. Returns their number."""
   return files.write_jsonl(path, (r.to_json() for r in records))
-
-
-@functools.cache
-def _hints(cls):
-  return typing.get_type_hints(cls)
 
 
 def _is_default(field, value):

@@ -4,12 +4,11 @@ Text in data is always ordinary text: the literal `<|endoftext|>` inside a docum
 weight anywhere, so a tokenizer without a pad id pads with 0.
 """
 
-import functools
 import gzip
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from synthjax import files, schema
@@ -155,7 +154,7 @@ def _gpt2(cfg: schema.Tokenizer) -> HuggingFace:
 
   folder = pathlib.Path(cfg.path)
   encoder, merges = _read(folder / "encoder.json"), _read(folder / "vocab.bpe")
-  pairs = [tuple(line.split(" ")) for line in merges.decode().splitlines()[1:] if line]
+  pairs = [(a, b) for a, b in (line.split(" ") for line in merges.decode().splitlines()[1:] if line)]
   model = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=json.loads(encoder), merges=pairs))
   model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
   model.decoder = tokenizers.decoders.ByteLevel()
@@ -164,7 +163,7 @@ def _gpt2(cfg: schema.Tokenizer) -> HuggingFace:
 
 def load(cfg: schema.Tokenizer, world: shop.World) -> Tokenizer:
   """The tokenizer of a config. Raises DataError where its files are missing or not what they should be."""
-  kinds = {
+  kinds: dict[str, Callable[[], Tokenizer]] = {
     "world": lambda: Words(shop.vocabulary(world)),
     "bytes": Bytes,
     "sentencepiece": lambda: SentencePiece(cfg.path),
@@ -174,7 +173,6 @@ def load(cfg: schema.Tokenizer, world: shop.World) -> Tokenizer:
   return kinds[cfg.kind]()
 
 
-@functools.lru_cache(4)
 def _read(path: files.Path) -> bytes:
   path = pathlib.Path(path)
   if not path.is_file():

@@ -106,7 +106,7 @@ class Checkpoints:
       except Exception as e:
         self._say(f"{self.folder / str(candidate)}: damaged ({_first_line(e)}); trying the checkpoint before it")
     if candidates:
-      raise CheckpointError(f"{self.folder}: none of the checkpoints {sorted(candidates)} can be read; remove it to start again")
+      raise CheckpointError(f"{self.folder}: none of the checkpoints {sorted(candidates)} can be read; remove it to begin anew")
     return None
 
   def close(self) -> None:

@@ -127,9 +127,9 @@ def judge_steps(problem: Problem, text: str) -> list[str]:
       verdicts.append("right" if done == len(events) and line == f"Answer: {total}" else "wrong")
       continue
     match = re.fullmatch(r"(\d+)((?: [+-] \d+)+) = (\d+)", line)
-    moves = [(1 if sign == "+" else -1) * int(n) for sign, n in re.findall(r"([+-]) (\d+)", match[2])] if match else []
+    moves = [(1 if sign == "+" else -1) * int(n) for sign, n in re.findall(r"([+-]) (\d+)", match[2] if match else "")]
     expected = [e.sign * e.amount for e in events[done:done + len(moves)]]
-    good = bool(match) and int(match[1]) == total and moves == expected and int(match[3]) == total + sum(moves)
+    good = match is not None and int(match[1]) == total and moves == expected and int(match[3]) == total + sum(moves)
     verdicts.append("wrong" if not good else "leap" if len(moves) > 1 else "right")
     total, done = total + sum(moves), done + len(moves)
   return verdicts
