@@ -31,9 +31,10 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
     with os.fdopen(handle, "wb") as raw:
       os.fchmod(raw.fileno(), 0o644)
       with contextlib.ExitStack() as layers:
-        stream: IO = raw
+        stream: Any = raw
         if path.suffix == ".gz":
-          stream = layers.enter_context(contextlib.closing(gzip.GzipFile("", "wb", fileobj=raw, mtime=0)))
+          stream = gzip.GzipFile("", "wb", fileobj=raw, mtime=0)
+          layers.callback(stream.close)
         if "b" not in mode:
           stream = layers.enter_context(_text(stream))
         yield stream

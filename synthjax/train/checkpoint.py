@@ -75,8 +75,8 @@ class Checkpoints:
   def _failed(self, step, error):
     free = _free_gib(self.folder)
     return CheckpointError(
-      f"{self.folder}: could not write the checkpoint of step {step}: {_first_line(error)}. The disk has {free:.2f} GiB free; make room and "
-      f"run the same command again: it goes on from step {max(self.steps(), default=0)}")
+      f"{self.folder}: could not write the checkpoint of step {step}: {_first_line(error)}. The disk has {free:.2f} GiB free; make room "
+      f"and run the same command again: it goes on from step {max(self.steps(), default=0)}")
 
   def restore(self, abstract: Any, step: int | None = None) -> tuple[int, Any, dict] | None:
     """The newest readable state (or that of `step`) as (step, state, about); None where there is none at all.
