@@ -1,11 +1,15 @@
-"""The slice that everything stands on: a policy learns the embedded world's problems from a teacher's traces.
+"""The slice that everything stands on: the base policy learns the embedded world's problems from a teacher's traces.
 
 Command:   make quickstart      (or: python -m synthjax run --config configs/quickstart.py --workdir runs/quickstart)
 Hardware:  2 CPU cores.
 Source:    the embedded world is ours (synthjax/generate/worlds/shop.py); nothing is downloaded.
 """
 
+import pathlib
+
 import ml_collections
+
+BASE = pathlib.Path(__file__).absolute().parents[1] / "data/base_policy"  # made by configs/world_base.py
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -17,9 +21,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     "data": {"task": "world", "train_problems": 200 if smoke else 8192, "test_problems": 50 if smoke else 1000},
     "train": {
       "batch_size": 64,
+      "init": str(BASE),
       "steps": 20 if smoke else 0,
-      "epochs": 20.0,
-      "optimizer": {"learning_rate": 3e-3},
+      "epochs": 10.0,
+      "optimizer": {"learning_rate": 1e-3},
       "checkpoint_every": 10 if smoke else 200,
     },
     "evaluate": {"max_new_tokens": 32},

@@ -103,6 +103,13 @@ def check(experiment: schema.Experiment) -> None:
   _require(list(sizes.values()).count(-1) <= 1, "mesh", sizes, "-1 on one axis at most")
   _require(data.task == "world" or data.tokenizer.kind != "world", "data.tokenizer.kind", data.tokenizer.kind,
            f"a tokenizer that knows the words of task {data.task!r}: bytes, sentencepiece, hf or gpt2")
+  _require(not data.mixture or train.steps > 0, "train.steps", train.steps, "above 0 with data.mixture: a mixture has no epochs")
+  for i, source in enumerate(data.mixture):
+    _require(source.rate > 0, f"data.mixture[{i}].rate", source.rate, "above 0")
+    _require(source.task == "world" or source.path or source.task in ("gsm8k", "math"), f"data.mixture[{i}].path", source.path,
+             f"the files of task {source.task!r}")
+  for name, path in (("train_path", data.train_path), ("test_path", data.test_path)):
+    _require(data.task not in ("traces", "text") or path, f"data.{name}", path, f"the files of task {data.task!r}")
   _require(data.task == "world" or data.traces == "teacher", "data.traces", data.traces,
            f"'teacher' for task {data.task!r}: only the embedded world has other traces")
   profile_steps(train)

@@ -9,6 +9,8 @@ import time
 
 import jax
 
+_started: "Start | None" = None  # set once the processes are connected
+
 
 class StartError(RuntimeError):
   """Processes that did not come together; the message names the missing ones and where they should have called."""
@@ -43,6 +45,7 @@ def start(who: Start | None) -> None:
   Raises:
     StartError: someone did not come within the timeout; on process 0 it lists who is missing.
   """
+  global _started
   if who is None or who.processes == 1:
     return
   host, colon, port = who.coordinator.rpartition(":")
@@ -57,6 +60,20 @@ def start(who: Start | None) -> None:
     _answer_the_roll(host, int(port) + 1, who, deadline)
   jax.distributed.initialize(who.coordinator, who.processes, who.process,
                              initialization_timeout=max(1, int(deadline - time.monotonic())))
+  _started = who
+
+
+def is_first() -> bool:
+  """This process speaks and writes for all. True where there is one process."""
+  return _started is None or _started.process == 0
+
+
+def meet(name: str) -> None:
+  """Waits until all processes have come to the same place; does nothing for a single process."""
+  if _started is not None:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(name)
 
 
 def _call_the_roll(host, port, who, deadline):

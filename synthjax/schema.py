@@ -46,18 +46,36 @@ class Tokenizer:
   eos: str = ""  # end-of-text token of an hf tokenizer.json whose folder does not say it
 
 
+TASK = Literal["world", "gsm8k", "math", "traces", "text"]
+TRACES = Literal["teacher", "clean", "base"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Where documents come from."""
+
+  task: TASK = "world"  # traces: JSONL of {inputs, targets}; text: JSONL of {id, text}, or plain text with a document a line
+  path: str = ""  # file or glob (.gz or not), or tfds:NAME[#SPLIT]; "": the task's file below data.folder
+  count: int = 0  # how many documents, from the first on; 0: all there are (world: 1000)
+  traces: TRACES = "teacher"  # world only: with leaps, without, or the base policy's corpus
+  rate: float = 1.0  # share of the training rows in a mixture, relative to the other rates
+
+
 @dataclasses.dataclass(frozen=True)
 class Data:
   """Where problems and traces come from and how they become rows."""
 
-  task: Literal["world", "gsm8k", "math"] = "world"  # which problems
-  folder: str = ""  # folder of the task's files; "": SYNTHJAX_DATA or ../shared/data
+  task: TASK = "world"  # which problems; the test problems are always of this task
+  folder: str = ""  # folder of the tasks' files; "": SYNTHJAX_DATA or ../shared/data
+  train_path: str = ""  # as Source.path
+  test_path: str = ""  # as Source.path
   train_problems: int = 0  # number of training problems; 0: all there are
   test_problems: int = 0  # number of test problems evaluated; 0: all there are (world: 1000)
-  traces: Literal["teacher", "clean", "base"] = "teacher"  # world only: with leaps, without, or the base policy's corpus
+  traces: TRACES = "teacher"  # world only: with leaps, without, or the base policy's corpus
+  mixture: tuple[Source, ...] = ()  # trains on these at their rates instead of on `task`; needs train.steps
   tokenizer: Tokenizer = Tokenizer()  # how text becomes tokens
   row_length: int = 128  # tokens in a training row
-  too_long: Literal["drop", "truncate", "error"] = "error"  # what happens to a document longer than a row
+  too_long: Literal["drop", "truncate", "split", "error"] = "error"  # what happens to a document longer than a row
   prefetch: int = 4  # batches read ahead
   threads: int = 2  # threads that read
 
@@ -114,6 +132,7 @@ class Evaluate:
   batch_size: int = 128  # problems decoded together
   max_new_tokens: int = 64  # an answer longer than this counts as truncated
   before: bool = True  # also measure the policy before training
+  answer: Literal["task", "hash", "final_line", "boxed"] = "task"  # where the final answer stands; task: as the task has it
 
 
 @dataclasses.dataclass(frozen=True)

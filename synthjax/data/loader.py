@@ -10,7 +10,7 @@ Shapes: B rows of the global batch, T tokens of a row.
 import dataclasses
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
@@ -78,8 +78,13 @@ class Rows:
         self._ends.append(self._ends[-1] + len(self.plan(len(self._ends))))
       return self._ends[epoch]
 
+  @property
+  def fill(self) -> float:
+    """Share of the positions that hold a token, in the first epoch."""
+    return self.plan(0).fill
+
   def ids(self, index: int) -> list[int]:
-    """The documents of one row of the global order."""
+    """The documents of one row of the global order, as indices into the cache."""
     epoch, row = self.locate(index)
     return self.plan(epoch).row(row).tolist()
 
@@ -90,10 +95,47 @@ class Rows:
     return packing.layout([[next(records) for _ in row] for row in ids], self.row_length)
 
 
+class Mixture:
+  """Several caches as one global order: each part's rows in its own order, interleaved so that every prefix holds the shares asked for.
+
+  The k-th row of a part with share r stands at time (k + 1/2) / r; rows are sorted by time. So after n rows a part has given r * n of them,
+  to within one, whatever n is.
+
+  Args:
+    parts: one `Rows` a cache, of one row length.
+    rates: relative rates, above 0, one a part.
+    rows: length of the order.
+  """
+
+  def __init__(self, parts: Sequence[Rows], rates: Sequence[float], rows: int):
+    self.parts, shares = parts, np.asarray(rates, float) / np.sum(rates)
+    counts = np.ceil(shares * rows).astype(int) + 1
+    times = np.concatenate([(np.arange(n) + 0.5) / share for n, share in zip(counts, shares)])
+    first = np.argsort(times, kind="stable")[:rows]
+    self._part = np.repeat(np.arange(len(parts)), counts)[first]
+    self._index = np.concatenate([np.arange(n) for n in counts])[first]
+    self.fill = float(np.dot(shares, [part.fill for part in parts]))
+
+  def ids(self, index: int) -> list[str]:
+    """The documents of one row of the global order, as `part:id`."""
+    part = self._part[index]
+    return [f"{part}:{i}" for i in self.parts[part].ids(int(self._index[index]))]
+
+  def read(self, indices: list[int]) -> dict[str, np.ndarray]:
+    """Rows of the global order as arrays [len(indices), T]."""
+    found = [self.parts[self._part[i]].read([int(self._index[i])]) for i in indices]
+    return {name: np.concatenate([row[name] for row in found]) for name in found[0]}
+
+  def token_shares(self, rows: int) -> list[float]:
+    """What each part gives of the tokens of the first `rows` rows."""
+    given = np.bincount(self._part[:rows], minlength=len(self.parts)) * [part.fill for part in self.parts]
+    return (given / given.sum()).tolist()
+
+
 class _Batches:
   """Batch k of this process: what grain reads by index."""
 
-  def __init__(self, rows: Rows, batch_size: int, shard: Shard, position: int, batches: int):
+  def __init__(self, rows: Rows | Mixture, batch_size: int, shard: Shard, position: int, batches: int):
     self.rows, self.batch_size, self.shard = rows, batch_size, shard
     self.position, self.batches = position, batches
 
@@ -114,7 +156,7 @@ class Reading:
   prefetch: int = 4  # batches
 
 
-def batches(rows: Rows, batch_size: int, count: int, position: int = 0, shard: Shard | None = None,
+def batches(rows: Rows | Mixture, batch_size: int, count: int, position: int = 0, shard: Shard | None = None,
             reading: Reading | None = None) -> Iterator[dict[str, np.ndarray]]:
   """`count` batches from `position` on: this process's rows of each, as arrays [B / processes, T].
 

@@ -1,16 +1,20 @@
-"""seqio tasks over a config's examples. Imports seqio and TensorFlow: only what defines or caches data imports this."""
+"""Sources as seqio tasks. Imports seqio and TensorFlow: only what defines or caches data imports this."""
 
-from collections.abc import Iterable
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import seqio
 import tensorflow as tf
 
-from synthjax import schema
-from synthjax.data import documents
+from synthjax import files, schema
+from synthjax.data import sources
 from synthjax.data.tokenizers import Tokenizer
 from synthjax.generate.worlds import shop
 
 tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
+
+_COLUMNS = ("id", "inputs", "targets", "drop")
 
 
 class Vocabulary(seqio.Vocabulary):
@@ -56,20 +60,62 @@ class Vocabulary(seqio.Vocabulary):
     return hash(self._tokenizer.fingerprint)
 
 
-def register(name: str, data: schema.Data, world: shop.World, tokenizer: Tokenizer) -> seqio.Task:
-  """The config's task under `name`, replacing one of that name; splits `train` and `test`."""
-  def dataset(split: str, shuffle_files: bool = False, seed: int | None = None):
-    del shuffle_files, seed  # the loader shuffles, by index
-    rows = documents.examples(data, world, split)
-    columns = {field: [getattr(row, field) for row in rows] for field in documents.Example._fields}
-    return tf.data.Dataset.from_tensor_slices(columns)
+class _Source(seqio.DataSource):
+  """One of the project's sources: a shard a file, rows as (id, inputs, targets, drop)."""
 
+  def __init__(self, source: schema.Source, data: schema.Data, world: shop.World, errors: pathlib.Path):
+    self._made_of, self._errors = (source, data, world), errors
+    super().__init__(splits=("train", "test"))
+
+  @property
+  def supports_arbitrary_sharding(self) -> bool:
+    return False
+
+  def list_shards(self, split: str) -> list[str]:
+    source, data, _ = self._made_of
+    return sources.shards(source, data, split)
+
+  def get_dataset(self, split="train", shuffle=True, seed=None, shard_info=None, **_):
+    """As seqio asks; the order is that of the file: the loader shuffles, by index."""
+    source, _, world = self._made_of
+    names = self.list_shards(split)
+    wanted = names[shard_info.index::shard_info.num_shards] if shard_info else names
+
+    def rows():
+      try:
+        for name in wanted:
+          yield from (dict(zip(_COLUMNS, (e.id, e.inputs, e.targets, e.drop))) for e in sources.read(source, world, split, name))
+      except files.DataError as e:
+        # TensorFlow would wrap it in a page of traces; whoever runs the pipeline finds it here.
+        files.write_json(self._errors, str(e))
+        raise
+
+    return tf.data.Dataset.from_generator(rows, output_signature={c: tf.TensorSpec((), tf.string) for c in _COLUMNS})
+
+
+def register(name: str, source: schema.Source, data: schema.Data, world: shop.World, tokenizer: Tokenizer,
+             errors: pathlib.Path) -> seqio.Task:
+  """A source as the seqio task `name`, replacing one of that name; splits `train` and `test`. Bad input is written to `errors`."""
   if name in seqio.TaskRegistry.names():
     seqio.TaskRegistry.remove(name)
   feature = seqio.Feature(Vocabulary(tokenizer), add_eos=False, dtype=tf.int32)
   return seqio.TaskRegistry.add(
-    name,
-    source=seqio.FunctionDataSource(dataset, splits=("train", "test")),
+    name, source=_Source(source, data, world, errors),
     preprocessors=[seqio.preprocessors.tokenize, seqio.CacheDatasetPlaceholder()],
-    output_features={"inputs": feature, "targets": feature},
-  )
+    output_features={"inputs": feature, "targets": feature})
+
+
+def tfds_rows(name: str, split: str) -> Iterator[dict[str, Any]]:
+  """Rows of `NAME` or `NAME#SPLIT` from TensorFlow Datasets (TFDS_DATA_DIR says where they lie), bytes as text."""
+  import tensorflow_datasets as tfds
+
+  name, _, other = name.partition("#")
+  try:
+    builder = tfds.builder(name)
+    builder.download_and_prepare()
+    rows = tfds.as_numpy(builder.as_dataset(split=other or split, shuffle_files=False))
+  except Exception as e:
+    raise files.DataError(f"tfds:{name}: TensorFlow Datasets cannot give split {other or split!r} ({type(e).__name__}: "
+                          f"{str(e).strip().splitlines()[0][:200]}); prepare it where there is a network and set TFDS_DATA_DIR") from e
+  for row in rows:
+    yield {key: value.decode() if isinstance(value, bytes) else value for key, value in row.items()}

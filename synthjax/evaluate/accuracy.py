@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 from synthjax import files, schema
-from synthjax.data.documents import Example
+from synthjax.data.sources import Example
 from synthjax.data.tokenizers import Tokenizer
 from synthjax.evaluate import decode
+from synthjax.generate.worlds import shop
 from synthjax.model.transformer import Params, Transformer
 from synthjax.verify import extract, numbers
 
@@ -24,6 +25,7 @@ class Score:
   right: int
   undecided: dict[str, int]  # reason -> number; counted as wrong
   truncated: int  # responses that did not end by themselves
+  steps: dict[str, int]  # embedded world only: number of right, leap and wrong steps in all responses
 
   @property
   def accuracy(self) -> float:
@@ -44,11 +46,13 @@ class Score:
 def evaluate(model: Transformer, params: Params, tokenizer: Tokenizer, examples: Sequence[Example], experiment: schema.Experiment,
              out: files.Path) -> Score:
   """Answers every problem greedily, judges the answers and keeps every response with its verdict in `out` (JSONL)."""
-  cfg, mode = experiment.evaluate, ANSWER_MODE[experiment.data.task]
+  cfg = experiment.evaluate
+  mode = ANSWER_MODE[experiment.data.task] if cfg.answer == "task" else cfg.answer
   prompts = [tokenizer.encode(e.inputs) for e in examples]
   responses = decode.greedy(model, params, prompts, cfg.batch_size, cfg.max_new_tokens, tokenizer)
   undecided: collections.Counter[str] = collections.Counter()
   rows, right, truncated = [], 0, 0
+  steps: collections.Counter[str] = collections.Counter()
   for example, (ids, ended) in zip(examples, responses):
     text = tokenizer.decode(ids)
     found = extract.extract(text, mode)
@@ -56,6 +60,9 @@ def evaluate(model: Transformer, params: Params, tokenizer: Tokenizer, examples:
     right += verdict.reward
     truncated += not ended
     undecided[verdict.reason] += verdict.value == "undecided"
-    rows.append({"id": example.id, "response": text, "answer": found, "gold": example.answer, "ended": ended, **verdict.to_json()})
+    judged = shop.judge_steps(example.inputs, text) if experiment.data.task == "world" else []
+    steps.update(judged)
+    rows.append({"id": example.id, "response": text, "answer": found, "gold": example.answer, "ended": ended, **verdict.to_json(),
+                 **({"steps": judged} if judged else {})})
   files.write_jsonl(out, rows)
-  return Score(len(examples), right, dict(+undecided), truncated)
+  return Score(len(examples), right, dict(+undecided), truncated, dict(steps))

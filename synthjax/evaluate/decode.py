@@ -4,12 +4,13 @@ Shapes: B prompts decoded together, T prompt tokens (padded), S cached positions
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from synthjax import progress
 from synthjax.data.tokenizers import Tokenizer
 from synthjax.model.transformer import Params, Transformer
 
@@ -48,8 +49,11 @@ def greedy(model: Transformer, params: Params, prompts: Sequence[Sequence[int]],
   return results
 
 
-def _batches(order: list[int], size: int) -> Iterable[list[int]]:
-  return (order[k:k + size] for k in range(0, len(order), size))
+def _batches(order: list[int], size: int) -> Iterator[list[int]]:
+  with progress.bar("decode", len(order), "problems") as advance:
+    for k in range(0, len(order), size):
+      yield order[k:k + size]
+      advance(len(order[k:k + size]))
 
 
 def _generate(model: Transformer, params: Params, tokens_BT, lengths_B, active_B, max_new_tokens: int, tokenizer: Tokenizer):

@@ -1,109 +1,157 @@
-"""Tokenizer, cache, training, evaluation before and after: the loop that both studies are made of."""
+"""Tokenizer, caches, training, evaluation before and after: the loop that both studies are made of.
+
+Each function is one stage or a group of them, called by `run` in order and by the verbs `cache`, `train` and `evaluate` alone.
+"""
 
 import dataclasses
-import functools
+import json
 import pathlib
-from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 
-from synthjax import files, schema, stages
-from synthjax.data import cache, documents, tokenizers
+from synthjax import files, multihost, progress, schema, sharding, stages
+from synthjax.data import cache, sources, tokenizers
 from synthjax.evaluate import accuracy
-from synthjax.model.transformer import Transformer, sized
+from synthjax.model.transformer import Params, Transformer, sized
 from synthjax.train import checkpoint, loop
 
+# What a training may be told to do differently without becoming another one (what lies in `init` is looked at, not its path).
+_BY_THE_WAY = ("init", "accumulate", "log_every", "checkpoint_every", "keep", "profile")
 
-def run(experiment: schema.Experiment, workdir: files.Path, force: bool = False, say: Callable[[str], None] = print) -> dict:
-  """Runs the whole experiment in `workdir`, skipping what is finished; returns and prints the table.
+
+class Job(NamedTuple):
+  """An experiment in its folder."""
+
+  experiment: schema.Experiment
+  workdir: pathlib.Path
+  force: bool = False  # redo finished stages
+  runner: str = ""  # Beam runner that caches; "" is this process
+
+
+def run(job: Job) -> dict:
+  """Runs the whole experiment, skipping what is finished; returns and prints the table.
 
   Raises:
     DataError, ConfigError, MeshError, CheckpointError, TrainingStopped: see the rooms; running again goes on where it stopped.
   """
-  workdir = pathlib.Path(workdir)
-  files.write_json(workdir / "config.json", dataclasses.asdict(experiment))
-  data, world = experiment.data, experiment.world
-  tokenizer = _tokenizer(experiment, workdir, force, say)
-  for split in ("train", "test"):
-    stages.run(workdir / f"cache_{split}", [_plain(data), _plain(world), tokenizer.fingerprint, _sources(experiment, split)],
-               functools.partial(_cache, experiment, tokenizer, split, say), force, say)
-  train_inputs = [dataclasses.asdict(experiment.train), _plain(experiment.model), experiment.seed, data.row_length,
-                  tokenizer.fingerprint, _manifest_key(workdir / "cache_train"), _manifest_key(workdir / "cache_test")]
   scores = {}
-  if experiment.evaluate.before:
-    scores["before"] = stages.run(workdir / "evaluate_before", [train_inputs, _plain(experiment.evaluate)],
-                                  lambda folder: _evaluate(experiment, tokenizer, None, folder, say), force, say)
-  trained = stages.run(workdir / "train", train_inputs, lambda folder: dataclasses.asdict(loop.train(
-    experiment, workdir / "cache_train/documents", folder, (tokenizer.size, tokenizer.fingerprint),
-    workdir / "cache_test/documents", say)), force, say)
-  scores["after"] = stages.run(workdir / "evaluate_after", [train_inputs, _plain(experiment.evaluate)],
-                               lambda folder: _evaluate(experiment, tokenizer, workdir / "train/checkpoints", folder, say), force, say)
+  tokenizer, caches = prepare(job)
+  if job.experiment.evaluate.before and _has_answers(job):
+    scores["before"] = evaluate(job, tokenizer, "before")
+  trained = train(job, tokenizer, caches)
+  if _has_answers(job):
+    scores["after"] = evaluate(job, tokenizer, "after")
   result = {"train": trained, **scores}
-  files.write_json(workdir / "results.json", result)
-  say(table(experiment, result, workdir))
+  if multihost.is_first():
+    files.write_json(job.workdir / "results.json", result)
+  progress.say(table(job, result))
   return result
 
 
-def table(experiment: schema.Experiment, result: dict, workdir: pathlib.Path) -> str:
+def prepare(job: Job) -> tuple[tokenizers.Tokenizer, dict[pathlib.Path, float]]:
+  """The tokenizer (trained where the config asks for that) and the folders of the training documents with their rates; caches them all."""
+  if multihost.is_first():
+    files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
+  tokenizer = _tokenizer(job)
+  for (split, source), folder in _caches(job).items():
+    cache.cache(source, job.experiment.data, job.experiment.world, split, tokenizer, folder, job.runner, job.force)
+  return tokenizer, {folder: source.rate for (split, source), folder in _caches(job).items() if split == "train"}
+
+
+def _caches(job: Job) -> dict[tuple[str, schema.Source], pathlib.Path]:
+  """(split, source) -> its folder, for everything that is cached."""
+  data = job.experiment.data
+  train = {("train", source): job.workdir / (f"cache_train_{number}_{source.task}" if data.mixture else "cache_train")
+           for number, source in enumerate(sources.of_split(data, "train"))}
+  return train | {("test", sources.of_split(data, "test")[0]): job.workdir / "cache_test"}
+
+
+def train(job: Job, tokenizer: tokenizers.Tokenizer, caches: dict[pathlib.Path, float]) -> dict:
+  """Trains in `workdir/train`; all processes together."""
+  work = lambda folder: dataclasses.asdict(loop.train(
+    job.experiment, caches, folder, (tokenizer.size, tokenizer.fingerprint), job.workdir / "cache_test"))
+  return stages.run(job.workdir / "train", _training(job), work, job.force, together=True)
+
+
+def evaluate(job: Job, tokenizer: tokenizers.Tokenizer, when: str) -> dict:
+  """Accuracy of the policy that training starts from (`before`: its init, or random parameters) or leaves (`after`)."""
+  source = str(job.workdir / "train/checkpoints") if when == "after" else job.experiment.train.init
+  data = job.experiment.data
+  test = [sources.fingerprint(source_, data, job.experiment.world, "test") for source_ in sources.of_split(data, "test")]
+
+  def work(folder: pathlib.Path) -> dict:
+    model, params = load_policy(job.experiment, tokenizer, source)
+    examples = list(sources.examples(data, job.experiment.world, "test"))
+    return accuracy.evaluate(model, params, tokenizer, examples, job.experiment, folder / "responses.jsonl").to_json()
+
+  inputs = [_training(job), dataclasses.asdict(job.experiment.evaluate), test]
+  score = stages.run(job.workdir / f"evaluate_{when}", inputs, work, job.force, together=True)
+  progress.say(f"[evaluate_{when}] {100 * score['accuracy']:.1f} ± {100 * score['standard_error']:.1f} % of {score['problems']:,} problems")
+  return score
+
+
+def load_policy(experiment: schema.Experiment, tokenizer: tokenizers.Tokenizer, source: str) -> tuple[Transformer, Params]:
+  """The config's model with the newest parameters below `source`, or random ones for "", whole on each process's first device."""
+  model = Transformer(sized(experiment.model, tokenizer.size))
+  everywhere = sharding.make_layout(schema.Mesh()).replicated
+  if source:
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), model.abstract())
+    _, params, about = checkpoint.load_params(source, abstract)
+    loop.same_tokenizer(about["tokenizer"], tokenizer.fingerprint, source)
+  else:
+    params = jax.jit(model.init, out_shardings=everywhere)(jax.random.key(experiment.seed))
+  return model, jax.tree.map(lambda x: x.addressable_data(0), params)
+
+
+def table(job: Job, result: dict) -> str:
   """What was measured and where it lies."""
-  lines = ["", f"{experiment.name}: {experiment.data.task}, {result['after']['problems']:,} test problems",
-           f"{'':8} {'accuracy':>16} {'undecided':>10} {'truncated':>10}"]
-  for name in ("before", "after"):
-    if score := result.get(name):
-      shown = f"{100 * score['accuracy']:.1f} ± {100 * score['standard_error']:.1f} %"
-      lines.append(f"{name:8} {shown:>16} {sum(score['undecided'].values()):>10} {score['truncated']:>10}")
+  scores = {when: result[when] for when in ("before", "after") if when in result}
+  lines = [""]
+  if scores:
+    lines += [f"{job.experiment.name}: {job.experiment.data.task}, {scores['after']['problems']:,} test problems",
+              f"{'':8} {'accuracy':>16} {'undecided':>10} {'truncated':>10}   steps"]
+  for when, score in scores.items():
+    shown = f"{100 * score['accuracy']:.1f} ± {100 * score['standard_error']:.1f} %"
+    steps = ", ".join(f"{100 * n / sum(score['steps'].values()):.1f} % {name}" for name, n in score["steps"].items())
+    lines.append(f"{when:8} {shown:>16} {sum(score['undecided'].values()):>10} {score['truncated']:>10}   {steps}")
   train = result["train"]
-  lines.append(f"loss {train['loss']:.4f} after {train['steps']:,} steps; held-out loss {train['eval_loss']:.4f}")
-  lines.append(f"everything is in {workdir}: results.json, train/checkpoints, train/metrics.jsonl, evaluate_after/responses.jsonl")
+  lines.append(f"loss {train['loss']:.4f} after {train['steps']:,} steps and {train['tokens']:,} target tokens; "
+               f"held-out loss {train['eval_loss']:.4f}")
+  responses = ", evaluate_after/responses.jsonl" if "after" in result else ""
+  lines.append(f"everything is in {job.workdir}: results.json, train/checkpoints, train/metrics.jsonl{responses}")
   return "\n".join(lines)
 
 
-def _tokenizer(experiment, workdir, force, say) -> tokenizers.Tokenizer:
-  """The config's tokenizer, trained on the training documents where it asks for that."""
-  cfg = experiment.data.tokenizer
+def _tokenizer(job: Job) -> tokenizers.Tokenizer:
+  cfg, data, world = job.experiment.data.tokenizer, job.experiment.data, job.experiment.world
   if cfg.kind == "sentencepiece" and not cfg.path:
-    path = workdir / "tokenizer/model.model"
+    path = job.workdir / "tokenizer/model.model"
 
-    def train(folder):
-      del folder
-      texts = [e.inputs + e.targets for e in documents.examples(experiment.data, experiment.world, "train")]
-      tokenizers.train_sentencepiece(texts, path, cfg.vocab_size)
+    def work(folder):
+      texts = [e.inputs + e.targets for e in sources.examples(data, world, "train")]
+      tokenizers.train_sentencepiece(texts, folder / path.name, cfg.vocab_size)
       return {"documents": len(texts), "size": cfg.vocab_size}
 
-    stages.run(path.parent, [_plain(experiment.data), _plain(experiment.world), _sources(experiment, "train")], train, force, say)
+    parts = [sources.fingerprint(source, data, world, "train") for source in sources.of_split(data, "train")]
+    stages.run(path.parent, [cfg.vocab_size, parts], work, job.force)
     cfg = dataclasses.replace(cfg, path=str(path))
-  return tokenizers.load(cfg, experiment.world)
+  return tokenizers.load(cfg, world)
 
 
-def _evaluate(experiment, tokenizer, checkpoints, folder, say) -> dict:
-  """Accuracy of the trained policy, or of the one that training starts from (its init, or random parameters)."""
-  model = Transformer(sized(experiment.model, tokenizer.size))
-  source = checkpoints or experiment.train.init
-  if source:
-    _, params, _ = checkpoint.load_params(source, model.abstract())
-  else:
-    params = jax.jit(model.init)(jax.random.key(experiment.seed))
-  examples = documents.examples(experiment.data, experiment.world, "test")
-  score = accuracy.evaluate(model, params, tokenizer, examples, experiment, folder / "responses.jsonl")
-  say(f"[{folder.name}] {score.describe()} of {score.problems:,} problems")
-  return score.to_json()
+def _training(job: Job) -> list:
+  """What decides the outcome of the training."""
+  settings = {k: v for k, v in dataclasses.asdict(job.experiment.train).items() if k not in _BY_THE_WAY}
+  caches = [files.read_json(folder / "manifest.json")["inputs"] for folder in _caches(job).values()]
+  init = job.experiment.train.init and _listing(pathlib.Path(job.experiment.train.init))
+  rates = [source.rate for source in job.experiment.data.mixture]
+  return json.loads(json.dumps([settings, dataclasses.asdict(job.experiment.model), job.experiment.seed, caches, rates, init]))
 
 
-def _sources(experiment, split) -> str:
-  """Hash of the file that the split is read from; the world has none."""
-  if experiment.data.task == "world":
-    return ""
-  path = documents.data_folder(experiment.data) / experiment.data.task / f"{split}.jsonl"
-  return files.file_hash(path) if path.is_file() else "missing"
+def _listing(folder: pathlib.Path) -> list:
+  """Names and sizes of a checkpoint's files: Orbax names its data files at random, so that tells one from another without reading them."""
+  return sorted([str(p.relative_to(folder)), p.stat().st_size] for p in folder.rglob("*") if p.is_file())
 
 
-def _manifest_key(folder) -> str:
-  return files.read_json(folder / "manifest.json")["inputs"]
-
-
-def _cache(experiment, tokenizer, split, say, folder) -> dict:
-  return cache.cache(experiment.data, experiment.world, tokenizer, split, folder / "documents", say=say)
-
-
-def _plain(cfg) -> dict:
-  return dataclasses.asdict(cfg)
+def _has_answers(job: Job) -> bool:
+  return job.experiment.data.task != "text"

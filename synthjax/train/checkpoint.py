@@ -153,6 +153,20 @@ def load_params(folder: files.Path, abstract: Any, step: int | None = None) -> t
   raise CheckpointError(f"{folder}: no readable checkpoint; its steps are {sorted(numbers) or 'none'}")
 
 
+def export_params(folder: files.Path, to: files.Path, abstract: Any) -> int:
+  """Writes the parameters alone of the newest checkpoint in `folder` as a folder that `train.init` can name. Returns their step.
+
+  Raises:
+    CheckpointError: nothing readable there, the parameters do not fit, or `to` holds something already.
+  """
+  to = pathlib.Path(to).absolute()
+  if to.exists() and any(to.iterdir()):
+    raise CheckpointError(f"{to}: holds something already; export into a new folder")
+  step, params, about = load_params(folder, abstract)
+  ocp.save(to / str(step), {"params": params}, custom_metadata=about)
+  return step
+
+
 def tree_difference(stored: Any, wanted: Any, lines: int = 12) -> str:
   """Where two trees of arrays differ in names, shapes or types, one line each; "" where they agree."""
   have, want = _described(stored), _described(wanted)

@@ -20,6 +20,7 @@ class Metrics:
       if any(row["step"] > step for row in rows):
         files.write_jsonl(path, [row for row in rows if row["step"] <= step])
     self._journal = files.Journal(path, say)
+    self.last: dict[str, float] = next((row for row in reversed(self._journal.rows) if "loss" in row), {})  # newest row of training metrics
     self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
   def write(self, step: int, values: dict[str, float]) -> None:

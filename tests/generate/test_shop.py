@@ -16,7 +16,7 @@ worlds = st.builds(shop.World, leap=st.sampled_from([0.0, 0.6, 1.0]), verbs=st.i
 def test_teacher_traces_are_right_and_their_steps_tile_the_text(world):
   for problem in shop.problems(world, "train", 20):
     trace = shop.teacher_trace(world, problem)
-    assert set(shop.judge_steps(problem, trace.text)) <= {"right", "leap"}
+    assert set(shop.judge_steps(problem.question, trace.text)) <= {"right", "leap"}
     assert "".join(trace.step_texts()) == trace.text
     assert trace.text.endswith(f"Answer: {problem.answer}")
 
@@ -60,5 +60,5 @@ def test_words_are_single_tokens_and_a_problem_with_its_trace_takes_at_most_45()
 def test_wrong_lines_are_seen():
   problem = shop.problems(shop.World(), "train", 1)[0]
   start, events = shop.parse(problem.question)
-  assert shop.judge_steps(problem, f"{start} + 99 = {start + 99} ; Answer: 3")[0] == "wrong"
+  assert shop.judge_steps(problem.question, f"{start} + 99 = {start + 99} ; Answer: 3")[0] == "wrong"
   assert len(events) >= 2

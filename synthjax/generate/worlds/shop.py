@@ -115,12 +115,12 @@ def english(problem: Problem) -> str:
   return f"A shop has {start} {thing}. It {told}. How many {thing} does it have now?"
 
 
-def judge_steps(problem: Problem, text: str) -> list[str]:
+def judge_steps(question: str, text: str) -> list[str]:
   """For each line of a trace: `right`, `leap` (right, several operations fused) or `wrong`.
 
   A line is right when its arithmetic is true and it continues from the running total with the problem's next events.
   """
-  total, events = parse(problem.question)
+  total, events = parse(question)
   verdicts, done = [], 0
   for line in [piece.strip() for piece in text.split(";")]:
     if line.startswith("Answer:"):

@@ -1,0 +1,159 @@
+"""Sources of text, without TensorFlow (unless a TFDS name is asked for): shards of rows become examples.
+
+Five tasks: the embedded world, GSM8K, MATH, any JSONL of traces {inputs, targets}, any text corpus ({id, text} JSONL or a document a
+line). A file, a glob or `tfds:NAME[#SPLIT]` says where the rows are.
+"""
+
+import dataclasses
+import glob
+import itertools
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from synthjax import files, schema
+from synthjax.generate.worlds import shop
+
+_TFDS = "tfds:"
+
+
+class Example(NamedTuple):
+  """A document as text: a problem with its reference trace, or a text with nothing before it."""
+
+  id: str
+  inputs: str  # what the policy is shown, up to the point where it goes on; "" for a text
+  targets: str  # what it shall write
+  answer: str = ""  # the final answer
+  drop: str = ""  # why this document cannot be used, "" where it can
+
+
+def of_split(data: schema.Data, split: str) -> list[schema.Source]:
+  """The sources of `train` (the mixture's parts, or the task) or `test`."""
+  if split == "train" and data.mixture:
+    return list(data.mixture)
+  path, count = (data.train_path, data.train_problems) if split == "train" else (data.test_path, data.test_problems)
+  return [schema.Source(data.task, path, count, data.traces)]
+
+
+def shards(source: schema.Source, data: schema.Data, split: str) -> list[str]:
+  """Names of the parts that can be read apart: a file each; one where only the first `count` documents are wanted.
+
+  Raises:
+    DataError: no such file, with where to get it.
+  """
+  if source.task == "world" or source.path.startswith(_TFDS):
+    return [source.path or "world"]
+  folder = pathlib.Path(data.folder or os.environ.get("SYNTHJAX_DATA") or "../shared/data")
+  pattern = source.path or str(folder / source.task / f"{split}.jsonl")
+  found = sorted(glob.glob(pattern))
+  if not found:
+    raise files.DataError(f"{pattern}: no such file; see data/README.md for where to get {source.task}, then set config.data.{split}_path, "
+                          "config.data.folder or SYNTHJAX_DATA")
+  return [os.pathsep.join(found)] if source.count else found
+
+
+def read(source: schema.Source, world: shop.World, split: str, shard: str) -> Iterator[Example]:
+  """The examples of one shard.
+
+  Raises:
+    DataError: a row is malformed or lacks a field, named by file and row.
+  """
+  if source.task == "world":
+    found = _world(source, world, split)
+  else:
+    found = itertools.chain.from_iterable(_read_file(source.task, name, split) for name in shard.split(os.pathsep))
+  return itertools.islice(found, source.count or None)
+
+
+def examples(data: schema.Data, world: shop.World, split: str) -> Iterator[Example]:
+  """All usable examples of a split, in order; those with a reason to be dropped are left out (`cache` counts them)."""
+  for source in of_split(data, split):
+    for shard in shards(source, data, split):
+      yield from (example for example in read(source, world, split, shard) if not example.drop)
+
+
+def fingerprint(source: schema.Source, data: schema.Data, world: shop.World, split: str) -> list[Any]:
+  """JSON that changes when the examples do: knobs, and the hashes of the files."""
+  parts = shards(source, data, split)
+  if source.task == "world":
+    return ["world", dataclasses.asdict(world), source.count, source.traces, split]
+  hashes = [name if name.startswith(_TFDS) else files.file_hash(name) for part in parts for name in part.split(os.pathsep)]
+  return [source.task, source.count, split, hashes]
+
+
+def _world(source, world, split):
+  problems = shop.problems(world, "base" if source.traces == "base" and split == "train" else split, source.count or 1000)
+  for problem in problems:
+    trace = shop.teacher_trace(world, problem) if source.traces == "teacher" else shop.clean_trace(problem)
+    yield Example(problem.id, problem.question, " " + trace.text, problem.answer)
+
+
+def _read_file(task, name, split):
+  make = _MAKERS[task]
+  for number, row in enumerate(_rows(task, name, split), 1):
+    stem = pathlib.Path(name.removesuffix(".gz")).stem if not name.startswith(_TFDS) else split
+    yield make(_Row(row, name, number, f"{task}-{stem}-{number - 1}"))
+
+
+def _rows(task, name, split) -> Iterator[Mapping[str, Any]]:
+  if name.startswith(_TFDS):
+    from synthjax.data import tasks
+
+    return tasks.tfds_rows(name.removeprefix(_TFDS), split)
+  if task == "text" and name.removesuffix(".gz").endswith(".txt"):
+    return _lines(name)
+  return files.read_jsonl(name)
+
+
+def _lines(name):
+  with files.open_text(name) as f:
+    yield from ({"text": line.rstrip("\n")} for line in f if line.strip())
+
+
+class _Row(NamedTuple):
+  """A raw row that says where it stands when a field is missing."""
+
+  fields: Mapping[str, Any]
+  file: str
+  number: int
+  default_id: str
+
+  def text(self, name: str) -> str:
+    value = self.fields.get(name)
+    if not isinstance(value, str):
+      raise files.DataError(f"{self.file}, row {self.number}: field {name!r} is {value!r}; expected text (found fields: "
+                            f"{', '.join(self.fields)})")
+    return value
+
+  def id(self, name: str = "id") -> str:
+    return str(self.fields.get(name, self.default_id))
+
+
+def _gsm8k(row: _Row) -> Example:
+  solution = row.text("answer")
+  before, marker, answer = solution.rpartition("#### ")
+  if not marker:
+    raise files.DataError(f"{row.file}, row {row.number}: the answer has no '#### ' line")
+  # <<48/2=24>> marks a calculator call of the original; a policy without a calculator is not taught to write it.
+  text = re.sub(r"<<[^<>]*>>", "", solution)
+  return Example(row.default_id, f"Question: {row.text('question')}\nAnswer:", " " + text, answer.strip())
+
+
+def _math(row: _Row) -> Example:
+  answer = row.text("answer")
+  return Example(row.id("unique_id"), f"Problem: {row.text('problem')}\nSolution:", " " + row.text("solution"), answer,
+                 "" if answer else "no gold answer")
+
+
+def _trace(row: _Row) -> Example:
+  return Example(row.id(), row.text("inputs"), row.text("targets"), str(row.fields.get("answer", "")))
+
+
+def _text(row: _Row) -> Example:
+  text = row.text("text")
+  return Example(row.id(), "", text, "", "" if text.strip() else "empty text")
+
+
+_MAKERS: dict[str, Callable[[_Row], Example]] = {"gsm8k": _gsm8k, "math": _math, "traces": _trace, "text": _text}
