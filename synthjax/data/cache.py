@@ -132,7 +132,7 @@ def _write_block(block, folder: str, eos_id: int, row_length: int, policy: str) 
       about["target_tokens"] += len(tokens) - max(prompt, 1)
   name = pathlib.Path(folder) / f"{shard:05d}-{number:05d}"
   scratch = f"{name}.writing"
-  writer = array_record_module.ArrayRecordWriter(scratch, "group_size:1")
+  writer = array_record_module.ArrayRecordWriter(scratch, "group_size:1,uncompressed")  # a quarter faster to read
   for record in records:
     writer.write(record)
   writer.close()

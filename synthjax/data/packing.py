@@ -80,21 +80,30 @@ def layout(rows: list[list[np.ndarray]], row_length: int) -> dict[str, np.ndarra
     `positions` (restarting in every document), `until` (a token at j is visible to a query i iff j <= i < until[j]; filler sees
     itself alone).
   """
-  shape = (len(rows), row_length)
-  tokens, targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-  weights, positions = np.zeros(shape, np.float32), np.zeros(shape, np.int32)
-  count = np.arange(row_length, dtype=np.int32)
-  until = np.tile(count + 1, (len(rows), 1))
-  for r, records in enumerate(rows):
-    start = 0
-    for record in records:
-      prompt, document = record[0], record[1:]
-      end = start + len(document)
-      tokens[r, start:end] = document
-      targets[r, start:end - 1] = document[1:]
-      # The token at prompt - 1 predicts the first target.
-      weights[r, start + max(prompt - 1, 0):end - 1] = 1
-      positions[r, start:end] = count[:len(document)]
-      until[r, start:end] = end
-      start = end
-  return {"tokens": tokens, "targets": targets, "weights": weights, "positions": positions, "until": until}
+  flat = [record for records in rows for record in records]
+  sizes_N = np.fromiter(map(len, flat), np.int32, len(flat)) - 1
+  prompts_N = np.fromiter((record[0] for record in flat), np.int32, len(flat))
+  row_N = np.repeat(np.arange(len(rows), dtype=np.int32), [len(records) for records in rows])
+  ends_N = np.cumsum(sizes_N, dtype=np.int32)  # of the documents one after the other, without filler
+  before_R = np.append(0, ends_N)[np.searchsorted(row_N, np.arange(len(rows)))]  # tokens of the rows before
+  shift_N = row_N * np.int32(row_length) - before_R[row_N].astype(np.int32)  # from there to the place in the filled rows
+  # Everything below is one number a token.
+  index = np.arange(sizes_N.sum(dtype=np.int32), dtype=np.int32)
+  place = index + np.repeat(shift_N, sizes_N)
+  position = index - np.repeat(ends_N - sizes_N, sizes_N)
+  token = np.concatenate([record[1:] for record in flat]) if flat else index
+  target = np.append(token[1:], np.int32(0))
+  target[ends_N - 1] = 0
+  # The token at prompt - 1 predicts the first target; the last token predicts nothing.
+  weight = position >= np.repeat(prompts_N - 1, sizes_N)
+  weight[ends_N - 1] = False
+  end = np.repeat(ends_N - before_R[row_N], sizes_N)
+
+  def filled(values, filler=0, kind=np.int32):
+    out = np.empty((len(rows), row_length), kind)
+    out[:] = filler
+    out.reshape(-1)[place] = values
+    return out
+
+  return {"tokens": filled(token), "targets": filled(target), "weights": filled(weight, kind=np.float32), "positions": filled(position),
+          "until": filled(end, np.arange(1, row_length + 1))}

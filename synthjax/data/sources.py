@@ -17,6 +17,7 @@ from synthjax import files, schema
 from synthjax.generate.worlds import shop
 
 _TFDS = "tfds:"
+_BETWEEN = "\n"  # the files of a shard
 
 
 class Example(NamedTuple):
@@ -51,7 +52,7 @@ def shards(source: schema.Source, data: schema.Data, split: str) -> list[str]:
   if not found:
     raise files.DataError(f"{pattern}: no such file; see data/README.md for where to get {source.task}, then set config.data.{split}_path, "
                           "config.data.folder or SYNTHJAX_DATA")
-  return [os.pathsep.join(found)] if source.count else found
+  return [_BETWEEN.join(found)] if source.count else found
 
 
 def read(source: schema.Source, world: shop.World, split: str, shard: str) -> Iterator[Example]:
@@ -63,7 +64,7 @@ def read(source: schema.Source, world: shop.World, split: str, shard: str) -> It
   if source.task == "world":
     found = _world(source, world, split)
   else:
-    found = itertools.chain.from_iterable(_read_file(source.task, name, split) for name in shard.split(os.pathsep))
+    found = itertools.chain.from_iterable(_read_file(source.task, name, split) for name in shard.split(_BETWEEN))
   return itertools.islice(found, source.count or None)
 
 
@@ -79,7 +80,7 @@ def fingerprint(source: schema.Source, data: schema.Data, world: shop.World, spl
   parts = shards(source, data, split)
   if source.task == "world":
     return ["world", dataclasses.asdict(world), source.count, source.traces, split]
-  hashes = [name if name.startswith(_TFDS) else files.file_hash(name) for part in parts for name in part.split(os.pathsep)]
+  hashes = [name if name.startswith(_TFDS) else files.file_hash(name) for part in parts for name in part.split(_BETWEEN)]
   return [source.task, source.count, split, hashes]
 
 

@@ -1,5 +1,6 @@
 """Sources as seqio tasks. Imports seqio and TensorFlow: only what defines or caches data imports this."""
 
+import os
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -111,7 +112,7 @@ def tfds_rows(name: str, split: str) -> Iterator[dict[str, Any]]:
 
   name, _, other = name.partition("#")
   try:
-    builder = tfds.builder(name)
+    builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"))
     builder.download_and_prepare()
     rows = tfds.as_numpy(builder.as_dataset(split=other or split, shuffle_files=False))
   except Exception as e:

@@ -1,0 +1,1 @@
+"""Speed and memory beside what users run today. Every claim is a ratio measured side by side in one run."""
