@@ -51,6 +51,7 @@ def run(job: Job) -> dict:
 
 def prepare(job: Job) -> tuple[tokenizers.Tokenizer, dict[pathlib.Path, float]]:
   """The tokenizer (trained where the config asks for that) and the folders of the training documents with their rates; caches them all."""
+  sharding.make_layout(job.experiment.mesh)  # a mesh that the devices do not fill is known before anything is written
   if multihost.is_first():
     files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
   tokenizer = _tokenizer(job)

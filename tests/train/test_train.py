@@ -1,9 +1,5 @@
 import dataclasses
-import json
-import os
 import pathlib
-import random
-import signal
 import subprocess
 import sys
 import time
@@ -88,33 +84,19 @@ def test_a_tree_that_does_not_fit_prints_the_difference(tmp_path):
       checkpoints.restore(wanted)
 
 
-def _start(workdir, *more):
-  command = [sys.executable, "-m", "synthjax", "run", "--config", "configs/quickstart.py:smoke", "--workdir", str(workdir),
-             "--config.evaluate.before=False", "--config.train.steps=60", "--config.train.checkpoint_every=5", *more]
-  environment = {**os.environ, "XLA_FLAGS": ""}
-  return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def test_a_whole_run_compiles_its_step_once(tmp_path):
+  from synthjax.recipes import finetune
+  from synthjax.train import loop
 
-
-@pytest.mark.slow
-def test_runs_killed_at_random_moments_end_with_the_bits_of_an_uninterrupted_one(tmp_path):
-  whole = _start(tmp_path / "whole")
-  assert whole.wait() == 0, whole.stdout.read()
-  moments = random.Random(0)
-  for _ in range(4):
-    run = _start(tmp_path / "killed")
-    try:
-      run.wait(moments.uniform(2.5, 5))
-    except subprocess.TimeoutExpired:
-      run.send_signal(signal.SIGKILL)
-      run.wait()
-  last = _start(tmp_path / "killed")
-  output, _ = last.communicate()
-  assert last.returncode == 0, output
-  results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed")]
-  assert results[0]["after"] == results[1]["after"]
-  assert results[0]["train"]["eval_loss"] == results[1]["train"]["eval_loss"]
-  rows = [[json.loads(line) for line in (tmp_path / name / "train/metrics.jsonl").read_text().splitlines()] for name in ("whole", "killed")]
-  assert {r["step"]: r["loss"] for r in rows[1] if "loss" in r}.items() <= {r["step"]: r["loss"] for r in rows[0] if "loss" in r}.items()
+  experiment = config.load("configs/quickstart.py:smoke", ["train.log_every=1"])
+  job = finetune.Job(experiment, tmp_path)
+  tokenizer, caches = finetune.prepare(job)
+  compiled, at_step = [], []
+  jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: "backend_compile" in name and compiled.append(name))
+  loop.train(experiment, caches, tmp_path / "train", (tokenizer.size, tokenizer.fingerprint),
+             say=lambda line: line.startswith("step") and at_step.append(len(compiled)))
+  assert len(at_step) == 20 and at_step[0] >= 1
+  assert at_step[-1] == at_step[0]
 
 
 def test_help_answers_within_two_seconds():
