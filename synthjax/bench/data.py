@@ -92,5 +92,6 @@ def _loader(seconds) -> None:
         if time.monotonic() - wall > seconds / 2:
           break
       tokens = count * row_length * rows.fill
-      print(f"  loader: {source.task} of {rows.documents.lengths.mean():.0f} tokens a document, ArrayRecord to rows of {row_length}: "
-            f"{tokens / (time.process_time() - cpu) / 1e6:.2f}M tokens a core-second, {tokens / (time.monotonic() - wall) / 1e6:.2f}M a second")
+      print(f"  loader: {source.task}, {rows.documents.lengths.mean():.0f} tokens a document, ArrayRecord to rows of {row_length}: "
+            f"{tokens / (time.process_time() - cpu) / 1e6:.2f}M tokens a core-second, "
+            f"{tokens / (time.monotonic() - wall) / 1e6:.2f}M a second")

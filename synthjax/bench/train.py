@@ -49,7 +49,7 @@ def run(seconds: float) -> None:
   print(f"small_10m, {_ROWS} rows x {_ROW_LENGTH} tokens, {_VOCABULARY} ids, float32, AdamW, {threads} threads")
   _report(_interleaved(steps, seconds))
   _memory(cfg)
-  print(f"training start without TensorFlow: {_start_seconds():.1f} s from the command to the imported train loop and an initialised device")
+  print(f"training start without TensorFlow: {_start_seconds():.1f} s from the command to the train loop, imported, and a device")
 
 
 def _trainer(cfg: schema.Model) -> Trainer:

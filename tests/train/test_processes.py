@@ -105,7 +105,7 @@ def test_one_process_then_two_with_two_devices_then_one_see_the_same_examples_in
     _together(tmp_path / "cut", processes, devices, tmp_path / f"{number}.ids", stop_at)
     rows = [json.loads(line) for line in (tmp_path / "cut/train/metrics.jsonl").read_text().splitlines()]
     positions.append(rows[-1]["position"])
-  expected = {index: ids for index, ids in _records(tmp_path / "whole.ids")}
+  expected = dict(_records(tmp_path / "whole.ids"))
   for number, (first, last) in enumerate(zip(positions, positions[1:])):
     # What was read ahead but not trained on when the run stopped is read again by the next one.
     trained = sorted((index, ids) for index, ids in _records(tmp_path / f"{number}.ids") if first <= index < last)
