@@ -2,35 +2,50 @@
 
 import re
 
-MODES = ("hash", "final_line", "boxed")
+_MARKERS = {"hash": "####", "answer_is": "The answer is", "final_line": "Answer:", "a_line": "\nA:"}
+MODES = (*_MARKERS, "boxed", "last_number")
+_NUMBER = re.compile(r"-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\$?\.\d+")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*(\{|(?=[0-9A-Za-z]))")
 
 
 def extract(text: str, mode: str) -> str | None:
   """The final answer, or None where the response has none.
 
-  Modes: `hash` (after the last `####`), `final_line` (after the last `Answer:`), `boxed` (in the last `\\boxed{}` or `\\fbox{}`; an
-  unterminated last box is no answer).
+  Modes:
+    hash: the line after the last `####`.
+    answer_is: the line after the last `The answer is`, up to its full stop.
+    final_line: the line after the last `Answer:`.
+    a_line: the last line that begins with `A:` (the form of OpenAI's GSM8K samples).
+    boxed: in the last `\\boxed{}` or `\\fbox{}` with balanced braces; an unterminated last box is no answer.
+    last_number: the last number anywhere; only ever a second, flexible metric.
 
   Raises:
     ValueError: unknown mode.
   """
   if mode == "boxed":
     return _boxed(text)
-  markers = {"hash": "####", "final_line": "Answer:"}
-  if mode not in markers:
+  if mode == "last_number":
+    found = _NUMBER.findall(text)
+    return found[-1] if found else None
+  if mode not in _MARKERS:
     raise ValueError(f"extraction mode {mode!r}: expected one of {', '.join(MODES)}")
-  _, found, rest = text.rpartition(markers[mode])
-  answer = rest.strip().splitlines()[0].strip() if found and rest.strip() else ""
+  _, marker, rest = ("\n" + text if mode == "a_line" else text).rpartition(_MARKERS[mode])
+  answer = rest.strip().splitlines()[0].strip() if marker and rest.strip() else ""
+  if mode == "answer_is":
+    answer = re.split(r"\.(?:\s|$)", answer.lstrip(": "), maxsplit=1)[0].strip()
   return answer or None
 
 
 def _boxed(text: str) -> str | None:
-  starts = list(re.finditer(r"\\(?:boxed|fbox)\s*\{", text))
+  starts = list(_BOX.finditer(text))
   if not starts:
     return None
-  depth, start = 1, starts[-1].end()
-  for index in range(start, len(text)):
-    depth += {"{": 1, "}": -1}.get(text[index], 0) if text[index - 1] != "\\" else 0
+  start = starts[-1].end()
+  if not starts[-1][1]:  # \boxed 5: one character, as TeX reads it
+    return text[start]
+  depth = 1
+  for mark in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
+    depth += {"{": 1, "}": -1}.get(mark[0], 0)
     if depth == 0:
-      return text[start:index].strip() or None
+      return text[start:mark.start()].strip() or None
   return None

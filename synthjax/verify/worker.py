@@ -1,0 +1,43 @@
+"""One worker of the pool: reads a case a line from its standard input, answers a line. Imports no JAX.
+
+Started as `python -m synthjax.verify.worker MEMORY_BYTES`; a line is the JSON list [gold, prediction, policy].
+"""
+
+import json
+import os
+import resource
+import sys
+
+MOST_DIGITS = 20_000  # of an integer that is turned into text, or read from it
+
+
+def main() -> None:
+  """Serves until its input ends."""
+  answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+  os.dup2(2, 1)  # whatever a library prints stays out of the answers
+  os.environ["SYMPY_GROUND_TYPES"] = "python"  # a call into GMP could not be interrupted
+  memory = int(sys.argv[1])
+  resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+  resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+  sys.set_int_max_str_digits(MOST_DIGITS)
+
+  import dataclasses
+
+  from synthjax.verify import symbolic
+  from synthjax.verify.policy import Policy
+
+  symbolic.warn_of_ground_types()
+  symbolic.compare("1", "2", Policy("warm"))  # everything is imported now, not during the first case
+  _say(answers, {"ready": os.getpid()})
+  for line in sys.stdin:
+    gold, prediction, policy = json.loads(line)
+    _say(answers, dataclasses.asdict(symbolic.compare(gold, prediction, Policy(**policy))))
+
+
+def _say(answers, value) -> None:
+  answers.write(json.dumps(value) + "\n")
+  answers.flush()
+
+
+if __name__ == "__main__":
+  main()
