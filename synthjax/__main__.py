@@ -48,13 +48,33 @@ def _parser() -> argparse.ArgumentParser:
   work("cache", _cache, "tokenise the config's data into ArrayRecord").add_argument(
     "--runner", default="", help="a Beam runner, such as DataflowRunner or FlinkRunner (default: in this process)")
   work("train", _train, "cache what is not cached, and train")
-  work("evaluate", _evaluate, "answer the test problems with the trained policy")
+  evaluating = work("evaluate", _evaluate, "score the trained policy, each of its checkpoints, or somebody else's generations")
+  evaluating.add_argument("--watch", action="store_true", help="score every checkpoint once, while training writes them")
+  evaluating.add_argument("--name", default="", help="of the watcher's folder below WORKDIR/watch (default: the protocol's name)")
+  evaluating.add_argument("--generations", default="", help="JSONL of {id, responses} to score without a model")
   work("export", _export, "write the parameters alone of the trained policy").add_argument("--to", required=True, help="a new folder")
   verb("config", _config, "print the resolved config")
   verb("plan", _plan, "parameters, memory and FLOPs of a config, without allocating anything").add_argument(
     "--devices", type=int, default=0, help="plan for that many simulated devices instead of those that are here")
+  comparing = verbs.add_parser("compare", help="paired difference between two responses.jsonl")
+  comparing.add_argument("one")
+  comparing.add_argument("other")
+  comparing.set_defaults(verb=_compare)
+  verifying = verbs.add_parser("verify", help="judge a file of traces, and build the sets of right and wrong ones")
+  verifying.add_argument("--traces", required=True, help="JSONL of {problem_id, text}, optionally gold")
+  verifying.add_argument("--problems", default="", help="JSONL of {id, question, answer}, where the traces hold no gold")
+  verifying.add_argument("--mode", required=True, help="where the final answer stands: boxed, hash, answer_is, final_line, ...")
+  verifying.add_argument("--policy", default="strict", choices=("strict", "lm_eval"), help="what counts as equal")
+  verifying.add_argument("--out", required=True, help="folder for verdicts, sets and report")
+  verifying.set_defaults(verb=_verify)
+  cleaning = verbs.add_parser("decontaminate", help="take problems of evaluation sets out of a file of training problems")
+  cleaning.add_argument("--candidates", required=True, help="JSONL of training problems")
+  cleaning.add_argument("--field", default="question", help="which of its fields holds the problem")
+  cleaning.add_argument("--against", required=True, nargs="+", help="JSONL files of evaluation problems")
+  cleaning.add_argument("--out", required=True, help="folder for clean.jsonl and report.json")
+  cleaning.set_defaults(verb=_decontaminate)
   bench = verbs.add_parser("bench", help="measure speed and memory beside other tools", description=_bench.__doc__)
-  bench.add_argument("what", choices=("train", "data"))
+  bench.add_argument("what", choices=("train", "data", "verify"))
   bench.add_argument("--seconds", type=float, default=60.0, help="about how long to measure")
   bench.set_defaults(verb=_bench)
   return parser
@@ -104,10 +124,57 @@ def _train(parsed, overrides) -> int:
 
 
 def _evaluate(parsed, overrides) -> int:
+  if parsed.generations:
+    return _score(parsed, overrides)
   job = _job(parsed, overrides)
   from synthjax.recipes import finetune
 
-  finetune.evaluate(job, finetune.prepare(job)[0], "after")
+  tokenizer = finetune.tokenizer_of(job)
+  if parsed.watch:
+    finetune.watch(job, tokenizer, parsed.name)
+  else:
+    finetune.evaluate(job, tokenizer, "after")
+  return 0
+
+
+def _score(parsed, overrides) -> int:
+  import pathlib
+
+  experiment = _experiment(parsed, overrides)
+  from synthjax.evaluate import protocols, run, score
+
+  answered = score.read_generations(parsed.generations, lambda: run.golds(experiment))
+  out = pathlib.Path(parsed.workdir or f"runs/{experiment.name}") / "evaluate_generations"
+  results = score.score(answered, protocols.of(experiment), experiment.evaluate.policy, experiment.evaluate.pass_at, out,
+                        {"generations": parsed.generations})
+  print(f"{score.table(results)}\n  in {out}: results.json, responses.jsonl, wrong.jsonl")
+  return 0
+
+
+def _compare(parsed, overrides) -> int:
+  from synthjax.evaluate import score
+
+  found = score.compare(parsed.one, parsed.other)
+  low, high = found["interval"]
+  print(f"{100 * found['difference']:+.2f} ± {100 * found['standard_error']:.2f} points, "
+        f"95 % interval {100 * low:+.2f} to {100 * high:+.2f}, over {found['problems']:,} problems that both have ({found['left_out']} left out)")
+  return 0
+
+
+def _verify(parsed, overrides) -> int:
+  from synthjax.verify import label
+
+  label.label(parsed.traces, parsed.out, parsed.mode, parsed.problems, parsed.policy)
+  return 0
+
+
+def _decontaminate(parsed, overrides) -> int:
+  from synthjax.verify import decontaminate
+
+  report = decontaminate.clean_file(parsed.candidates, parsed.against, parsed.field, parsed.out)
+  removed = ", ".join(f"{rule} {n}" for rule, n in report["removed"].items())
+  print(f"{report['candidates']:,} problems, {report['clean']:,} clean; removed: {removed}; kept, though they differ from an evaluation "
+        f"problem in their numbers alone: {report['template_overlap']}\n  in {parsed.out}: clean.jsonl, report.json")
   return 0
 
 
@@ -143,7 +210,8 @@ def _plan(parsed, overrides) -> int:
 
 
 def _bench(parsed, overrides) -> int:
-  """`train`: a step of 10M parameters beside PyTorch (make parity installs it). `data`: packing and loading beside grain and seqio."""
+  """`train`: a step of 10M parameters beside PyTorch (make parity installs it). `data`: packing and loading beside grain and seqio.
+  `verify`: judging beside math-verify alone."""
   if overrides:
     raise ValueError(f"bench takes no --config overrides, found {overrides}")
   import importlib

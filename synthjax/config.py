@@ -112,6 +112,13 @@ def check(experiment: schema.Experiment) -> None:
     _require(data.task not in ("traces", "text") or path, f"data.{name}", path, f"the files of task {data.task!r}")
   _require(data.task == "world" or data.traces == "teacher", "data.traces", data.traces,
            f"'teacher' for task {data.task!r}: only the embedded world has other traces")
+  evaluate = experiment.evaluate
+  _require(evaluate.samples >= 1, "evaluate.samples", evaluate.samples, "at least 1")
+  _require(evaluate.temperature >= 0, "evaluate.temperature", evaluate.temperature, "0 or more")
+  _require(evaluate.samples == 1 or evaluate.temperature > 0, "evaluate.temperature", evaluate.temperature,
+           f"above 0 with evaluate.samples={evaluate.samples}: greedy samples are all the same")
+  for k in evaluate.pass_at:
+    _require(1 <= k <= evaluate.samples, "evaluate.pass_at", evaluate.pass_at, f"numbers from 1 to evaluate.samples={evaluate.samples}")
   profile_steps(train)
 
 

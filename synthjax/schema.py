@@ -46,7 +46,7 @@ class Tokenizer:
   eos: str = ""  # end-of-text token of an hf tokenizer.json whose folder does not say it
 
 
-TASK = Literal["world", "gsm8k", "math", "traces", "text"]
+TASK = Literal["world", "gsm8k", "math", "math500", "svamp", "gsm_hard", "aqua", "traces", "text"]
 TRACES = Literal["teacher", "clean", "base"]
 
 
@@ -127,12 +127,17 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-  """Greedy decoding and exact match."""
+  """How policies are evaluated."""
 
-  batch_size: int = 128  # problems decoded together
+  protocol: str = ""  # name in evaluate/protocols.py; "": the test problems of data.task, as the policy was trained to answer them
+  batch_size: int = 128  # responses decoded together
   max_new_tokens: int = 64  # an answer longer than this counts as truncated
+  samples: int = 1  # responses a problem; 1 is greedy unless `temperature` says otherwise
+  temperature: float = 0.0  # of the samples; 0: greedy
+  pass_at: tuple[int, ...] = ()  # k of pass@k and maj@k, each at most `samples`
+  policy: Literal["strict", "lm_eval"] = "strict"  # what counts as equal, see verify/policy.py
   before: bool = True  # also measure the policy before training
-  answer: Literal["task", "hash", "final_line", "boxed"] = "task"  # where the final answer stands; task: as the task has it
+  answer: Literal["task", "hash", "answer_is", "final_line", "boxed"] = "task"  # where the final answer stands; task: as the task has it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Sources of text, without TensorFlow (unless a TFDS name is asked for): shards of rows become examples.
 
-Five tasks: the embedded world, GSM8K, MATH, any JSONL of traces {inputs, targets}, any text corpus ({id, text} JSONL or a document a
-line). A file, a glob or `tfds:NAME[#SPLIT]` says where the rows are.
+Tasks: the embedded world, GSM8K, MATH, MATH-500, SVAMP, GSM-hard, AQuA, any JSONL of traces {inputs, targets}, any text corpus ({id, text}
+JSONL or a document a line). A file, a glob or `tfds:NAME[#SPLIT]` says where the rows are.
 """
 
 import dataclasses
@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 from synthjax import files, schema
 from synthjax.generate.worlds import shop
 
+# Where a task's file lies below the data folder, where that is not TASK/SPLIT.jsonl; some have only a test split.
+_PLACES = {"math500": "math/math500.jsonl", "svamp": "wordproblems/svamp_test.jsonl", "gsm_hard": "wordproblems/gsm_hard_test.jsonl",
+           "aqua": "wordproblems/aqua_test.jsonl"}
 _TFDS = "tfds:"
 _BETWEEN = "\n"  # the files of a shard
 
@@ -28,6 +31,8 @@ class Example(NamedTuple):
   targets: str  # what it shall write
   answer: str = ""  # the final answer
   drop: str = ""  # why this document cannot be used, "" where it can
+  question: str = ""  # the bare problem, without a prompt's words around it
+  group: str = ""  # subject and level, where the task has them
 
 
 def of_split(data: schema.Data, split: str) -> list[schema.Source]:
@@ -47,11 +52,11 @@ def shards(source: schema.Source, data: schema.Data, split: str) -> list[str]:
   if source.task == "world" or source.path.startswith(_TFDS):
     return [source.path or "world"]
   folder = pathlib.Path(data.folder or os.environ.get("SYNTHJAX_DATA") or "../shared/data")
-  pattern = source.path or str(folder / source.task / f"{split}.jsonl")
+  pattern = source.path or str(folder / _PLACES.get(source.task, f"{source.task}/{{split}}.jsonl").format(split=split))
   found = sorted(glob.glob(pattern))
   if not found:
-    raise files.DataError(f"{pattern}: no such file; see data/README.md for where to get {source.task}, then set config.data.{split}_path, "
-                          "config.data.folder or SYNTHJAX_DATA")
+    raise files.DataError(f"{pattern}: no such file for the {split} split; see data/README.md for where to get {source.task}, then set "
+                          f"config.data.{split}_path, config.data.folder or SYNTHJAX_DATA")
   return [_BETWEEN.join(found)] if source.count else found
 
 
@@ -88,7 +93,8 @@ def _world(source, world, split):
   problems = shop.problems(world, "base" if source.traces == "base" and split == "train" else split, source.count or 1000)
   for problem in problems:
     trace = shop.teacher_trace(world, problem) if source.traces == "teacher" else shop.clean_trace(problem)
-    yield Example(problem.id, problem.question, " " + trace.text, problem.answer)
+    group = f"{problem.metadata['events']} events"
+    yield Example(problem.id, problem.question, " " + trace.text, problem.answer, "", problem.question, group)
 
 
 def _read_file(task, name, split):
@@ -128,6 +134,13 @@ class _Row(NamedTuple):
                             f"{', '.join(self.fields)})")
     return value
 
+  def number_text(self, name: str) -> str:
+    """A JSON number as text, whole ones without a decimal point."""
+    value = self.fields.get(name)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+      raise files.DataError(f"{self.file}, row {self.number}: field {name!r} is {value!r}; expected a number")
+    return str(int(value)) if float(value).is_integer() else repr(value)
+
   def id(self, name: str = "id") -> str:
     return str(self.fields.get(name, self.default_id))
 
@@ -138,14 +151,37 @@ def _gsm8k(row: _Row) -> Example:
   if not marker:
     raise files.DataError(f"{row.file}, row {row.number}: the answer has no '#### ' line")
   # <<48/2=24>> marks a calculator call of the original; a policy without a calculator is not taught to write it.
-  text = re.sub(r"<<[^<>]*>>", "", solution)
-  return Example(row.default_id, f"Question: {row.text('question')}\nAnswer:", " " + text, answer.strip())
+  return _word_problem(row, row.default_id, row.text("question"), re.sub(r"<<[^<>]*>>", "", solution), answer.strip())
+
+
+def _word_problem(row: _Row, name: str, question: str, solution: str, answer: str, group: str = "") -> Example:
+  return Example(name, f"Question: {question}\nAnswer:", " " + solution, answer, "" if answer else "no gold answer", question, group)
 
 
 def _math(row: _Row) -> Example:
-  answer = row.text("answer")
-  return Example(row.id("unique_id"), f"Problem: {row.text('problem')}\nSolution:", " " + row.text("solution"), answer,
-                 "" if answer else "no gold answer")
+  answer, problem = row.text("answer"), row.text("problem")
+  group = f"{row.fields.get('subject', row.fields.get('type', '?'))}, level {row.fields.get('level') or '?'}"
+  return Example(row.id("unique_id"), f"Problem: {problem}\nSolution:", " " + row.text("solution"), answer,
+                 "" if answer else "no gold answer", problem, group)
+
+
+def _svamp(row: _Row) -> Example:
+  question, answer = f"{row.text('Body').rstrip(' .')}. {row.text('Question')}", row.number_text("Answer")
+  return _word_problem(row, row.id("ID"), question, f"{row.text('Equation')} = {answer}\n#### {answer}", answer, row.text("Type"))
+
+
+def _gsm_hard(row: _Row) -> Example:
+  answer = row.number_text("target")
+  return _word_problem(row, row.default_id, row.text("input"), f"{row.text('code')}\n#### {answer}", answer)
+
+
+def _aqua(row: _Row) -> Example:
+  options = row.fields.get("options")
+  if not isinstance(options, list):
+    raise files.DataError(f"{row.file}, row {row.number}: field 'options' is {options!r}; expected a list of five")
+  answer = row.text("correct")
+  question = f"{row.text('question')}\nAnswer Choices: " + " ".join(f"({str(option).replace(')', ') ', 1)}" for option in options)
+  return _word_problem(row, row.default_id, question, f"{row.text('rationale')}\n#### {answer}", answer)
 
 
 def _trace(row: _Row) -> Example:
@@ -157,4 +193,5 @@ def _text(row: _Row) -> Example:
   return Example(row.id(), "", text, "", "" if text.strip() else "empty text")
 
 
-_MAKERS: dict[str, Callable[[_Row], Example]] = {"gsm8k": _gsm8k, "math": _math, "traces": _trace, "text": _text}
+_MAKERS: dict[str, Callable[[_Row], Example]] = {
+  "gsm8k": _gsm8k, "math": _math, "math500": _math, "svamp": _svamp, "gsm_hard": _gsm_hard, "aqua": _aqua, "traces": _trace, "text": _text}

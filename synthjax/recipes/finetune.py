@@ -4,6 +4,7 @@ Each function is one stage or a group of them, called by `run` in order and by t
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 from typing import NamedTuple
@@ -12,7 +13,9 @@ import jax
 
 from synthjax import files, multihost, progress, schema, sharding, stages
 from synthjax.data import cache, sources, tokenizers
-from synthjax.evaluate import accuracy
+from synthjax.evaluate import protocols, score
+from synthjax.evaluate import run as evaluate_lib
+from synthjax.evaluate import watch as watch_lib
 from synthjax.model.transformer import Params, Transformer, sized
 from synthjax.train import checkpoint, loop
 
@@ -54,7 +57,7 @@ def prepare(job: Job) -> tuple[tokenizers.Tokenizer, dict[pathlib.Path, float]]:
   sharding.make_layout(job.experiment.mesh)  # a mesh that the devices do not fill is known before anything is written
   if multihost.is_first():
     files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
-  tokenizer = _tokenizer(job)
+  tokenizer = tokenizer_of(job)
   for (split, source), folder in _caches(job).items():
     cache.cache(source, job.experiment.data, job.experiment.world, split, tokenizer, folder, job.runner, job.force)
   return tokenizer, {folder: source.rate for (split, source), folder in _caches(job).items() if split == "train"}
@@ -78,27 +81,45 @@ def train(job: Job, tokenizer: tokenizers.Tokenizer, caches: dict[pathlib.Path, 
 def evaluate(job: Job, tokenizer: tokenizers.Tokenizer, when: str) -> dict:
   """Accuracy of the policy that training starts from (`before`: its init, or random parameters) or leaves (`after`)."""
   source = str(job.workdir / "train/checkpoints") if when == "after" else job.experiment.train.init
-  data = job.experiment.data
-  test = [sources.fingerprint(source_, data, job.experiment.world, "test") for source_ in sources.of_split(data, "test")]
+  test = evaluate_lib.fingerprint(job.experiment)
 
   def work(folder: pathlib.Path) -> dict:
     model, params = load_policy(job.experiment, tokenizer, source)
-    examples = list(sources.examples(data, job.experiment.world, "test"))
-    return accuracy.evaluate(model, params, tokenizer, examples, job.experiment, folder / "responses.jsonl").to_json()
+    return evaluate_lib.evaluate(model, params, tokenizer, job.experiment, folder)
 
   inputs = [_training(job), dataclasses.asdict(job.experiment.evaluate), test]
-  score = stages.run(job.workdir / f"evaluate_{when}", inputs, work, job.force, together=True)
-  progress.say(f"[evaluate_{when}] {100 * score['accuracy']:.1f} ± {100 * score['standard_error']:.1f} % of {score['problems']:,} problems")
-  return score
+  results = stages.run(job.workdir / f"evaluate_{when}", inputs, work, job.force, together=True)
+  progress.say(score.table(results))
+  return results
 
 
-def load_policy(experiment: schema.Experiment, tokenizer: tokenizers.Tokenizer, source: str) -> tuple[Transformer, Params]:
-  """The config's model with the newest parameters below `source`, or random ones for "", whole on each process's first device."""
-  model = Transformer(sized(experiment.model, tokenizer.size))
+def watch(job: Job, tokenizer: tokenizers.Tokenizer, name: str) -> list[dict]:
+  """Scores every checkpoint of `workdir/train` once, while another process writes them, until that training has finished."""
+  experiment = job.experiment
+  checkpoints, out = job.workdir / "train/checkpoints", job.workdir / "watch" / (name or protocols.of(experiment).name)
+  settings = {"evaluate": dataclasses.asdict(experiment.evaluate), "test": evaluate_lib.fingerprint(experiment), "seed": experiment.seed}
+
+  def one(step: int, folder: pathlib.Path) -> dict:
+    model, params = load_policy(experiment, tokenizer, str(checkpoints), step)
+    return evaluate_lib.evaluate(model, params, tokenizer, experiment, folder)
+
+  return watch_lib.watch(checkpoints, out, json.loads(json.dumps(settings)), one, (job.workdir / "train/manifest.json").exists)
+
+
+@functools.lru_cache(1)
+def _model(cfg: schema.Model) -> Transformer:
+  return Transformer(cfg)
+
+
+def load_policy(experiment: schema.Experiment, tokenizer: tokenizers.Tokenizer, source: str,
+                step: int | None = None) -> tuple[Transformer, Params]:
+  """The config's model with the newest parameters below `source` (or those of `step`), or random ones for "", whole on each process's
+  first device."""
+  model = _model(sized(experiment.model, tokenizer.size))
   everywhere = sharding.make_layout(schema.Mesh()).replicated
   if source:
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), model.abstract())
-    _, params, about = checkpoint.load_params(source, abstract)
+    _, params, about = checkpoint.load_params(source, abstract, step)
     loop.same_tokenizer(about["tokenizer"], tokenizer.fingerprint, source)
   else:
     params = jax.jit(model.init, out_shardings=everywhere)(jax.random.key(experiment.seed))
@@ -112,10 +133,14 @@ def table(job: Job, result: dict) -> str:
   if scores:
     lines += [f"{job.experiment.name}: {job.experiment.data.task}, {scores['after']['problems']:,} test problems",
               f"{'':8} {'accuracy':>16} {'undecided':>10} {'truncated':>10}   steps"]
-  for when, score in scores.items():
-    shown = f"{100 * score['accuracy']:.1f} ± {100 * score['standard_error']:.1f} %"
-    steps = ", ".join(f"{100 * n / sum(score['steps'].values()):.1f} % {name}" for name, n in score["steps"].items())
-    lines.append(f"{when:8} {shown:>16} {sum(score['undecided'].values()):>10} {score['truncated']:>10}   {steps}")
+  for when, scored in scores.items():
+    shown = f"{100 * scored['accuracy']:.1f} ± {100 * scored['standard_error']:.1f} %"
+    judged = scored.get("steps", {})
+    steps = ", ".join(f"{100 * n / sum(judged.values()):.1f} % {name}" for name, n in judged.items())
+    lines.append(f"{when:8} {shown:>16} {sum(scored['undecided'].values()):>10} {scored['truncated']:>10}   {steps}")
+  if len(scores) == 2:
+    change = score.compare(job.workdir / "evaluate_before/responses.jsonl", job.workdir / "evaluate_after/responses.jsonl")
+    lines.append(f"change   {100 * change['difference']:+.1f} ± {100 * change['standard_error']:.1f} points, paired over the same problems")
   train = result["train"]
   lines.append(f"loss {train['loss']:.4f} after {train['steps']:,} steps and {train['tokens']:,} target tokens; "
                f"held-out loss {train['eval_loss']:.4f}")
@@ -124,7 +149,8 @@ def table(job: Job, result: dict) -> str:
   return "\n".join(lines)
 
 
-def _tokenizer(job: Job) -> tokenizers.Tokenizer:
+def tokenizer_of(job: Job) -> tokenizers.Tokenizer:
+  """The config's tokenizer, trained on the training documents where it asks for that."""
   cfg, data, world = job.experiment.data.tokenizer, job.experiment.data, job.experiment.world
   if cfg.kind == "sentencepiece" and not cfg.path:
     path = job.workdir / "tokenizer/model.model"

@@ -4,6 +4,7 @@ Saving is asynchronous and atomic (Orbax renames a finished step into place). Re
 one first, so that a misfit is a readable difference and a type never changes in silence.
 """
 
+import json
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from synthjax import files
+from synthjax import files, progress
 
 _policies = ocp.training.preservation_policies
 
@@ -27,15 +28,17 @@ class Checkpoints:
   Args:
     folder: where the steps lie.
     keep: how many of the newest are kept; the one with the lowest held-out loss is kept besides.
+    watchers: folder of the watchers' folders (see `evaluate/watch.py`): a step that one of them has not scored is kept too.
     say: prints a line.
   """
 
-  def __init__(self, folder: files.Path, keep: int = 2, say: Callable[[str], None] = print):
+  def __init__(self, folder: files.Path, keep: int = 2, watchers: files.Path = "", say: Callable[[str], None] = progress.say):
     self.folder, self._say = pathlib.Path(folder).absolute(), say
     best = _policies.BestN(get_metric_fn=lambda m: -m["eval_loss"], n=1, keep_checkpoints_without_metrics=False)
     self._orbax = ocp.training.Checkpointer(
       self.folder, save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-      preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(keep), best]), cleanup_tmp_directories=True)
+      preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(keep), best, _Unscored(watchers)]),
+      cleanup_tmp_directories=True)
     self._pending = None
 
   def steps(self) -> list[int]:
@@ -121,6 +124,24 @@ class Checkpoints:
 
   def __exit__(self, *_) -> None:
     self.close()
+
+
+class _Unscored(_policies.PreservationPolicy):
+  """Keeps what a watcher has yet to score."""
+
+  def __init__(self, watchers: files.Path):
+    self._watchers = pathlib.Path(watchers) if watchers else None
+
+  def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    del context
+    journals = list(self._watchers.glob("*/results.jsonl")) if self._watchers else []
+    scored = [_scored(journal) for journal in journals]
+    return [any(checkpoint.step not in steps for steps in scored) for checkpoint in checkpoints]
+
+
+def _scored(journal: pathlib.Path) -> set[int]:
+  """Steps of the whole rows; the last row may be half written at this moment."""
+  return {json.loads(line)["step"] for line in journal.read_bytes().split(b"\n")[:-1]}
 
 
 def load_params(folder: files.Path, abstract: Any, step: int | None = None) -> tuple[int, Any, dict]:

@@ -57,7 +57,7 @@ def train(experiment: schema.Experiment, caches: Mapping[pathlib.Path, float], f
   model = Transformer(sized(experiment.model, tokenizer[0]), layout.constrain)
   check_fit(layout, model.cfg, cfg.batch_size // cfg.accumulate, experiment.data.row_length)
   trainer = Trainer(model, optimizer.make(cfg.optimizer, steps), layout, cfg)
-  with checkpoint.Checkpoints(pathlib.Path(folder) / "checkpoints", cfg.keep, say) as checkpoints:
+  with checkpoint.Checkpoints(pathlib.Path(folder) / "checkpoints", cfg.keep, pathlib.Path(folder).parent / "watch", say) as checkpoints:
     state, start, position = _begin(experiment, trainer, checkpoints, tokenizer, say)
     say(f"{count.describe(model)}; {steps:,} steps of {cfg.batch_size} rows x {experiment.data.row_length} tokens; "
         f"rows are {100 * rows.fill:.1f} % full; mesh {dict(layout.mesh.shape)}")

@@ -3,7 +3,7 @@
 import re
 
 _MARKERS = {"hash": "####", "answer_is": "The answer is", "final_line": "Answer:", "a_line": "\nA:"}
-MODES = (*_MARKERS, "boxed", "last_number")
+MODES = (*_MARKERS, "boxed", "minerva", "last_number")
 _NUMBER = re.compile(r"-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\$?\.\d+")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(\{|(?=[0-9A-Za-z]))")
 
@@ -17,6 +17,7 @@ def extract(text: str, mode: str) -> str | None:
     final_line: the line after the last `Answer:`.
     a_line: the last line that begins with `A:` (the form of OpenAI's GSM8K samples).
     boxed: in the last `\\boxed{}` or `\\fbox{}` with balanced braces; an unterminated last box is no answer.
+    minerva: after the last `The final answer is`, up to `. I hope it is correct` or the end of the line.
     last_number: the last number anywhere; only ever a second, flexible metric.
 
   Raises:
@@ -27,6 +28,10 @@ def extract(text: str, mode: str) -> str | None:
   if mode == "last_number":
     found = _NUMBER.findall(text)
     return found[-1] if found else None
+  if mode == "minerva":
+    _, marker, rest = text.rpartition("The final answer is")
+    answer = re.split(r"\.\s*I hope|\n", rest.strip(), maxsplit=1)[0].strip().rstrip(".")
+    return answer or None if marker else None
   if mode not in _MARKERS:
     raise ValueError(f"extraction mode {mode!r}: expected one of {', '.join(MODES)}")
   _, marker, rest = ("\n" + text if mode == "a_line" else text).rpartition(_MARKERS[mode])

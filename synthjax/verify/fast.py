@@ -1,7 +1,7 @@
 """Equality of plain answers, exact and without sympy: numbers, words, and tuples, intervals, sets and lists of them.
 
-Both answers are brought to a canonical form. Where one has none, or the forms leave room for doubt (percent against plain, a decimal near an
-exact value, anything symbolic), `compare` returns None and the symbolic comparison decides.
+Both answers are brought to a canonical form. Where one has none, or the forms leave room for doubt (percent against plain, a decimal near
+an exact value, anything symbolic), `compare` returns None and the symbolic comparison decides.
 """
 
 import functools
@@ -53,6 +53,8 @@ def form(text: str) -> Form | None:
     return form(text[assigned.end():])
   if (number := _number(text)) is not None:
     return number
+  if option := _OPTION.fullmatch(text):
+    return Word(option[1])
   if _WORDS.fullmatch(text):
     return _word(text)
   return _group(text)
@@ -61,7 +63,7 @@ def form(text: str) -> Form | None:
 _CLEANED = [(re.compile(pattern), new) for pattern, new in (
   (r"\\[dtc]frac", r"\\frac"),
   (r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|textstyle|limits)(?![A-Za-z])", ""),
-  (r"(?<=\d)(?:\\[,!;:]|\{,\}|\\ )+(?=\d{3}(?!\d))", ","),  # 1\,000 and 1{,}000
+  (r"(?<=\d),?(?:\\[,!;:]|\{,\}|\\ )+(?=\d{3}(?!\d))", ","),  # 1\,000, 1,\!000 and 1{,}000
   (r"\\[,!;:>]|\\ |~|\\q?quad", " "),
   (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree|\\textdegree", ""),
   (r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|textnormal|operatorname)\s*\{([^{}]*)\}", r" \\word \1 "),
@@ -72,10 +74,12 @@ _CLEANED = [(re.compile(pattern), new) for pattern, new in (
   (r"_\{(\w+)\}", r"_\1"),
   (r"\^\{(\w)\}", r"^\1"),
 )]
-_CHARACTERS = str.maketrans({"\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "\N{EM DASH}": "-", "\N{HYPHEN}": "-", "\N{NON-BREAKING HYPHEN}": "-",
-                             "\N{FULLWIDTH COMMA}": ",", "\N{NO-BREAK SPACE}": " ", "\N{NARROW NO-BREAK SPACE}": " ", "\N{THIN SPACE}": " ",
-                             "\N{DEGREE SIGN}": "", "\N{MULTIPLICATION SIGN}": "*", "\N{GREEK SMALL LETTER PI}": r"\pi", "\N{INFINITY}": r"\infty",
-                             "\u00a3": "$", "\u20ac": "$"})
+_CHARACTERS = str.maketrans({
+  **dict.fromkeys("\N{MINUS SIGN}\N{EN DASH}\N{EM DASH}\N{HYPHEN}\N{NON-BREAKING HYPHEN}", "-"),
+  **dict.fromkeys("\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}\N{THIN SPACE}", " "),
+  **dict.fromkeys("\N{POUND SIGN}\N{EURO SIGN}", "$"),
+  "\N{FULLWIDTH COMMA}": ",", "\N{DEGREE SIGN}": "", "\N{MULTIPLICATION SIGN}": "*", "\N{GREEK SMALL LETTER PI}": r"\pi",
+  "\N{INFINITY}": r"\infty"})
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 
 
@@ -102,11 +106,12 @@ def _squeeze(text: str) -> str:
   return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text.replace(r"\word", ""))
 
 
-_SPELLED = {word: Fraction(n) for n, word in enumerate(
-  "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen "
-  "twenty".split())}
+_SPELLED = {word: Fraction(n) for n, word in enumerate((
+  "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen",
+  "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"))}
 _ASSIGNMENT = re.compile(r"\\?[A-Za-z]+(?:_\w)?(?:\([A-Za-z]\))?\s*=\s*(?=[^=])")
 _WORDS = re.compile(r"(?:\\word|[A-Za-z]+|[ '.\-])+")
+_OPTION = re.compile(r"(?:\\word)?\s*\(\s*(?:\\word)?\s*([A-Za-z])\s*\)\s*")  # (C), of a multiple choice
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+"
 _PLAIN = re.compile(rf"(?P<sign>[-+]?)\s*(?P<digits>{_DIGITS})")
 _SCIENTIFIC = re.compile(rf"(?P<sign>[-+]?)\s*(?P<digits>{_DIGITS})\s*(?:[eE]|(?:\*|x)\s*10\s*\^)\s*\{{?(?P<power>[-+]?\d{{1,3}})\}}?")
@@ -185,7 +190,7 @@ def _word(text: str) -> Number | Word | None:
   words = " ".join(text.replace(r"\word", " ").replace(".", " ").split())
   if words.lower() in _SPELLED:
     return Number(_SPELLED[words.lower()])
-  if re.fullmatch(r"\(?[A-Za-z]\)?", words):
+  if len(words) == 1:
     return Word(words)
   # Letters without spaces that were not set as text may be a product of variables.
   return Word(words.lower()) if len(words) > 1 and (as_text or " " in words or len(words) > 3) else None

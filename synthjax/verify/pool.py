@@ -30,7 +30,7 @@ _REMEMBERED = 1_000_000  # verdicts kept in memory
 class Limits:
   """Of the pool's workers."""
 
-  workers: int = 2
+  workers: int = 2  # cases judged side by side by `compare_many`; one process more stands by
   seconds: float = 3.0  # from dispatch to answer; then the worker is killed
   memory: int = 2 << 30  # bytes of address space
   cases: int = 5_000  # after which a worker is replaced: sympy's caches grow
@@ -165,9 +165,12 @@ class Pool:
     with self._lock:
       if self._closed:
         raise RuntimeError("this pool is closed")
-      fresh = self._started < self.limits.workers and self._free.empty()
-      self._started += fresh
-    return _Worker(self.limits) if fresh else self._free.get()
+      if self._started == 0:
+        # One more than are used at once: a killed worker's successor imports sympy while the spare one works.
+        self._started = self.limits.workers + 1
+        for _ in range(self._started):
+          self._free.put(_Worker(self.limits))
+    return self._free.get()
 
   def _replace(self, worker) -> None:
     """The next one starts at once, so that its imports overlap with other work."""

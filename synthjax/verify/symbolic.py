@@ -99,7 +99,8 @@ def _opening(text: str) -> str:
   return next((bracket for bracket in (r"\{", "(") if cleaned.startswith(bracket)), "")
 
 
-_GUARDS = {"equation": _equation, "ellipsis": _ellipsis, "subscript": _subscript, "digits": _digits, "infinite": _infinite, "tuples": _tuples}
+_GUARDS = {"equation": _equation, "ellipsis": _ellipsis, "subscript": _subscript, "digits": _digits, "infinite": _infinite,
+           "tuples": _tuples}
 
 
 def _compact(text: str) -> str:
@@ -107,11 +108,12 @@ def _compact(text: str) -> str:
 
 
 def _mended(text: str) -> str:
-  """The spellings that the grammar misreads: a final full stop, ASCII pi, thousands apart, a bare e-notation."""
+  """The spellings that the grammar misreads: a final full stop, ASCII pi, thousands apart, e-notation, a fraction of bare symbols."""
   text = re.sub(r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi ", text.strip())
-  text = re.sub(r"(?<=\d)(?:\\[,!]|\{,\})(?=\d{3}(?!\d))", "", text)
+  text = re.sub(r"(?<=\d),?(?:\\[,!]|\{,\})(?=\d{3}(?!\d))", "", text)
+  text = re.sub(r"\\([dt]?)frac\s*(\\?[A-Za-z]+|\d)\s*(\d|\\[A-Za-z]+)", r"\\\1frac{\2}{\3}", text)
   text = re.sub(r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})(?!\w)", r"\1 \\cdot 10^{\2}", text)
-  return re.sub(r"(?<=\d)\.$", "", text.rstrip())
+  return re.sub(r"(?<!\.)[.,;]$", "", text.rstrip())
 
 
 @functools.cache

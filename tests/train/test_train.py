@@ -68,7 +68,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_is_used(tmp_path):
   for path in (tmp_path / "2/state/d").iterdir():
     path.write_bytes(b"xx")
   said = []
-  with checkpoint.Checkpoints(tmp_path, 3, said.append) as checkpoints:
+  with checkpoint.Checkpoints(tmp_path, 3, say=said.append) as checkpoints:
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _state(0.0))
     step, state, about = checkpoints.restore(abstract)
   assert (step, about["position"]) == (1, 1) and float(state["params"]["w"][0, 0]) == 1.0
