@@ -156,8 +156,8 @@ def _compare(parsed, overrides) -> int:
 
   found = score.compare(parsed.one, parsed.other)
   low, high = found["interval"]
-  print(f"{100 * found['difference']:+.2f} ± {100 * found['standard_error']:.2f} points, "
-        f"95 % interval {100 * low:+.2f} to {100 * high:+.2f}, over {found['problems']:,} problems that both have ({found['left_out']} left out)")
+  print(f"{100 * found['difference']:+.2f} ± {100 * found['standard_error']:.2f} points, 95 % interval {100 * low:+.2f} to "
+        f"{100 * high:+.2f}, over {found['problems']:,} problems that both have ({found['left_out']} left out)")
   return 0
 
 

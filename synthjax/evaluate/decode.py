@@ -6,6 +6,7 @@ Shapes: B prompts decoded together, T prompt tokens (padded), S cached positions
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ def decode(model: Transformer, params: Params, prompts: Sequence[Sequence[int]],
     if not prompt:
       raise ValueError(f"prompt {number} is empty; a prompt has at least one token")
   results: list[tuple[list[int], bool]] = [([], False)] * len(prompts)
-  run = _compiled(model, tokenizer, how)
+  run: Any = _compiled(model, tokenizer, how)  # type: ignore[arg-type]
   order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
   eos_id = tokenizer.eos_id
   for batch in _batches(order, how.batch_size):
@@ -61,7 +62,7 @@ def decode(model: Transformer, params: Params, prompts: Sequence[Sequence[int]],
 
 
 @functools.lru_cache(8)
-def _compiled(model, tokenizer, how):
+def _compiled(model: Transformer, tokenizer: Any, how: Decoding):
   """One compilation for all checkpoints of a run that are evaluated one after the other."""
   return jax.jit(functools.partial(_generate, model, how=how, tokenizer=tokenizer))
 

@@ -16,11 +16,11 @@ _Z = 1.96  # of a 95 % interval
 
 def mean(values_P: Sequence[float]) -> tuple[float, float]:
   """(mean, standard error) over problems: values are each problem's share of right samples."""
-  values_P = np.asarray(values_P, float)
-  if len(values_P) == 0:
+  shares_P = np.asarray(values_P, float)
+  if len(shares_P) == 0:
     raise ValueError("no problems to average over")
-  spread = values_P.std(ddof=1) if len(values_P) > 1 else 0.0
-  return float(values_P.mean()), float(spread / math.sqrt(len(values_P)))
+  spread = shares_P.std(ddof=1) if len(shares_P) > 1 else 0.0
+  return float(shares_P.mean()), float(spread / math.sqrt(len(shares_P)))
 
 
 def interval(values_P: Sequence[float]) -> tuple[float, float]:
@@ -71,4 +71,4 @@ def paired(one_P: Sequence[float], other_P: Sequence[float]) -> tuple[float, flo
   """(mean of other - one, standard error) over the same problems in the same order."""
   if len(one_P) != len(other_P):
     raise ValueError(f"a paired difference needs the same problems: {len(one_P)} against {len(other_P)}")
-  return mean(np.asarray(other_P, float) - np.asarray(one_P, float))
+  return mean((np.asarray(other_P, float) - np.asarray(one_P, float)).tolist())

@@ -126,7 +126,7 @@ class Checkpoints:
     self.close()
 
 
-class _Unscored(_policies.PreservationPolicy):
+class _Unscored:
   """Keeps what a watcher has yet to score."""
 
   def __init__(self, watchers: files.Path):

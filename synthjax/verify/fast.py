@@ -1,7 +1,8 @@
 """Equality of plain answers, exact and without sympy: numbers, words, and tuples, intervals, sets and lists of them.
 
-Both answers are brought to a canonical form. Where one has none, or the forms leave room for doubt (percent against plain, a decimal near
-an exact value, anything symbolic), `compare` returns None and the symbolic comparison decides.
+Both answers are brought to a canonical form; closed forms with roots, pi or variables to a value, by which they can only differ. Where
+one has none, or the forms leave room for doubt (percent against plain, a decimal near an exact value, anything symbolic), `compare`
+returns None and the symbolic comparison decides.
 """
 
 import functools
@@ -9,8 +10,10 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
+from synthjax.verify import numeric
+
 _GREATEST_EXPONENT = 400  # of 10^n and 1e n; larger ones are not expanded
-_NEAR = Fraction(1, 100)  # relative distance within which a decimal may stand for an exact value
+_NEAR = Fraction(1, 10**5)  # distance, absolute or relative, within which a decimal may stand for an exact value
 
 
 class Number(NamedTuple):
@@ -35,7 +38,13 @@ class Group(NamedTuple):
   items: tuple
 
 
-Form = Number | Word | Group
+class Value(NamedTuple):
+  """A closed form with roots, pi or variables, in floating point: good for telling different ones apart."""
+
+  value: float
+
+
+Form = Number | Word | Group | Value
 
 
 def compare(gold: str, prediction: str) -> bool | None:
@@ -56,8 +65,14 @@ def form(text: str) -> Form | None:
   if option := _OPTION.fullmatch(text):
     return Word(option[1])
   if _WORDS.fullmatch(text):
-    return _word(text)
-  return _group(text)
+    word = _word(text)
+    if word is not None:
+      return word
+  group = _group(text)
+  if group is not None:
+    return group
+  value = numeric.value(text)
+  return None if value is None else Value(value)
 
 
 _CLEANED = [(re.compile(pattern), new) for pattern, new in (
@@ -234,10 +249,14 @@ def _same(gold: Form | None, found: Form | None) -> bool | None:
     return _same_group(gold, found)
   if isinstance(gold, Word) and isinstance(found, Word):
     return _same_word(gold.text, found.text)
+  if isinstance(gold, Number | Value) and isinstance(found, Number | Value):
+    percent = isinstance(gold, Number) and gold.percent or isinstance(found, Number) and found.percent
+    return None if percent or not numeric.apart(float(gold.value), float(found.value)) else False
+  if {type(gold), type(found)} in ({Number, Group}, {Value, Group}):
+    return _scalar_and_group(gold, found)
   if {type(gold), type(found)} == {Number, Word}:
     # e, i and pi are numbers; every other letter or word is none.
-    word = gold if isinstance(gold, Word) else found
-    return None if len(word.text) <= 2 else False
+    return None if any(isinstance(word, Word) and len(word.text) <= 2 for word in (gold, found)) else False
   return None
 
 
@@ -248,8 +267,16 @@ def _same_number(gold: Number, found: Number) -> bool | None:
     return False if {gold.unit, found.unit} == {"am", "pm"} else None
   if gold.value == found.value:
     return True
-  near = abs(gold.value - found.value) <= _NEAR * max(abs(gold.value), abs(found.value))
+  near = abs(gold.value - found.value) <= _NEAR * max(abs(gold.value), abs(found.value), 1)
   return None if near and gold.decimal | found.decimal else False
+
+
+def _scalar_and_group(gold: Form, found: Form) -> bool | None:
+  """A scalar is no tuple; but a set of one may be its element, and `1, 000` a number."""
+  group = gold if isinstance(gold, Group) else found
+  assert isinstance(group, Group)
+  thousands = all(isinstance(item, Number) and item.value < 1000 for item in group.items[1:])
+  return None if len(set(group.items)) < 2 or (group.brackets == "" and thousands) else False
 
 
 def _same_word(gold: str, found: str) -> bool | None:
@@ -260,7 +287,8 @@ def _same_word(gold: str, found: str) -> bool | None:
 
 def _same_group(gold: Group, found: Group) -> bool | None:
   if gold.brackets != found.brackets:
-    return None
+    # An open end is not a closed one; what other differences mean is for the policy to say.
+    return False if gold.brackets and found.brackets and "{}" not in (gold.brackets, found.brackets) else None
   if gold.brackets in ("{}", ""):
     return _same_multiset(list(gold.items), list(found.items))
   if len(gold.items) != len(found.items):

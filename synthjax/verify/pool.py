@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 
+from synthjax import progress
 from synthjax.records import Verdict
 from synthjax.verify import fast
 from synthjax.verify.policy import LONGEST, STRICT, Policy
@@ -47,9 +48,11 @@ class _Worker:
     self.limits, self.cases, self._buffer = limits, 0, b""
     # OPENBLAS reserves address space a thread: with one, 2 GB are enough.
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    self._process = subprocess.Popen(
-      [sys.executable, "-m", "synthjax.verify.worker", str(limits.memory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-      stderr=subprocess.DEVNULL, env=environment, start_new_session=True)  # Ctrl-C is for the parent to handle
+    self._command = [sys.executable, "-m", "synthjax.verify.worker", str(limits.memory)]
+    self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                     env=environment, start_new_session=True)  # Ctrl-C is for the parent to handle
+    assert self._process.stdin and self._process.stdout
+    self._cases, self._answers = self._process.stdin, self._process.stdout
     self._ready = False
 
   def ask(self, gold: str, prediction: str, policy: Policy) -> tuple[Verdict, bool]:
@@ -57,13 +60,13 @@ class _Worker:
     if not self._ready:
       if self._line(_START_SECONDS) is None:
         self.kill()
-        raise WorkerStartError(f"a verification worker did not start ({' '.join(map(str, self._process.args))} ended with "
-                               f"{self._process.returncode}); run that command by hand to see why")
+        raise WorkerStartError(f"a verification worker did not start ({' '.join(self._command)} ended with {self._process.returncode}); "
+                               "run that command by hand to see why")
       self._ready = True
     self.cases += 1
     try:
-      self._process.stdin.write(json.dumps([gold, prediction, dataclasses.asdict(policy)]).encode() + b"\n")
-      self._process.stdin.flush()
+      self._cases.write(json.dumps([gold, prediction, dataclasses.asdict(policy)]).encode() + b"\n")
+      self._cases.flush()
       line = self._line(self.limits.seconds)
     except (BrokenPipeError, TimeoutError) as e:
       return Verdict("undecided", "timeout" if isinstance(e, TimeoutError) else "error"), False
@@ -74,7 +77,7 @@ class _Worker:
 
   def _line(self, seconds: float) -> bytes | None:
     """The next answer, or None where the process has ended. Raises TimeoutError after `seconds`."""
-    deadline, pipe = time.monotonic() + seconds, self._process.stdout
+    deadline, pipe = time.monotonic() + seconds, self._answers
     while b"\n" not in self._buffer:
       if not select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
         raise TimeoutError
@@ -88,7 +91,7 @@ class _Worker:
   def kill(self) -> None:
     self._process.kill()
     self._process.wait()
-    for pipe in (self._process.stdin, self._process.stdout):
+    for pipe in (self._cases, self._answers):
       with contextlib.suppress(OSError):
         pipe.close()
 
@@ -119,12 +122,16 @@ class Pool:
 
   def compare_many(self, pairs: Sequence[tuple[str, str | None]]) -> list[Verdict]:
     """Verdicts of (gold, prediction) pairs, in order; equal pairs are judged once, the open ones side by side."""
-    found = {pair: self._at_once(*pair) for pair in dict.fromkeys(pairs)}
-    still_open = [pair for pair, verdict in found.items() if verdict is None]
+    at_once = {pair: self._at_once(*pair) for pair in dict.fromkeys(pairs)}
+    judged = {pair: verdict for pair, verdict in at_once.items() if verdict is not None}
+    still_open = [pair for pair in at_once if pair not in judged]
     if still_open:
-      with concurrent.futures.ThreadPoolExecutor(self.limits.workers) as threads:
-        found |= zip(still_open, threads.map(lambda pair: self._in_worker(*pair), still_open))
-    return [found[pair] for pair in pairs]
+      with (concurrent.futures.ThreadPoolExecutor(self.limits.workers) as threads,
+            progress.bar("verify", len(still_open), "cases") as advance):
+        for pair, verdict in zip(still_open, threads.map(lambda pair: self._in_worker(*pair), still_open)):
+          judged[pair] = verdict
+          advance(1)
+    return [judged[pair] for pair in pairs]
 
   def _at_once(self, gold, prediction) -> Verdict | None:
     """What needs no worker: nothing there, too long, plain, or judged before."""

@@ -7,7 +7,7 @@ words around them do not count), and word 5-grams with a Jaccard similarity of 0
 import collections
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from synthjax.records import Trace, Verdict
 
@@ -71,7 +71,7 @@ class _Seen:
   def __init__(self, by_equations: bool, near: bool):
     self.texts: set[str] = set()
     self.equations: set[tuple[str, ...]] | None = set() if by_equations else None
-    self.similar = _similar_index() if near else None
+    self.similar: Any = _similar_index() if near else None
     self.sketches: list = []
 
   def repeats(self, text: str) -> str:
