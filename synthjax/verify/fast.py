@@ -50,6 +50,8 @@ Form = Number | Word | Group | Value
 def compare(gold: str, prediction: str) -> bool | None:
   """True or False where that is certain, else None."""
   one, other = clean(gold), clean(prediction)
+  if _FORMULA_OF_WORDS.search(other) and isinstance(form(one), Number):
+    return False
   if _squeeze(one) == _squeeze(other):
     return True if _squeeze(one) else None
   return _same(form(one), form(other))
@@ -125,7 +127,7 @@ _SPELLED = {word: Fraction(n) for n, word in enumerate((
   "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen",
   "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"))}
 _ASSIGNMENT = re.compile(r"\\?[A-Za-z]+(?:_\w)?(?:\([A-Za-z]\))?\s*=\s*(?=[^=])")
-_WORDS = re.compile(r"(?:\\word|[A-Za-z]+|[ '.\-])+")
+_WORDS = re.compile(r"(?:\\word|[A-Za-z '.\-])+")  # one character a turn: runs inside runs would take exponential time
 _OPTION = re.compile(r"(?:\\word)?\s*\(\s*(?:\\word)?\s*([A-Za-z])\s*\)\s*")  # (C), of a multiple choice
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+"
 _PLAIN = re.compile(rf"(?P<sign>[-+]?)\s*(?P<digits>{_DIGITS})")
@@ -136,6 +138,11 @@ _FRACTION = re.compile(
   r"(?P<sign>[-+]?)\s*(?:(?P<whole>\d+)\s*)?\\frac\s*(?:" + _PART.format("n", 1, 2) + r")\s*(?:" + _PART.format("d", 1, 2) + ")")
 _SLASH = re.compile(r"(?P<sign>[-+]?)\s*(?:(?P<whole>\d+)\s+)?(?P<top>\d+)\s*/\s*(?P<bottom>\d+)")
 _UNIT = re.compile(r"\s*(?P<unit>(?:\\word\s+[^\\]*|\s[A-Za-z][A-Za-z.]+(?:[\s/-]+[A-Za-z.]+)*)(?:\s*\^\s*\{?[23]\}?)?)\s*")
+# 10+John's age: a formula in which words stand for quantities is not a number, and costs sympy half a second.
+_QUANTITY = r"(?!sqrt|sin|cos|tan|log|exp)[A-Z]?[a-z]{3,}"
+_FORMULA_OF_WORDS = re.compile(rf"[\d)]\s*[-+*/]\s*{_QUANTITY}|(?<![\\A-Za-z]){_QUANTITY}\s*[+*/]\s*[\d(]")
+_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALE = re.compile(rf"(?:\\word)?\s*({'|'.join(_SCALES)})\s*", re.IGNORECASE)
 # Words after a number that make it another one.
 _NOT_UNITS = re.compile(r"\b(?:pi|sqrt|sin|cos|tan|log|ln|million|billion|trillion|thousand|hundred|dozen|half|or|and|to|mod|squared|cubed|"
                         r"factorial|times|plus|minus|over|percent)\b", re.IGNORECASE)
@@ -166,6 +173,8 @@ def _with_rest(value: Fraction, decimal: bool, rest: str) -> Number | None:
     return Number(value, decimal)
   if rest.strip() in ("%", r"\word percent", "percent"):
     return Number(value, decimal, percent=True)
+  if scaled := _SCALE.fullmatch(rest):
+    return Number(value * _SCALES[scaled[1].lower()], decimal)
   unit = _UNIT.fullmatch(rest)
   if unit is None or _NOT_UNITS.search(unit["unit"]):
     return None
@@ -267,7 +276,7 @@ def _same_number(gold: Number, found: Number) -> bool | None:
     return False if {gold.unit, found.unit} == {"am", "pm"} else None
   if gold.value == found.value:
     return True
-  near = abs(gold.value - found.value) <= _NEAR * max(abs(gold.value), abs(found.value), 1)
+  near = abs(gold.value - found.value) <= _NEAR * max(abs(gold.value), abs(found.value), Fraction(1))
   return None if near and gold.decimal | found.decimal else False
 
 

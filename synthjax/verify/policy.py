@@ -15,11 +15,10 @@ class Policy:
   ellipsis: bool = True  # an answer with dots stands for something unsaid: no
   subscript: bool = True  # subscripted numerals compare as strings: 52_8 is not 52
   digits: bool = True  # closed-form numbers are compared again at 50 digits: 1/2004! is not 1/2006!
-  infinite: bool = True  # what evaluates to complex infinity or nothing is no: 6:00 is not 7:00
   tuples: bool = True  # a tuple is not a set
 
 
 STRICT = Policy("strict")  # rewards and accuracies; the default
 # Numbers comparable with lm-evaluation-harness, which takes math-verify's word.
-LM_EVAL = Policy("lm_eval", fast=False, equation=False, ellipsis=False, subscript=False, digits=False, infinite=False, tuples=False)
+LM_EVAL = Policy("lm_eval", fast=False, equation=False, ellipsis=False, subscript=False, digits=False, tuples=False)
 POLICIES = {policy.name: policy for policy in (STRICT, LM_EVAL)}

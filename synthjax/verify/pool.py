@@ -88,6 +88,9 @@ class _Worker:
     line, _, self._buffer = self._buffer.partition(b"\n")
     return line
 
+  def is_dead(self) -> bool:
+    return self._process.poll() is not None and self._ready
+
   def kill(self) -> None:
     self._process.kill()
     self._process.wait()
@@ -99,7 +102,7 @@ class _Worker:
 class Pool:
   """Judges pairs of answers; may be used from many threads at once. Use as a context manager, or `shared()`.
 
-  `counts` tells how many cases were settled by what: fast, symbolic, remembered, and reasons of the undecided.
+  `counts` tells how many cases were settled by what (fast, symbolic, remembered), reasons of the undecided, and workers replaced.
   """
 
   def __init__(self, policy: Policy = STRICT, limits: Limits | None = None):
@@ -148,6 +151,9 @@ class Pool:
 
   def _in_worker(self, gold, prediction) -> Verdict:
     worker = self._take()
+    while worker.is_dead():  # while nothing was asked of it
+      self._replace(worker)
+      worker = self._take()
     try:
       verdict, alive = worker.ask(gold, prediction, self.policy)
     except BaseException:
@@ -163,9 +169,9 @@ class Pool:
       self._known[gold, prediction] = verdict
     return self._count(verdict, "symbolic")
 
-  def _count(self, verdict, way="") -> Verdict:
+  def _count(self, verdict, way=""):
     with self._lock:
-      self.counts.update([name for name in (way, verdict.reason) if name])
+      self.counts.update([name for name in (way, verdict and verdict.reason) if name])
     return verdict
 
   def _take(self) -> _Worker:
@@ -182,9 +188,9 @@ class Pool:
   def _replace(self, worker) -> None:
     """The next one starts at once, so that its imports overlap with other work."""
     worker.kill()
-    if self._closed:
-      return
-    self._free.put(_Worker(self.limits))
+    if not self._closed:
+      self._free.put(_Worker(self.limits))
+      self._count(None, "replaced")
 
   def close(self) -> None:
     """Ends the workers."""

@@ -61,8 +61,11 @@ def normalised(text: str) -> str:
 def equations(text: str) -> tuple[str, ...]:
   """The equations of an arithmetic trace in order, without spaces, currency, thousands separators and the words around them."""
   plain = re.sub(r"<<[^<>]*>>|[$,%]", "", text).replace("\N{MULTIPLICATION SIGN}", "*").replace("\N{MINUS SIGN}", "-")
-  found = re.findall(r"[-+*/().\d\s]*\d[-+*/().\d\s]*=\s*-?\d[\d.]*", plain)
-  return tuple(re.sub(r"\s", "", equation).rstrip(".") for equation in found)
+  plain = re.sub(r"(?<=\d)\s*x\s*(?=\d)", "*", plain)
+  # A left side begins where nothing of its kind stands before it: one look at every character.
+  found = re.findall(r"(?<![-+*/().\d \t])[-+*/().\d \t]+=[ \t]*-?\d[\d.]*", " ," + plain)
+  bare = (re.sub(r"\s", "", equation).strip(".*/)") for equation in found)
+  return tuple(equation for equation in bare if re.search(r"\d.*=", equation))
 
 
 class _Seen:

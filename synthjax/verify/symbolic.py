@@ -83,12 +83,6 @@ def _digits(gold, prediction, wanted, found) -> bool:
   return bool(abs(one - other) > tolerance * max(abs(one), abs(other)))
 
 
-def _infinite(gold, prediction, wanted, found) -> bool:
-  import sympy
-
-  return any(x in (sympy.zoo, sympy.nan) for x in (wanted, found)) and _compact(gold) != _compact(prediction)
-
-
 def _tuples(gold, prediction, wanted, found) -> bool:
   brackets = {_opening(gold), _opening(prediction)}
   return brackets == {"(", r"\{"}
@@ -99,8 +93,7 @@ def _opening(text: str) -> str:
   return next((bracket for bracket in (r"\{", "(") if cleaned.startswith(bracket)), "")
 
 
-_GUARDS = {"equation": _equation, "ellipsis": _ellipsis, "subscript": _subscript, "digits": _digits, "infinite": _infinite,
-           "tuples": _tuples}
+_GUARDS = {"equation": _equation, "ellipsis": _ellipsis, "subscript": _subscript, "digits": _digits, "tuples": _tuples}
 
 
 def _compact(text: str) -> str:
