@@ -1,0 +1,106 @@
+import collections
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from synthjax import files
+from synthjax.evaluate import watch
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _start(verb, workdir, *more):
+  command = [sys.executable, "-m", "synthjax", verb, "--config", "configs/quickstart.py:smoke", "--config.train.steps=160",
+             "--config.train.checkpoint_every=8", "--config.train.keep=1", "--workdir", str(workdir), *more]
+  return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.slow
+def test_a_watcher_killed_ten_times_scores_every_checkpoint_exactly_once(tmp_path):
+  moments = random.Random(0)
+  watcher, training = _start("evaluate", tmp_path, "--watch"), None
+  for _ in range(10):
+    time.sleep(moments.uniform(1.0, 4.0))
+    watcher.send_signal(signal.SIGKILL)
+    watcher.wait()
+    watcher = _start("evaluate", tmp_path, "--watch")
+    training = training or _start("train", tmp_path)
+  output, _ = training.communicate(timeout=300)
+  assert training.returncode == 0, output
+  output, _ = watcher.communicate(timeout=120)
+  assert watcher.returncode == 0, output
+  rows = list(files.read_jsonl(tmp_path / "watch/world/results.jsonl"))
+  assert collections.Counter(row["step"] for row in rows) == {step: 1 for step in range(8, 161, 8)}
+  assert all(0 <= row["accuracy"] <= 1 and row["problems"] == 50 for row in rows)
+  assert len(list((tmp_path / "watch/world/tensorboard").glob("events*"))) == 1
+  assert len(list(files.read_jsonl(tmp_path / "watch/world/step_160/wrong.jsonl"))) == round(50 * (1 - rows[-1]["accuracy"]))
+  # With every step scored the trainer keeps what it was told to keep; until then it kept what was needed.
+  again = _start("evaluate", tmp_path, "--watch")
+  assert again.wait(60) == 0 and list(files.read_jsonl(tmp_path / "watch/world/results.jsonl")) == rows
+
+
+def test_a_step_that_a_watcher_has_not_scored_is_kept(tmp_path):
+  import jax.numpy as jnp
+
+  from synthjax.train import checkpoint
+
+  journal = tmp_path / "watch/w/results.jsonl"
+  files.write_jsonl(journal, [{"step": 1}])
+  with checkpoint.Checkpoints(tmp_path / "c", 1, tmp_path / "watch") as checkpoints:
+    for step in (1, 2, 3):
+      checkpoints.save(step, {"params": {"w": jnp.ones(3)}}, {})
+      checkpoints.wait()
+    assert checkpoints.steps() == [2, 3]
+    files.write_jsonl(journal, [{"step": 1}, {"step": 2}, {"step": 3}])
+    checkpoints.save(4, {"params": {"w": jnp.ones(3)}}, {})
+    checkpoints.wait()
+    assert checkpoints.steps() == [4]
+
+
+def test_other_settings_are_refused_in_the_same_folder(tmp_path):
+  run = lambda settings: watch.watch(tmp_path / "none", tmp_path / "w", settings, lambda *_: {}, lambda: True, say=lambda _: None)
+  assert run({"a": 1}) == [] and run({"a": 1}) == []
+  with pytest.raises(files.DataError, match="scored with other settings; give another --name"):
+    run({"a": 2})
+
+
+def test_generations_of_others_are_scored_without_a_model(tmp_path):
+  files.write_jsonl(tmp_path / "g.jsonl", [{"id": "a", "responses": [r"\boxed{1}", r"\boxed{2}"], "gold": "1"},
+                                           {"id": "test/algebra/1.json", "response": r"\boxed{2}"}])
+  command = [sys.executable, "-m", "synthjax", "evaluate", "--config", "configs/quickstart.py", "--config.evaluate.protocol=math_boxed",
+             "--config.data.test_problems=5", "--generations", str(tmp_path / "g.jsonl"), "--workdir", str(tmp_path)]
+  run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert run.returncode == 0, run.stderr
+  results = json.loads((tmp_path / "evaluate_generations/results.json").read_text())
+  assert results["accuracy"] == 0.75 and results["samples"] == 3
+  files.write_jsonl(tmp_path / "g.jsonl", [{"id": "unknown", "response": "x"}])
+  run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert run.returncode == 1 and "g.jsonl, row 1: no `gold` in the row, and the task has no problem 'unknown'" in run.stderr
+
+
+def test_a_sample_depends_on_its_prompt_number_and_seed_not_on_its_neighbours():
+  import jax
+
+  from synthjax.data import tokenizers
+  from synthjax.evaluate import decode
+  from synthjax.generate.worlds import shop
+  from synthjax.model.transformer import Transformer, sized
+  from synthjax.schema import Model
+
+  tokenizer = tokenizers.Words(shop.vocabulary(shop.World()))
+  model = Transformer(sized(Model(d_model=32, layers=2, heads=2, kv_heads=2, head_dim=16, mlp_dim=64, mlp="relu"), tokenizer.size))
+  params = model.init(jax.random.key(0))
+  prompts = [tokenizer.encode(p.question) for p in shop.problems(shop.World(), "test", 12)]
+  drawn = [decode.decode(model, params, prompts, tokenizer, decode.Decoding(8, 1.0, 3, size)) for size in (4, 12)]
+  assert drawn[0] == drawn[1]
+  assert decode.decode(model, params, prompts, tokenizer, decode.Decoding(8, 1.0, 4, 12)) != drawn[0]
+  greedy = decode.decode(model, params, prompts, tokenizer, decode.Decoding(8, 0.0, 3, 12))
+  cold = decode.decode(model, params, prompts, tokenizer, decode.Decoding(8, 1e-4, 3, 12))
+  assert cold == greedy
