@@ -37,7 +37,7 @@ def test_a_watcher_killed_ten_times_scores_every_checkpoint_exactly_once(tmp_pat
   output, _ = watcher.communicate(timeout=120)
   assert watcher.returncode == 0, output
   rows = list(files.read_jsonl(tmp_path / "watch/world/results.jsonl"))
-  assert collections.Counter(row["step"] for row in rows) == {step: 1 for step in range(8, 161, 8)}
+  assert collections.Counter(row["step"] for row in rows) == dict.fromkeys(range(8, 161, 8), 1)
   assert all(0 <= row["accuracy"] <= 1 and row["problems"] == 50 for row in rows)
   assert len(list((tmp_path / "watch/world/tensorboard").glob("events*"))) == 1
   assert len(list(files.read_jsonl(tmp_path / "watch/world/step_160/wrong.jsonl"))) == round(50 * (1 - rows[-1]["accuracy"]))
