@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from synthjax import schema
+from synthjax.kernels.linear_logprob import Split
 
 AXES = ("replica", "fsdp", "tensor", "context")
 _UNFILLED = -1
@@ -89,6 +90,11 @@ class Layout:
   def batch(self) -> NamedSharding:
     """Of [batch, sequence] arrays."""
     return NamedSharding(self.mesh, self.activations.spec("batch", "sequence"))
+
+  @property
+  def split(self) -> Split | None:
+    """How a vocabulary-blocked head is split over the mesh; None on a single device."""
+    return Split(self.mesh) if self.mesh.size > 1 else None
 
   def put(self, rows: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process's rows [local batch, T] as global arrays over the mesh."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from synthjax.kernels.interval_attention import interval_attention
+from synthjax.kernels.linear_logprob import Head, LogProbs, Split, linear_logprob
 from synthjax.model import rotary
 from synthjax.model.decoder import Attend, Constrain, Decoder, rms_norm
 from synthjax.schema import Model
@@ -120,11 +121,12 @@ class Transformer:
     cap = self.cfg.logit_soft_cap
     return cap * jnp.tanh(logits / cap) if cap else logits
 
-  def log_prob(self, params: Params, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(log-prob of the targets, log-normaliser), float32, of hidden states [..., D] and targets [...]."""
-    logits = self.logits(params, hidden)
-    log_sum_exp = jax.nn.logsumexp(logits, axis=-1)
-    return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - log_sum_exp, log_sum_exp
+  def log_prob(self, params: Params, hidden: jax.Array, targets: jax.Array, split: Split | None = None) -> LogProbs:
+    """Log-prob of the targets and what comes with it, float32 [...], of hidden states [..., D]; logits are never held."""
+    head = (params["embedding"] if self.cfg.tie_embeddings else params["head"]).astype(self.dtype)
+    how = Head(soft_cap=self.cfg.logit_soft_cap, transposed=self.cfg.tie_embeddings)
+    found = linear_logprob(hidden.reshape(-1, hidden.shape[-1]), head, targets.reshape(-1), how, split)
+    return LogProbs(*(x.reshape(targets.shape) for x in found))
 
   def _run(self, params, tokens_BT, positions_BT, layer_attend, cache=None):
     """Embedding, the scanned blocks, the final norm. Returns hidden states and what `attend` kept, stacked by layer."""

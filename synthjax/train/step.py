@@ -90,11 +90,11 @@ class Trainer:
     """The configured loss of a (micro-)batch, as its share of a whole whose target weights sum to `weight`."""
     hidden_BTD = self.model.hidden(params, batch["tokens"], batch["positions"], batch["until"])
     with jax.named_scope("head"):
-      log_prob_BT, log_sum_exp_BT = self.model.log_prob(params, hidden_BTD, batch["targets"])
-    return LOSSES[self.cfg.loss](log_prob_BT, log_sum_exp_BT, batch["weights"] / weight, self.cfg)
+      found = self.model.log_prob(params, hidden_BTD, batch["targets"], self.layout.split)
+    return LOSSES[self.cfg.loss](found.log_prob, found.log_sum_exp, batch["weights"] / weight, self.cfg)
 
   def held_out(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """(sum of negative log-likelihoods, number of target tokens) of a batch."""
     hidden_BTD = self.model.hidden(params, batch["tokens"], batch["positions"], batch["until"])
-    log_prob_BT, _ = self.model.log_prob(params, hidden_BTD, batch["targets"])
-    return -jnp.sum(log_prob_BT * batch["weights"]), batch["weights"].sum()
+    found = self.model.log_prob(params, hidden_BTD, batch["targets"], self.layout.split)
+    return -jnp.sum(found.log_prob * batch["weights"]), batch["weights"].sum()

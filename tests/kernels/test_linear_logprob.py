@@ -1,0 +1,126 @@
+"""Shapes: N rows, D model, V vocabulary, S segments."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from synthjax import schema
+from synthjax.kernels import linear_logprob as kernel
+from synthjax.kernels.linear_logprob import Head, linear_logprob
+from synthjax.sharding import make_layout
+
+CASES = {
+  "one block": (7, 16, 40, Head(block=64)), "whole blocks": (8, 16, 128, Head(block=32)), "a rest": (5, 8, 101, Head(block=32)),
+  "tied": (6, 8, 77, Head(block=16, transposed=True)), "capped": (6, 8, 77, Head(block=16, soft_cap=3.0)),
+  "tempered": (6, 8, 77, Head(block=16, temperature=0.7)), "both, tied": (6, 8, 77, Head(block=16, soft_cap=2.0, temperature=1.5, transposed=True)),
+  "one row": (1, 8, 33, Head(block=8)),
+}
+
+
+def _arrays(N, D, V, how, kind=np.float32):
+  random = np.random.default_rng(0)
+  hidden, head = random.normal(size=(N, D)), random.normal(size=(V, D) if how.transposed else (D, V))
+  return hidden.astype(kind), head.astype(kind), random.integers(0, V, N), random.normal(size=N), random.normal(size=N)
+
+
+def _oracle(hidden, head, targets, how):
+  """(log-prob, log-sum-exp, entropy) and the gradient of d1 . log-prob + d2 . log-sum-exp, in float64."""
+  hidden, head = hidden.astype(np.float64), head.astype(np.float64)
+  weights = head.T if how.transposed else head
+  plain = hidden @ weights
+  logits, slope = plain, np.ones_like(plain)
+  if how.soft_cap:
+    logits, slope = how.soft_cap * np.tanh(plain / how.soft_cap), 1 - np.tanh(plain / how.soft_cap) ** 2
+  logits, slope = logits / how.temperature, slope / how.temperature
+  top = logits.max(1, keepdims=True)
+  lse = (top + np.log(np.exp(logits - top).sum(1, keepdims=True)))[:, 0]
+  share = np.exp(logits - lse[:, None])
+  rows = np.arange(len(targets))
+
+  def gradient(d1, d2):
+    d_logits = share * (d2 - d1)[:, None]
+    d_logits[rows, targets] += d1
+    d_logits *= slope
+    d_head = hidden.T @ d_logits
+    return d_logits @ weights.T, d_head.T if how.transposed else d_head
+
+  return logits[rows, targets] - lse, lse, -(share * (logits - lse[:, None])).sum(1), gradient
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients_equal_a_float64_oracle(name):
+  N, D, V, how = CASES[name]
+  hidden, head, targets, d1, d2 = _arrays(N, D, V, how)
+  log_prob, lse, entropy, gradient = _oracle(hidden, head, targets, how)
+  found = linear_logprob(jnp.asarray(hidden), jnp.asarray(head), jnp.asarray(targets), how)
+  np.testing.assert_allclose(found.log_prob, log_prob, atol=2e-5)
+  np.testing.assert_allclose(found.log_sum_exp, lse, atol=2e-5)
+  np.testing.assert_allclose(found.entropy, entropy, atol=2e-5)
+
+  def loss(hidden, head):
+    out = linear_logprob(hidden, head, jnp.asarray(targets), how)
+    return d1.astype(np.float32) @ out.log_prob + d2.astype(np.float32) @ out.log_sum_exp + out.entropy.sum()
+
+  for a, b in zip(jax.grad(loss, (0, 1))(jnp.asarray(hidden), jnp.asarray(head)), gradient(d1, d2)):
+    np.testing.assert_allclose(a, b, atol=5e-5)
+
+
+def test_bfloat16_inputs_accumulate_in_float32():
+  N, D, V, how = 16, 64, 300, Head(block=64)
+  hidden, head, targets, d1, _ = _arrays(N, D, V, how)
+  half = [jnp.asarray(x, jnp.bfloat16) for x in (hidden, head * D**-0.5)]
+  log_prob, _, _, gradient = _oracle(*[np.asarray(x.astype(jnp.float32)) for x in half], targets, how)
+  found = linear_logprob(*half, jnp.asarray(targets), how)
+  assert found.log_prob.dtype == jnp.float32
+  np.testing.assert_allclose(found.log_prob, log_prob, atol=1e-4)
+  d_hidden, d_head = jax.grad(lambda h, w: d1.astype(np.float32) @ linear_logprob(h, w, jnp.asarray(targets), how).log_prob, (0, 1))(*half)
+  assert d_hidden.dtype == d_head.dtype == jnp.bfloat16
+  for a, b in zip((d_hidden, d_head), gradient(d1, np.zeros(N))):
+    np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.03 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("mesh", [schema.Mesh(1, 4, 2, 1), schema.Mesh(2, 1, 4, 1), schema.Mesh(1, 8, 1, 1)])
+def test_rows_and_vocabulary_split_over_a_mesh_give_the_same(mesh, transposed):
+  how = Head(block=16, transposed=transposed)
+  hidden, head, targets, d1, d2 = _arrays(16, 8, 96, how)
+  split = make_layout(mesh).split
+
+  def loss(hidden, head, split):
+    out = linear_logprob(hidden, head, jnp.asarray(targets), how, split)
+    return d1.astype(np.float32) @ out.log_prob + d2.astype(np.float32) @ out.log_sum_exp
+
+  value = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)
+  expected, found = value(hidden, head, None), value(hidden, head, split)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
+
+
+def test_memory_does_not_grow_with_the_vocabulary():
+  def temporary(V):
+    shapes = [jax.ShapeDtypeStruct(s, k) for s, k in (((256, 32), jnp.float32), ((32, V), jnp.float32), ((256,), jnp.int32))]
+    step = jax.jit(jax.grad(lambda h, w, t: linear_logprob(h, w, t).log_prob.sum(), (0, 1)))
+    return step.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+  assert temporary(65_536) <= 1.1 * temporary(8_192)
+
+
+def test_sums_by_segment_leave_out_rows_of_none_and_are_zero_where_empty():
+  sums = kernel.segment_sums(jnp.array([1.0, 2.0, 4.0, 8.0]), jnp.array([0, 0, 2, 3]), 3)
+  assert sums.tolist() == [3.0, 0.0, 4.0]
+
+
+def test_rows_that_count_are_gathered_in_order_and_an_overflow_is_told():
+  weights = jnp.array([0.0, 1, 0, 2, -1, 0])
+  indices, real, overflow = kernel.gather_targets(weights, 4)
+  assert indices[:3].tolist() == [1, 3, 4] and real.tolist() == [True] * 3 + [False] and overflow == 0
+  assert kernel.gather_targets(weights, 2)[2] == 1
+  assert kernel.gather_targets(jnp.zeros(6), 2)[1].tolist() == [False, False]
+
+
+def test_bad_targets_and_segments_are_named():
+  with pytest.raises(ValueError, match=r"targets\[1, 0\] is 9; expected 0 to 7"):
+    kernel.check_targets(np.array([[1, 2], [9, 3]]), 8)
+  with pytest.raises(ValueError, match=r"segment\[2\] is 2; expected 0 to 1"):
+    kernel.check_segments(np.array([0, 0, 2]))
+  kernel.check_segments(np.array([0, 1, 0, 2]))
