@@ -78,8 +78,8 @@ def gather_targets(weights_N: jax.Array, bound: int) -> tuple[jax.Array, jax.Arr
     bound: how many rows there is room for.
 
   Returns:
-    (indices [bound] of the rows that count in order, then repeats of the last place; bool [bound], which of them are real; number of rows that
-    found no room: a caller must stop the run where it is not 0).
+    (indices [bound] of the rows that count in order, then repeats of the last place; bool [bound], which of them are real; number of
+    rows that found no room: a caller must stop the run where it is not 0).
   """
   counts_N = weights_N != 0
   total = counts_N.sum()

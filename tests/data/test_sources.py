@@ -90,7 +90,7 @@ def test_a_malformed_line_comes_out_of_the_pipeline_with_file_and_line(tmp_path)
 
 
 def test_a_missing_file_and_an_empty_one_say_what_to_do(tmp_path):
-  with pytest.raises(files.DataError, match=r"gsm8k/train.jsonl: no such file; .*SYNTHJAX_DATA"):
+  with pytest.raises(files.DataError, match=r"gsm8k/train.jsonl: no such file for the train split; .*SYNTHJAX_DATA"):
     _cache(schema.Source("gsm8k"), tmp_path / "cache", folder=str(tmp_path))
   (tmp_path / "t.txt").write_text("\n")
   with pytest.raises(files.DataError, match="gives no documents"):
