@@ -44,10 +44,13 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--force", action="store_true", help="redo finished stages; what they held is kept as NAME.previous")
     return added
 
-  work("run", _run, "run a recipe's stages in order; finished ones are skipped")
+  def training(name, function, text):
+    work(name, function, text).add_argument("--profile", default="", metavar="FIRST:LAST", help="write an xprof trace of these steps")
+
+  training("run", _run, "run a recipe's stages in order; finished ones are skipped")
   work("cache", _cache, "tokenise the config's data into ArrayRecord").add_argument(
     "--runner", default="", help="a Beam runner, such as DataflowRunner or FlinkRunner (default: in this process)")
-  work("train", _train, "cache what is not cached, and train")
+  training("train", _train, "cache what is not cached, and train")
   evaluating = work("evaluate", _evaluate, "score the trained policy, each of its checkpoints, or somebody else's generations")
   evaluating.add_argument("--watch", action="store_true", help="score every checkpoint once, while training writes them")
   evaluating.add_argument("--name", default="", help="of the watcher's folder below WORKDIR/watch (default: the protocol's name)")
@@ -83,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
 def _experiment(parsed, overrides):
   from synthjax import config
 
-  return config.load(parsed.config, overrides)
+  profile = [f"train.profile='{parsed.profile}'"] if getattr(parsed, "profile", "") else []
+  return config.load(parsed.config, [*overrides, *profile])
 
 
 def _job(parsed, overrides):

@@ -1,0 +1,180 @@
+"""Shapes: B rows, T places, E predictions, S segments."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from synthjax import schema
+from synthjax.data import trees
+from synthjax.data.trees import Node
+from synthjax.kernels.interval_attention import check_until
+from synthjax.kernels.linear_logprob import check_segments, check_targets
+from synthjax.model.transformer import Transformer
+from synthjax.sharding import make_layout
+from synthjax.train import preference
+from synthjax.train.preference import Objective
+
+MODEL = Transformer(schema.Model(d_model=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_dim=64, vocab_size=50, mlp="relu"))
+
+
+def _random_tree(random, depth=3, predicted=False):
+  children = tuple(_random_tree(random, depth - 1, True) for _ in range(random.integers(0, 4))) if depth else ()
+  tokens = tuple(random.integers(1, 50, random.integers(1, 6)).tolist())
+  return Node(tokens, children, predicted, side=int(random.integers(-1, 2)), weight=float(random.random()), advantage=float(random.normal()))
+
+
+def _paths(node, before=(), steps=()):
+  """(tokens of the path, spans of its predicted nodes) of every leaf."""
+  span = [(len(before), len(before) + len(node.tokens))] if node.predicted else [None]
+  path, steps = before + node.tokens, steps + tuple(span)
+  if not node.children:
+    yield path, steps
+  for child in node.children:
+    yield from _paths(child, path, steps)
+
+
+def _limits(rows, B, T):
+  return trees.bounds(rows, B, T)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.booleans())
+def test_plans_fit_their_rows_lose_no_step_and_count_what_they_split(seed, splittable):
+  random = np.random.default_rng(seed)
+  forest = [_random_tree(random) for _ in range(8)]
+  plan = trees.plan(forest, 40, splittable)
+  assert all(sum(tree.size() for tree in row) <= 40 for row in plan.rows)
+  steps = lambda nodes: sorted((n.tokens, n.weight, n.advantage) for root in nodes for n in trees._nodes(root) if n.predicted)
+  kept = [tree for number, tree in enumerate(forest) if number not in plan.too_long]
+  assert steps(tree for row in plan.rows for tree in row) == steps(kept)
+  whole = [tree for tree in forest if tree.size() <= 40]
+  if splittable:
+    assert plan.split == len(kept) - len(whole)
+    assert all(max(len(path) for path, _ in _paths(forest[number])) > 40 for number in plan.too_long)
+  else:
+    assert plan.split == 0 and len(kept) == len(whole)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6))
+def test_arrays_are_well_formed(seed):
+  random = np.random.default_rng(seed)
+  plan = trees.plan([_random_tree(random) for _ in range(6)], 64, True)
+  if not plan.rows:
+    return
+  limits = _limits(plan.rows, len(plan.rows), 64)
+  arrays = trees.layout(plan.rows, limits)
+  check_until(arrays["until"])
+  check_targets(arrays["targets"], 50)
+  check_segments(arrays["segment"])
+  real = arrays["segment"] < limits.segments
+  assert real.all() and arrays["segment_tokens"].sum() == real.sum()
+  np.testing.assert_array_equal(np.bincount(arrays["segment"], minlength=limits.segments), arrays["segment_tokens"])
+
+
+def _sums_apart(params, tree):
+  """Step -> log-prob sum, from each path in a row of its own."""
+  found = {}
+  for path, spans in _paths(tree):
+    n = len(path)
+    hidden = MODEL.hidden(params, jnp.array([path]), jnp.arange(n)[None], jnp.full((1, n), n))
+    log_prob = jax.nn.log_softmax(MODEL.logits(params, hidden))[0]
+    for span in filter(None, spans):
+      found[path[:span[1]], span] = sum(log_prob[i - 1, path[i]] for i in range(*span))
+  return found
+
+
+def test_a_tree_in_one_row_gives_the_log_probs_and_gradients_of_its_paths_apart():
+  random = np.random.default_rng(3)
+  forest = [_random_tree(random) for _ in range(3)]
+  params = MODEL.init(jax.random.key(0))
+  plan = trees.plan(forest, 128, False)
+  batch = trees.layout(plan.rows, _limits(plan.rows, len(plan.rows), 128))
+  order = [tree for row in plan.rows for tree in row]
+
+  def in_rows(params):
+    return preference.segment_log_probs(MODEL, params, batch)
+
+  def apart(params):
+    values = []
+    for tree in order:
+      sums = _sums_apart(params, tree)
+      seen = {}
+      for path, spans in _paths(tree):
+        for span in filter(None, spans):
+          seen.setdefault((path[:span[1]], span), sums[path[:span[1]], span])
+      values += _depth_first(tree, seen)
+    return jnp.stack(values)
+
+  np.testing.assert_allclose(in_rows(params), apart(params), atol=1e-5)
+  weights = jnp.asarray(random.normal(size=len(in_rows(params))), jnp.float32)
+  one, other = (jax.grad(lambda p, f=f: weights @ f(p))(params) for f in (in_rows, apart))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), one, other)
+
+
+def _depth_first(node, sums, before=()):
+  path = before + node.tokens
+  found = [sums[path, (len(before), len(path))]] if node.predicted else []
+  for child in node.children:
+    found += _depth_first(child, sums, path)
+  return found
+
+
+def test_neither_packing_order_nor_padding_nor_sharding_matters():
+  random = np.random.default_rng(5)
+  pairs = [trees.pair(random.integers(1, 50, 6).tolist(), [random.integers(1, 50, 4).tolist() for _ in range(2)],
+                      [random.integers(1, 50, 3).tolist()]) for _ in range(8)]
+  params = MODEL.init(jax.random.key(1))
+
+  def loss_and_gradient(rows, limits, model=MODEL, split=None, put=lambda x: x):
+    batch = {k: jnp.asarray(v) for k, v in trees.layout(rows, limits).items()}
+    batch["reference"] = jnp.where(batch["segment_tokens"] > 0, -3.0 * batch["segment_tokens"], 0.0)
+
+    def loss(params):
+      sums = preference.segment_log_probs(model, params, batch, split)
+      return preference.objective(sums, batch, limits.trees, Objective("step_dpo"))[0]
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+  rows = [[tree] for tree in pairs]
+  base = loss_and_gradient(rows, trees.bounds(rows, 8, 20))
+  packed = trees.plan(pairs[::-1], 64, False).rows
+  roomy = dataclasses.replace(trees.bounds(packed, 4, 64), predictions=200, segments=40, trees=12)
+  layout = make_layout(schema.Mesh(1, 4, 2, 1))
+  sharded = Transformer(MODEL.cfg, layout.constrain)
+  tight = trees.bounds(rows, 8, 20)
+  even = dataclasses.replace(tight, predictions=-(-tight.predictions // 4) * 4)
+  for found in (loss_and_gradient(packed, roomy), loss_and_gradient(rows, even, sharded, layout.split)):
+    assert float(found[0]) == pytest.approx(float(base[0]), abs=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found[1], base[1])
+
+
+def test_an_identical_pair_gives_log_2_and_shared_steps_are_laid_out_once():
+  same = [[3, 4], [5, 6]]
+  tree = trees.pair([1, 2], same, same, shared=1)
+  assert tree.size() == 2 + 2 + 2 * 2 and trees.pair([1, 2], same, same).size() == 2 + 2 * 4
+  batch = {k: jnp.asarray(v) for k, v in trees.layout([[tree]], trees.bounds([[tree]], 1, 16)).items()}
+  sums = preference.segment_log_probs(MODEL, MODEL.init(jax.random.key(0)), batch)
+  batch["reference"] = jnp.zeros_like(sums)
+  for loss in ("dpo", "step_dpo"):
+    assert float(preference.objective(sums, batch, 1, Objective(loss))[0]) == pytest.approx(np.log(2))
+  with pytest.raises(trees.TreeError, match="the first 1 steps of the two sides are not the same"):
+    trees.pair([1], [[2], [3]], [[4]], shared=1)
+
+
+def test_what_does_not_fit_is_named():
+  tree = trees.pair([1, 2], [[3, 4]], [[5]])
+  limits = trees.bounds([[tree]], 1, 8)
+  with pytest.raises(trees.TreeError, match="bounds are 2 and 2"):
+    trees.layout([[tree]], dataclasses.replace(limits, predictions=2))
+  with pytest.raises(trees.TreeError, match="is beyond its 4 places"):
+    trees.layout([[tree]], dataclasses.replace(limits, row_length=4))
+  with pytest.raises(trees.TreeError, match="nothing comes before it"):
+    trees.layout([[Node((1, 2))]], limits)
+  with pytest.raises(trees.TreeError, match="without tokens"):
+    trees.layout([[Node((), predicted=False)]], limits)

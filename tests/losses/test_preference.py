@@ -1,0 +1,189 @@
+"""Losses against float64 NumPy, and the theorem of the design on a tabular policy. Shapes: P pairs, S steps, A actions."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from synthjax.losses import preference, stepwise
+from synthjax.losses.preference import Pairs, Preference
+from synthjax.losses.stepwise import Advantage, Steps
+from synthjax.train.preference import PAIR_LOSSES
+
+
+def _pairs(P=6, seed=0):
+  random = np.random.default_rng(seed)
+  sums = -random.uniform(1, 30, (4, P))
+  tokens = random.integers(3, 20, (2, P)).astype(float)
+  weights = np.append(np.ones(P - 1), 0.0)
+  return [*sums, *tokens, weights]
+
+
+def _sigmoid(x):
+  return 1 / (1 + np.exp(-x))
+
+
+def _oracles(c, r, rc, rr, nc, nr, w, cfg):
+  h, b = (c - rc) - (r - rr), cfg.beta
+  smooth = lambda m: -(1 - cfg.label_smoothing) * np.log(_sigmoid(m)) - cfg.label_smoothing * np.log(_sigmoid(-m))
+  mean = lambda x: (x * w).sum() / w.sum()
+  point = max(0.0, mean(((c - rc) + (r - rr)) / 2))
+  log_odds = lambda x: x - np.log1p(-np.exp(x))
+  return {
+    "dpo": mean(smooth(b * h)), "ipo": mean(((c - rc) / nc - (r - rr) / nr - 1 / (2 * b)) ** 2),
+    "dpop": mean(smooth(b * (h - cfg.dpop * np.maximum(0, rc - c)))), "rpo": mean(smooth(b * h) - cfg.nll * c / nc),
+    "kto": mean(cfg.kto_desirable * (1 - _sigmoid(b * (c - rc - point))) + cfg.kto_undesirable * (1 - _sigmoid(b * (point - (r - rr))))),
+    "simpo": mean(-np.log(_sigmoid(b * (c / nc - r / nr) - cfg.simpo_margin))),
+    "orpo": mean(-c / nc - b * np.log(_sigmoid(log_odds(c / nc) - log_odds(r / nr)))),
+  }
+
+
+@pytest.mark.parametrize("name", PAIR_LOSSES)
+@pytest.mark.parametrize("cfg", [Preference(), Preference(beta=0.3, label_smoothing=0.1, nll=0.5, dpop=2.0)])
+def test_every_pair_loss_and_its_gradient_equal_a_float64_oracle(name, cfg):
+  values = _pairs()
+  pairs = Pairs(*(jnp.asarray(x, jnp.float32) for x in values))
+  loss, metrics = PAIR_LOSSES[name](pairs, cfg)
+  assert float(loss) == pytest.approx(_oracles(*values, cfg)[name], rel=1e-5)
+  assert {"margin", "accuracy", "chosen_log_prob", "chosen_drift"} <= metrics.keys()
+  gradient = jax.grad(lambda c, r: PAIR_LOSSES[name](pairs._replace(chosen=c, rejected=r), cfg)[0], (0, 1))(pairs.chosen, pairs.rejected)
+  for side in (0, 1):
+    for p in range(len(values[0])):
+      shifted = []
+      for step in (1e-5, -1e-5):
+        moved = [x.copy() for x in values]
+        moved[side][p] += step
+        # KTO's reference point carries no gradient: the oracle holds it.
+        shifted.append(_oracles(*moved, cfg)[name] if name != "kto" else _kto_with_fixed_point(moved, values, cfg))
+      assert float(gradient[side][p]) == pytest.approx((shifted[0] - shifted[1]) / 2e-5, abs=2e-4)
+
+
+def _kto_with_fixed_point(moved, values, cfg):
+  c, r, rc, rr, _, _, w = moved
+  point = max(0.0, ((((values[0] - values[2]) + (values[1] - values[3])) / 2) * w).sum() / w.sum())
+  return ((cfg.kto_desirable * (1 - _sigmoid(cfg.beta * (c - rc - point))) + cfg.kto_undesirable
+           * (1 - _sigmoid(cfg.beta * (point - (r - rr))))) * w).sum() / w.sum()
+
+
+def test_at_the_reference_dpo_is_log_2_and_its_gradient_half_beta():
+  same = jnp.full(3, -7.0)
+  pairs = Pairs(same, same, same, same, jnp.ones(3), jnp.ones(3), jnp.ones(3))
+  cfg = Preference(beta=0.3)
+  assert float(preference.dpo(pairs, cfg)[0]) == pytest.approx(np.log(2))
+  chosen, rejected = jax.grad(lambda c, r: preference.dpo(pairs._replace(chosen=c, rejected=r), cfg)[0] * 3, (0, 1))(same, same)
+  np.testing.assert_allclose(chosen, -0.15, rtol=1e-6)
+  np.testing.assert_allclose(rejected, 0.15, rtol=1e-6)
+
+
+def _steps(S=9, seed=1):
+  random = np.random.default_rng(seed)
+  log_prob, reference = -random.uniform(1, 9, (2, S))
+  return Steps(*(jnp.asarray(x, jnp.float32) for x in (log_prob, reference, random.integers(1, 6, S), np.ones(S))))
+
+
+PAIR_S, SIGN_S = jnp.array([0, 0, 0, 1, 1, 1, 1, 2, 3]), jnp.array([1, 1, -1, 1, -1, -1, 1, 1, 0.0])
+
+
+def test_per_step_dpo_with_all_weights_one_is_dpo_and_one_hot_is_step_dpo():
+  steps, cfg = _steps(), Preference(beta=0.2)
+  pair, sign = PAIR_S[:7], SIGN_S[:7]
+  first = Steps(*(x[:7] for x in steps))
+  loss, _ = stepwise.step_dpo(first, pair, sign, 2, cfg)
+  of = lambda values, side: jax.ops.segment_sum(jnp.where(sign == side, values, 0), pair, num_segments=2)
+  whole = Pairs(of(first.log_prob, 1), of(first.log_prob, -1), of(first.reference, 1), of(first.reference, -1), of(first.tokens, 1),
+                of(first.tokens, -1), jnp.ones(2))
+  assert float(loss) == pytest.approx(float(preference.dpo(whole, cfg)[0]), rel=1e-6)
+  pit = jnp.array([0, 1, 1, 1, 1, 0, 0.0])
+  loss, metrics = stepwise.step_dpo(first._replace(weight=pit), pair, sign, 2, cfg)
+  ratio = np.asarray(first.log_prob - first.reference, float)
+  margins = 0.2 * np.array([ratio[1] - ratio[2], ratio[3] - ratio[4]])
+  assert float(loss) == pytest.approx(np.mean(-np.log(_sigmoid(margins))), rel=1e-5)
+  assert float(metrics["margin"]) == pytest.approx(margins.mean(), rel=1e-4)
+
+
+def test_the_anchor_adds_the_nll_a_token_of_the_steps_that_it_marks():
+  steps, anchor = _steps(), jnp.array([1, 1, 0, 0, 0, 0, 0, 0, 0.0])
+  plain, _ = stepwise.step_dpo(steps, PAIR_S, SIGN_S, 3, Preference())
+  anchored, _ = stepwise.step_dpo(steps, PAIR_S, SIGN_S, 3, Preference(nll=2.0), anchor_S=anchor)
+  expected = -2.0 * float((steps.log_prob[:2]).sum() / steps.tokens[:2].sum())
+  assert float(anchored - plain) == pytest.approx(expected, rel=1e-5)
+
+
+def test_advantage_weights_are_clipped_normalised_and_reported():
+  steps, advantage = _steps(), jnp.array([-1, 0, 1, 5, 0, 0, 0, 0, 9.0])
+  steps = steps._replace(weight=jnp.append(jnp.ones(8), 0.0))
+  loss, metrics = stepwise.advantage_weighted(steps, advantage, Advantage(beta=0.5, clip=10.0))
+  weight = np.minimum(np.exp(np.asarray(advantage) / 0.5), 10.0)[:8]
+  assert float(loss) == pytest.approx(-(weight * np.asarray(steps.log_prob)[:8]).sum() / np.asarray(steps.tokens)[:8].sum(), rel=1e-5)
+  assert float(metrics["clipped"]) == pytest.approx(1 / 8)
+  normalised, metrics = stepwise.advantage_weighted(steps, advantage, Advantage(beta=0.5, clip=10.0, normalise=True))
+  assert float(metrics["step_weight"]) == pytest.approx(1.0, rel=1e-5)
+  assert float(normalised) == pytest.approx(float(loss) / weight.mean(), rel=1e-5)
+  kept, metrics = stepwise.filtered(steps, advantage, Advantage(threshold=0.5))
+  assert float(kept) == pytest.approx(-float(steps.log_prob[2:4].sum() / steps.tokens[2:4].sum()), rel=1e-5)
+  assert float(metrics["kept"]) == pytest.approx(2 / 8)
+
+
+def _optimum(reference, advantage, beta):
+  weights = reference * np.exp(advantage / beta)
+  return weights / weights.sum()
+
+
+def _minimise(loss, actions, steps=4000):
+  import optax
+
+  optimizer = optax.adam(optax.cosine_decay_schedule(0.05, steps))
+  logits = jnp.zeros(actions)
+  state = optimizer.init(logits)
+
+  @jax.jit
+  def update(logits, state):
+    updates, state = optimizer.update(jax.grad(loss)(logits), state)
+    return optax.apply_updates(logits, updates), state
+
+  for _ in range(steps):
+    logits, state = update(logits, state)
+  return np.asarray(jax.nn.softmax(logits))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_dpo_on_pairs_labelled_by_advantage_and_advantage_weighted_rl_have_one_optimum(seed):
+  """All pairs of six actions with their exact probabilities: no sampling error is left."""
+  random = np.random.default_rng(seed)
+  A, beta = 6, 1.0
+  reference, advantage = random.dirichlet(np.ones(A)), random.normal(size=A)
+  first, second = (x.ravel() for x in np.meshgrid(np.arange(A), np.arange(A), indexing="ij"))
+  log_reference = jnp.asarray(np.log(reference), jnp.float32)
+
+  def dpo(pair_weights):
+    def loss(logits):
+      log_prob = jax.nn.log_softmax(logits)
+      ones = jnp.ones(len(first))
+      return preference.dpo(Pairs(log_prob[first], log_prob[second], log_reference[first], log_reference[second], ones, ones,
+                                  jnp.asarray(pair_weights, jnp.float32)), Preference(beta=beta))[0]
+    return _minimise(loss, A)
+
+  def awr(logits):
+    log_prob, one = jax.nn.log_softmax(logits), jnp.asarray(reference, jnp.float32)
+    steps = Steps(log_prob, log_reference, jnp.ones(A), one)  # each action as often as the reference takes it
+    return stepwise.advantage_weighted(steps, jnp.asarray(advantage, jnp.float32), Advantage(beta=beta, clip=1e9))[0]
+
+  expected = _optimum(reference, advantage, beta)
+  apart = lambda policy: 0.5 * np.abs(policy - expected).sum()
+  wins = _sigmoid(advantage[first] - advantage[second])
+  labelled = reference[first] * reference[second] * wins  # drawn i.i.d., then labelled
+  assert apart(dpo(labelled)) < 1e-3
+  assert apart(_minimise(awr, A)) < 1e-3
+  # The winner drawn in proportion to sigma, its loser after it: another distribution of pairs, another optimum.
+  drawn = reference[second] * wins / np.array([wins[second == b].sum() for b in second])
+  assert apart(dpo(drawn)) > 0.2
+
+
+def test_no_loss_gives_a_nan_for_filler_or_extreme_sums():
+  huge = jnp.array([-1e4, -1e-7, 0.0])
+  pairs = Pairs(huge, huge[::-1], huge, huge, jnp.array([10.0, 1, 0]), jnp.array([10.0, 1, 0]), jnp.array([1.0, 1, 0]))
+  for name, loss in PAIR_LOSSES.items():
+    value, gradient = jax.value_and_grad(lambda c, loss=loss: loss(pairs._replace(chosen=c), dataclasses.replace(Preference(), nll=1.0))[0])(huge)
+    assert np.isfinite(value) and np.all(np.isfinite(gradient)), name
