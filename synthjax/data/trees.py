@@ -1,8 +1,9 @@
 """Trees of rollouts in one row: what branches share is read once.
 
-A tree is laid out depth first; `until` of a node's tokens is where its subtree ends, so every token sees exactly its ancestors (the one mask).
-Positions count by depth. A token is predicted from the token before it on its path, so the last token of a shared prefix predicts the first
-token of every branch: predictions are a list of (source place, target id, segment), not a shifted copy of the row. A segment is a step.
+A tree is laid out depth first; `until` of a node's tokens is where its subtree ends, so every token sees exactly its ancestors (the one
+mask). Positions count by depth. A token is predicted from the token before it on its path, so the last token of a shared prefix predicts
+the first token of every branch: predictions are a list of (source place, target id, segment), not a shifted copy of the row. A segment is
+a step.
 
 Tokens are those that were sampled: nodes are spans of the sampled sequence, and nothing is tokenised again here.
 
@@ -155,7 +156,8 @@ def layout(rows: Sequence[Sequence[Node]], limits: Bounds) -> dict[str, np.ndarr
   """Rows of trees as the arrays that training reads.
 
   Returns:
-    [B, T]: `tokens`, `positions`, `until`. [E]: `source` (place b * T + t whose hidden state predicts), `targets`, `segment` (S for filler).
+    [B, T]: `tokens`, `positions`, `until`.
+    [E]: `source` (place b * T + t whose hidden state predicts), `targets`, `segment` (S for filler).
     [S]: `tree` (P for filler), `side`, `weight` (0 for filler), `advantage`, `segment_tokens`.
 
   Raises:
@@ -179,11 +181,11 @@ class _Builder:
   def __init__(self, limits: Bounds):
     self.limits = limits
     B, T, E, S, P = dataclasses.astuple(limits)
+    alone_T = np.arange(1, T + 1, dtype=np.int32)  # filler sees itself
     self.arrays = {
-      "tokens": np.zeros((B, T), np.int32), "positions": np.zeros((B, T), np.int32), "until": np.tile(np.arange(1, T + 1, dtype=np.int32), (B, 1)),
-      "source": np.zeros(E, np.int32), "targets": np.zeros(E, np.int32), "segment": np.full(E, S, np.int32), "tree": np.full(S, P, np.int32),
-      "side": np.zeros(S, np.float32), "weight": np.zeros(S, np.float32), "advantage": np.zeros(S, np.float32),
-      "segment_tokens": np.zeros(S, np.float32),
+      "tokens": np.zeros((B, T), np.int32), "positions": np.zeros((B, T), np.int32), "until": np.tile(alone_T, (B, 1)),
+      "source": np.zeros(E, np.int32), "targets": np.zeros(E, np.int32), "segment": np.full(E, S, np.int32),
+      "tree": np.full(S, P, np.int32), **{name: np.zeros(S, np.float32) for name in ("side", "weight", "advantage", "segment_tokens")},
     }
     self.row = self.at = self.predictions = self.segments = 0
 
@@ -219,7 +221,8 @@ class _Builder:
     self.arrays["source"][entries] = row + np.concatenate([[before], np.arange(start, start + count - 1)])
     self.arrays["targets"][entries] = node.tokens
     self.arrays["segment"][entries] = self.segments
-    for name, value in (("tree", tree), ("side", node.side), ("weight", node.weight), ("advantage", node.advantage), ("segment_tokens", count)):
+    about = {"tree": tree, "side": node.side, "weight": node.weight, "advantage": node.advantage, "segment_tokens": count}
+    for name, value in about.items():
       self.arrays[name][self.segments] = value
     self.predictions += count
     self.segments += 1

@@ -1,8 +1,9 @@
 """Losses over steps: per-step DPO with a weight for every step, offline advantage-weighted RL, filtered cross-entropy.
 
-A step is a segment; its log-prob sum, its reference sum and its weight come in, nothing else. `pair_S` says to which pair a step belongs and
-`sign_S` on which side it stands, so one form covers plain DPO (all weights 1), Step-DPO (1 at the pit, 0 elsewhere) and advantage-weighted
-DPO (|advantage|), in the modes `paper`, `branch` and `step` alike: the modes differ in what the steps are, not in the loss.
+A step is a segment; its log-prob sum, its reference sum and its weight come in, nothing else. `pair_S` says to which pair a step belongs
+and `sign_S` on which side it stands, so one form covers plain DPO (all weights 1), Step-DPO (1 at the pit, 0 elsewhere) and
+advantage-weighted DPO (|advantage|), in the modes `paper`, `branch` and `step` alike: the modes differ in what the steps are, not in the
+loss.
 
 Shapes: S steps, P pairs.
 """
@@ -102,7 +103,7 @@ def nll(steps: Steps, which_S: jax.Array) -> jax.Array:
 
 def _sides(steps, ratio_S, sign_S) -> dict[str, jax.Array]:
   """Log-probs a token of both sides and their drift from the reference; the drift of chosen steps is watched for over-optimisation."""
-  found = {}
+  found: dict[str, jax.Array] = {}
   for name, side_S in (("chosen", sign_S > 0), ("rejected", sign_S < 0)):
     real_S = (side_S & (steps.tokens > 0)).astype(jnp.float32)
     tokens = jnp.maximum(jnp.sum(steps.tokens * real_S), 1.0)
