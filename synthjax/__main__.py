@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
   cleaning.add_argument("--out", required=True, help="folder for clean.jsonl and report.json")
   cleaning.set_defaults(verb=_decontaminate)
   bench = verbs.add_parser("bench", help="measure speed and memory beside other tools", description=_bench.__doc__)
-  bench.add_argument("what", choices=("train", "data", "verify"))
+  bench.add_argument("what", choices=("train", "data", "verify", "logprob", "attention", "preference_step"))
   bench.add_argument("--seconds", type=float, default=60.0, help="about how long to measure")
   bench.set_defaults(verb=_bench)
   return parser
@@ -215,7 +215,7 @@ def _plan(parsed, overrides) -> int:
 
 def _bench(parsed, overrides) -> int:
   """`train`: a step of 10M parameters beside PyTorch (make parity installs it). `data`: packing and loading beside grain and seqio.
-  `verify`: judging beside math-verify alone."""
+  `verify`: judging beside math-verify alone. `logprob`, `attention`: the kernels beside plain jax. `preference_step`: beside TRL (JSON)."""
   if overrides:
     raise ValueError(f"bench takes no --config overrides, found {overrides}")
   import importlib

@@ -69,8 +69,8 @@ def rpo(pairs: Pairs, cfg: Preference) -> Result:
 def kto(pairs: Pairs, cfg: Preference) -> Result:
   """Each side on its own against the batch's mean log-ratio (Ethayarajh et al. 2024, eq. 8).
 
-  The reference point is the mean log-ratio of all responses in the batch, not below 0 and without gradient: an estimate of the KL divergence
-  that needs no mismatched pairs (our choice).
+  The reference point is the mean log-ratio of all responses in the batch, not below 0 and without gradient: an estimate of the KL
+  divergence that needs no mismatched pairs (our choice).
   """
   chosen, rejected = _ratio(pairs.chosen, pairs.reference_chosen), _ratio(pairs.rejected, pairs.reference_rejected)
   point = jax.lax.stop_gradient(jnp.maximum(0.0, _mean(pairs, (chosen + rejected) / 2)))
