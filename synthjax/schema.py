@@ -126,6 +126,40 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True)
+class Preference:
+  """Knobs of the preference losses; each loss reads what its docstring names."""
+
+  beta: float = 0.1  # strength of the pull towards the reference
+  label_smoothing: float = 0.0  # DPO: probability that a label is wrong
+  nll: float = 0.0  # weight of the chosen response's NLL a token (RPO, and the anchor of the per-step losses)
+  dpop: float = 5.0  # DPOP: weight of the chosen log-prob's fall below the reference (lambda of the paper is of this order)
+  simpo_margin: float = 0.5  # SimPO: gamma
+  kto_desirable: float = 1.0  # KTO: lambda of chosen responses
+  kto_undesirable: float = 1.0  # KTO: lambda of rejected ones
+
+
+@dataclasses.dataclass(frozen=True)
+class Advantage:
+  """Knobs of advantage-weighted RL and filtering."""
+
+  beta: float = 1.0  # temperature of exp(A / beta)
+  clip: float = 20.0  # largest weight
+  normalise: bool = False  # divide the weights by their mean over the batch
+  threshold: float = 0.0  # filtered cross-entropy keeps steps with an advantage above it
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """What a preference training minimises, for recipe = "preference"."""
+
+  pairs: str = ""  # JSONL of records.Pair
+  loss: Literal["step_dpo", "awr", "filtered_sft", "dpo", "ipo", "dpop", "rpo", "kto", "simpo", "orpo"] = "step_dpo"  # see losses/
+  preference: Preference = Preference()  # knobs of the losses over pairs
+  advantage: Advantage = Advantage()  # knobs of the losses over single steps
+  reference: str = ""  # folder of the reference's log-prob sums, to share between runs; "": WORKDIR/reference
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluate:
   """How policies are evaluated."""
 
@@ -145,11 +179,12 @@ class Experiment:
   """One config file."""
 
   name: str = "experiment"  # shown in tables and logs
-  recipe: Literal["finetune"] = "finetune"  # the file of recipes/ that `synthjax run` follows
+  recipe: Literal["finetune", "preference"] = "finetune"  # the file of recipes/ that `synthjax run` follows
   seed: int = 0  # every random choice derives from it
   world: World = World()  # the embedded world, for data.task = "world"
   data: Data = Data()  # problems, traces, tokenizer, rows
   model: Model = Model()  # the decoder; a config gives a preset's name and `model_overrides`
   mesh: Mesh = Mesh()  # devices along each axis
   train: Train = Train()  # loss, optimizer, steps, checkpoints
+  objective: Objective = Objective()  # pairs and loss of recipe = "preference"
   evaluate: Evaluate = Evaluate()  # decoding

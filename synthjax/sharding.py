@@ -97,8 +97,8 @@ class Layout:
     return Split(self.mesh) if self.mesh.size > 1 else None
 
   def put(self, rows: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows [local batch, T] as global arrays over the mesh."""
-    return {k: jax.make_array_from_process_local_data(self.batch, v) for k, v in rows.items()}
+    """This process's rows [local batch, T] as global arrays over the mesh; lists [E] that belong to the whole batch lie everywhere."""
+    return {k: jax.make_array_from_process_local_data(self.batch if v.ndim == 2 else self.replicated, v) for k, v in rows.items()}
 
 
 def make_layout(mesh: schema.Mesh, devices: list[jax.Device] | None = None) -> Layout:

@@ -24,8 +24,8 @@ def _compare(B: int, T: int, H: int, K: int, seconds: float) -> dict[str, Any]:
   mask = (index_T <= index_T[:, None]) & (index_T[:, None] < until_BT[:, None, :])
   ways = {"dot_product_attention": lambda q, k, v: jax.nn.dot_product_attention(q, k, v, mask=mask[:, None]),
           "interval": lambda q, k, v: interval_attention(q, k, v, until_BT)}
-  compiled = {name: jax.jit(jax.grad(lambda q, k, v, way=way: jnp.sin(way(q, k, v)).sum(), (0, 1, 2))).lower(q, k, v).compile()
-              for name, way in ways.items()}
+  gradient = lambda way: jax.jit(jax.grad(lambda q, k, v: jnp.sin(way(q, k, v)).sum(), (0, 1, 2)))
+  compiled: dict[str, Any] = {name: gradient(way).lower(q, k, v).compile() for name, way in ways.items()}
   results = {name: jax.block_until_ready(step(q, k, v)) for name, step in compiled.items()}
   times: dict[str, list[float]] = {name: [] for name in ways}
   until = time.monotonic() + seconds
@@ -34,7 +34,7 @@ def _compare(B: int, T: int, H: int, K: int, seconds: float) -> dict[str, Any]:
       began = time.monotonic()
       jax.block_until_ready(step(q, k, v))
       times[name].append(time.monotonic() - began)
-  memory = {name: step.memory_analysis().temp_size_in_bytes / 2**20 for name, step in compiled.items()}
+  memory: dict[str, Any] = {name: step.memory_analysis().temp_size_in_bytes / 2**20 for name, step in compiled.items()}
   return {"shape": [B, T, H, K], "peer": f"jax.nn.dot_product_attention, jax {jax.__version__}",
           "seconds": {name: round(statistics.median(t), 4) for name, t in times.items()},
           "speed_up": round(statistics.median(a / b for a, b in zip(*times.values())), 2),

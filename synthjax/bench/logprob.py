@@ -28,8 +28,8 @@ def _compare(vocabulary: int, seconds: float) -> dict[str, Any]:
   hidden_ND, head_DV = jax.random.normal(keys[0], (_N, _D)), jax.random.normal(keys[1], (_D, vocabulary)) * _D**-0.5
   targets_N = jax.random.randint(keys[2], (_N,), 0, vocabulary)
   ways = {"naive": _naive, "blocked": lambda *arguments: linear_logprob(*arguments).log_prob}
-  compiled = {name: jax.jit(jax.grad(lambda h, w, way=way: -way(h, w, targets_N).mean(), (0, 1))).lower(hidden_ND, head_DV).compile()
-              for name, way in ways.items()}
+  gradient = lambda way: jax.jit(jax.grad(lambda h, w: -way(h, w, targets_N).mean(), (0, 1)))
+  compiled: dict[str, Any] = {name: gradient(way).lower(hidden_ND, head_DV).compile() for name, way in ways.items()}
   results = {name: jax.block_until_ready(step(hidden_ND, head_DV)) for name, step in compiled.items()}
   times: dict[str, list[float]] = {name: [] for name in ways}
   until = time.monotonic() + seconds
@@ -38,7 +38,7 @@ def _compare(vocabulary: int, seconds: float) -> dict[str, Any]:
       began = time.monotonic()
       jax.block_until_ready(step(hidden_ND, head_DV))
       times[name].append(time.monotonic() - began)
-  memory = {name: step.memory_analysis().temp_size_in_bytes / 2**20 for name, step in compiled.items()}
+  memory: dict[str, Any] = {name: step.memory_analysis().temp_size_in_bytes / 2**20 for name, step in compiled.items()}
   return {"rows": _N, "d_model": _D, "vocabulary": vocabulary, "peer": f"log_softmax of whole logits, jax {jax.__version__}",
           "seconds": {name: round(statistics.median(t), 3) for name, t in times.items()},
           "time_ratio": round(statistics.median(b / a for a, b in zip(times["naive"], times["blocked"])), 3),

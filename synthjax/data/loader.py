@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -135,7 +136,7 @@ class Mixture:
 class _Batches:
   """Batch k of this process: what grain reads by index."""
 
-  def __init__(self, rows: Rows | Mixture, batch_size: int, shard: Shard, position: int, batches: int):
+  def __init__(self, rows: Any, batch_size: int, shard: Shard, position: int, batches: int):
     self.rows, self.batch_size, self.shard = rows, batch_size, shard
     self.position, self.batches = position, batches
 
@@ -156,12 +157,12 @@ class Reading:
   prefetch: int = 4  # batches
 
 
-def batches(rows: Rows | Mixture, batch_size: int, count: int, position: int = 0, shard: Shard | None = None,
+def batches(rows: Any, batch_size: int, count: int, position: int = 0, shard: Shard | None = None,
             reading: Reading | None = None) -> Iterator[dict[str, np.ndarray]]:
   """`count` batches from `position` on: this process's rows of each, as arrays [B / processes, T].
 
   Args:
-    rows: the global order.
+    rows: the global order: something with `read(indices)`, such as `Rows` or `Mixture`.
     batch_size: B, over all processes.
     count: number of batches.
     position: rows consumed so far by all processes together.

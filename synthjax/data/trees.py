@@ -142,14 +142,15 @@ def bounds(rows: Sequence[Sequence[Node]], batch_rows: int, row_length: int) -> 
 
 
 def _counts(row) -> tuple[int, int, int]:
-  nodes = [node for tree in row for node in _nodes(tree) if node.predicted]
-  return sum(len(node.tokens) for node in nodes), len(nodes), len(row)
+  steps = [node for tree in row for node in nodes(tree) if node.predicted]
+  return sum(len(node.tokens) for node in steps), len(steps), len(row)
 
 
-def _nodes(node: Node) -> Iterator[Node]:
+def nodes(node: Node) -> Iterator[Node]:
+  """A subtree's nodes, depth first."""
   yield node
   for child in node.children:
-    yield from _nodes(child)
+    yield from nodes(child)
 
 
 def layout(rows: Sequence[Sequence[Node]], limits: Bounds) -> dict[str, np.ndarray]:
@@ -226,3 +227,40 @@ class _Builder:
       self.arrays[name][self.segments] = value
     self.predictions += count
     self.segments += 1
+
+
+class TreeRows:
+  """Planned rows of trees in one global order, as `loader.Rows` has them for documents: epoch by epoch, rows permuted by the seed.
+
+  Args:
+    rows: of a plan.
+    reference: the reference's log-prob sum of every segment, an array a row in depth-first order; None where no loss reads it.
+    batch_size: rows of a batch, for bounds that hold for any of them.
+    row_length: T.
+    seed: of the permutations.
+    fill: of the plan.
+  """
+
+  def __init__(self, rows: Sequence[Sequence[Node]], reference: Sequence[np.ndarray] | None, batch_size: int, row_length: int, seed: int,
+               fill: float):
+    self.rows, self.reference, self.seed, self.fill = rows, reference, seed, fill
+    # The batch_size largest rows together bound every batch.
+    counts = np.sort(np.array([_counts(row) for row in rows]), axis=0)[::-1]
+    repeats = -(-batch_size // len(rows))  # a batch may hold more rows than there are
+    predictions, segments, trees = np.tile(counts, (repeats, 1))[np.repeat(np.arange(len(rows)), repeats)[:batch_size]].sum(axis=0)
+    self.limits = Bounds(batch_size, row_length, int(predictions), int(segments), int(trees))
+
+  def ids(self, index: int) -> list[int]:
+    """The row of the plan that stands at a place of the global order."""
+    epoch, place = divmod(index, len(self.rows))
+    return [int(np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))[place])]
+
+  def read(self, indices: list[int]) -> dict[str, np.ndarray]:
+    """The arrays of a batch (see `layout`), with `reference` [S]."""
+    chosen = [i for index in indices for i in self.ids(index)]
+    arrays = layout([self.rows[i] for i in chosen], self.limits)
+    sums_S = np.zeros(self.limits.segments, np.float32)
+    if self.reference is not None:
+      found = np.concatenate([self.reference[i] for i in chosen])
+      sums_S[:len(found)] = found
+    return {**arrays, "reference": sums_S}

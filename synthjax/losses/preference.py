@@ -5,11 +5,12 @@ Each takes `Pairs` and its config and returns (loss, metrics); the loss is the m
 Shapes: P pairs.
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from synthjax.schema import Preference
 
 
 class Pairs(NamedTuple):
@@ -22,19 +23,6 @@ class Pairs(NamedTuple):
   chosen_tokens: jax.Array  # number of tokens in the sums
   rejected_tokens: jax.Array
   weights: jax.Array  # of the pairs; 0 for filler
-
-
-@dataclasses.dataclass(frozen=True)
-class Preference:
-  """Knobs of the preference losses; each loss reads what its docstring names."""
-
-  beta: float = 0.1  # strength of the pull towards the reference
-  label_smoothing: float = 0.0  # DPO: probability that a label is wrong
-  nll: float = 0.0  # weight of the chosen response's NLL a token (RPO, and the anchor of the per-step losses)
-  dpop: float = 5.0  # DPOP: weight of the chosen log-prob's fall below the reference (lambda of the paper is of this order)
-  simpo_margin: float = 0.5  # SimPO: gamma
-  kto_desirable: float = 1.0  # KTO: lambda of chosen responses
-  kto_undesirable: float = 1.0  # KTO: lambda of rejected ones
 
 
 Result = tuple[jax.Array, dict[str, jax.Array]]

@@ -8,13 +8,13 @@ loss.
 Shapes: S steps, P pairs.
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from synthjax.losses.preference import Preference, Result, logistic
+from synthjax.losses.preference import Result, logistic
+from synthjax.schema import Advantage, Preference
 
 
 class Steps(NamedTuple):
@@ -24,16 +24,6 @@ class Steps(NamedTuple):
   reference: jax.Array  # the same under the reference
   tokens: jax.Array  # number of them
   weight: jax.Array  # how much the step counts; 0 for filler
-
-
-@dataclasses.dataclass(frozen=True)
-class Advantage:
-  """Knobs of advantage-weighted RL and filtering."""
-
-  beta: float = 1.0  # temperature of exp(A / beta)
-  clip: float = 20.0  # largest weight
-  normalise: bool = False  # divide the weights by their mean over the batch
-  threshold: float = 0.0  # filtered cross-entropy keeps steps with an advantage above it
 
 
 def step_dpo(steps: Steps, pair_S: jax.Array, sign_S: jax.Array, pairs: int, cfg: Preference, pair_weights_P: jax.Array | None = None,

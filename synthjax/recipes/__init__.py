@@ -1,5 +1,5 @@
 """Recipes: each study as one short file that calls the rooms in order."""
 
-from synthjax.recipes import finetune
+from synthjax.recipes import finetune, preference
 
-RECIPES = {"finetune": finetune.run}
+RECIPES = {"finetune": finetune.run, "preference": preference.run}

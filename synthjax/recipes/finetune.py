@@ -142,8 +142,8 @@ def table(job: Job, result: dict) -> str:
     change = score.compare(job.workdir / "evaluate_before/responses.jsonl", job.workdir / "evaluate_after/responses.jsonl")
     lines.append(f"change   {100 * change['difference']:+.1f} ± {100 * change['standard_error']:.1f} points, paired over the same problems")
   train = result["train"]
-  lines.append(f"loss {train['loss']:.4f} after {train['steps']:,} steps and {train['tokens']:,} target tokens; "
-               f"held-out loss {train['eval_loss']:.4f}")
+  held_out = f"; held-out loss {train['eval_loss']:.4f}" if train["eval_loss"] is not None else ""
+  lines.append(f"loss {train['loss']:.4f} after {train['steps']:,} steps and {train['tokens']:,} target tokens{held_out}")
   responses = ", evaluate_after/responses.jsonl" if "after" in result else ""
   lines.append(f"everything is in {job.workdir}: results.json, train/checkpoints, train/metrics.jsonl{responses}")
   return "\n".join(lines)
@@ -168,14 +168,22 @@ def tokenizer_of(job: Job) -> tokenizers.Tokenizer:
 
 def _training(job: Job) -> list:
   """What decides the outcome of the training."""
-  settings = {k: v for k, v in dataclasses.asdict(job.experiment.train).items() if k not in _BY_THE_WAY}
-  caches = [files.read_json(folder / "manifest.json")["inputs"] for folder in _caches(job).values()]
-  init = job.experiment.train.init and _listing(pathlib.Path(job.experiment.train.init))
+  caches = [] if job.experiment.recipe != "finetune" else [
+    files.read_json(folder / "manifest.json")["inputs"] for folder in _caches(job).values()]
   rates = [source.rate for source in job.experiment.data.mixture]
-  return json.loads(json.dumps([settings, dataclasses.asdict(job.experiment.model), job.experiment.seed, caches, rates, init]))
+  return json.loads(json.dumps([*settings(job), caches, rates]))
 
 
-def _listing(folder: pathlib.Path) -> list:
+def settings(job: Job) -> list:
+  """The config's part of what decides the outcome of a training, and what it starts from."""
+  experiment = job.experiment
+  kept = {k: v for k, v in dataclasses.asdict(experiment.train).items() if k not in _BY_THE_WAY}
+  objective = dataclasses.asdict(experiment.objective) if experiment.recipe == "preference" else {}
+  init = experiment.train.init and listing(pathlib.Path(experiment.train.init))
+  return [kept, dataclasses.asdict(experiment.model), experiment.seed, init, objective]
+
+
+def listing(folder: pathlib.Path) -> list:
   """Names and sizes of a checkpoint's files: Orbax names its data files at random, so that tells one from another without reading them."""
   return sorted([str(p.relative_to(folder)), p.stat().st_size] for p in folder.rglob("*") if p.is_file())
 

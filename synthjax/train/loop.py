@@ -6,8 +6,10 @@ import pathlib
 import signal
 import time
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import jax
+import numpy as np
 
 from synthjax import config as config_lib
 from synthjax import files, multihost, progress, schema
@@ -19,6 +21,14 @@ from synthjax.sharding import check_fit, make_layout
 from synthjax.train import checkpoint, optimizer
 from synthjax.train.metrics import Metrics
 from synthjax.train.step import Trainer
+
+
+class RowsLike(Protocol):
+  """A global order of rows: `loader.Rows`, `loader.Mixture`, or trees of rollouts."""
+
+  @property
+  def fill(self) -> float: ...
+  def read(self, indices: list[int]) -> dict[str, np.ndarray]: ...
 
 
 class TrainingStopped(RuntimeError):
@@ -57,12 +67,19 @@ def train(experiment: schema.Experiment, caches: Mapping[pathlib.Path, float], f
   model = Transformer(sized(experiment.model, tokenizer[0]), layout.constrain)
   check_fit(layout, model.cfg, cfg.batch_size // cfg.accumulate, experiment.data.row_length)
   trainer = Trainer(model, optimizer.make(cfg.optimizer, steps), layout, cfg)
+  return run(experiment, trainer, rows, steps, folder, tokenizer, held_out, say)
+
+
+def run(experiment: schema.Experiment, trainer: Trainer, rows: RowsLike, steps: int, folder: files.Path, tokenizer: tuple[int, str],
+        held_out: files.Path | None = None, say: Callable[[str], None] = progress.say) -> Result:
+  """The loop itself, for any trainer over any rows; `train` makes both from cached documents."""
+  cfg, model, layout = experiment.train, trainer.model, trainer.layout
   with checkpoint.Checkpoints(pathlib.Path(folder) / "checkpoints", cfg.keep, pathlib.Path(folder).parent / "watch", say) as checkpoints:
     state, start, position = _begin(experiment, trainer, checkpoints, tokenizer, say)
     say(f"{count.describe(model)}; {steps:,} steps of {cfg.batch_size} rows x {experiment.data.row_length} tokens; "
         f"rows are {100 * rows.fill:.1f} % full; mesh {dict(layout.mesh.shape)}")
-    run = _Run(experiment, trainer, checkpoints, rows, tokenizer, pathlib.Path(folder), steps, say)
-    return run.go(state, start, position, held_out)
+    going = _Run(experiment, trainer, checkpoints, rows, tokenizer, pathlib.Path(folder), steps, say)
+    return going.go(state, start, position, held_out)
 
 
 def _rows(experiment, caches, tokenizer, say) -> tuple[loader.Rows | loader.Mixture, int]:
@@ -103,7 +120,7 @@ class _Run:
   experiment: schema.Experiment
   trainer: Trainer
   checkpoints: checkpoint.Checkpoints
-  rows: loader.Rows | loader.Mixture
+  rows: RowsLike
   tokenizer: tuple[int, str]
   folder: pathlib.Path
   steps: int

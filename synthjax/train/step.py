@@ -64,11 +64,14 @@ class Trainer:
     """One update from a batch of [B, T] arrays; metrics are float32 scalars."""
     weight = jnp.maximum(batch["weights"].sum(), 1.0)
     grads, metrics = self.gradients(state["params"], batch, weight)
+    return self.update(state, grads, metrics | {"target_tokens": batch["weights"].sum()})
+
+  def update(self, state: State, grads: Params, metrics: dict[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
+    """The optimizer's part of a step."""
     with jax.named_scope("optimizer"):
       updates, opt_state = self.optimizer.update(grads, state["opt_state"], state["params"])
       params = optax.apply_updates(state["params"], updates)
-    metrics |= {"grad_norm": optax.global_norm(grads), "target_tokens": batch["weights"].sum()}
-    return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics
+    return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics | {"grad_norm": optax.global_norm(grads)}
 
   def gradients(self, params: Params, batch: Batch, weight: jax.Array) -> tuple[Params, dict[str, jax.Array]]:
     """Gradient of the loss over `weight`, summed over micro-batches: accumulation changes memory, not the result."""

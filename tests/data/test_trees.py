@@ -17,7 +17,6 @@ from synthjax.kernels.linear_logprob import check_segments, check_targets
 from synthjax.model.transformer import Transformer
 from synthjax.sharding import make_layout
 from synthjax.train import preference
-from synthjax.train.preference import Objective
 
 MODEL = Transformer(schema.Model(d_model=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_dim=64, vocab_size=50, mlp="relu"))
 
@@ -49,7 +48,7 @@ def test_plans_fit_their_rows_lose_no_step_and_count_what_they_split(seed, split
   forest = [_random_tree(random) for _ in range(8)]
   plan = trees.plan(forest, 40, splittable)
   assert all(sum(tree.size() for tree in row) <= 40 for row in plan.rows)
-  steps = lambda nodes: sorted((n.tokens, n.weight, n.advantage) for root in nodes for n in trees._nodes(root) if n.predicted)
+  steps = lambda nodes: sorted((n.tokens, n.weight, n.advantage) for root in nodes for n in trees.nodes(root) if n.predicted)
   kept = [tree for number, tree in enumerate(forest) if number not in plan.too_long]
   assert steps(tree for row in plan.rows for tree in row) == steps(kept)
   whole = [tree for tree in forest if tree.size() <= 40]
@@ -137,7 +136,7 @@ def test_neither_packing_order_nor_padding_nor_sharding_matters():
 
     def loss(params):
       sums = preference.segment_log_probs(model, params, batch, split)
-      return preference.objective(sums, batch, limits.trees, Objective("step_dpo"))[0]
+      return preference.objective(sums, batch, limits.trees, schema.Objective(loss="step_dpo"))[0]
 
     return jax.jit(jax.value_and_grad(loss))(params)
 
@@ -162,7 +161,7 @@ def test_an_identical_pair_gives_log_2_and_shared_steps_are_laid_out_once():
   sums = preference.segment_log_probs(MODEL, MODEL.init(jax.random.key(0)), batch)
   batch["reference"] = jnp.zeros_like(sums)
   for loss in ("dpo", "step_dpo"):
-    assert float(preference.objective(sums, batch, 1, Objective(loss))[0]) == pytest.approx(np.log(2))
+    assert float(preference.objective(sums, batch, 1, schema.Objective(loss=loss))[0]) == pytest.approx(np.log(2))
   with pytest.raises(trees.TreeError, match="the first 1 steps of the two sides are not the same"):
     trees.pair([1], [[2], [3]], [[4]], shared=1)
 

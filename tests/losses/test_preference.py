@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from synthjax.losses import preference, stepwise
-from synthjax.losses.preference import Pairs, Preference
-from synthjax.losses.stepwise import Advantage, Steps
+from synthjax.losses.preference import Pairs
+from synthjax.losses.stepwise import Steps
+from synthjax.schema import Advantage, Preference
 from synthjax.train.preference import PAIR_LOSSES
 
 

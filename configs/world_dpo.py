@@ -1,0 +1,37 @@
+"""Preference training on the embedded world from a file of pairs.
+
+Command:   python -m synthjax run --config configs/world_dpo.py --workdir runs/world_dpo \\
+             --config.objective.pairs=PAIRS.jsonl --config.train.init=runs/quickstart/train/checkpoints
+Hardware:  2 CPU cores, a minute for a thousand pairs.
+Source:    Rafailov et al. 2023 (DPO); per-step weights after Setlur et al. 2024. Rates and steps are our choice.
+
+A pair is a row {problem_id, prefix, chosen, rejected, mode}; `metadata` may hold the sampled tokens and a weight for every step, see
+synthjax/recipes/preference.py.
+"""
+
+import pathlib
+
+import ml_collections
+
+BASE = pathlib.Path(__file__).absolute().parents[1] / "data/base_policy"
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+  """`smoke`: a few steps."""
+  smoke = arg == "smoke"
+  return ml_collections.ConfigDict({
+    "name": "world_dpo",
+    "recipe": "preference",
+    "model": "world_160k",
+    "objective": {"loss": "step_dpo", "preference": {"beta": 0.1, "nll": 1.0}},
+    "data": {"task": "world", "test_problems": 50 if smoke else 1000},
+    "train": {
+      "init": str(BASE),
+      "batch_size": 16,
+      "steps": 10 if smoke else 0,
+      "epochs": 3.0,
+      "optimizer": {"learning_rate": 1e-4, "weight_decay": 0.0},
+      "checkpoint_every": 5 if smoke else 100,
+    },
+    "evaluate": {"max_new_tokens": 40},
+  })

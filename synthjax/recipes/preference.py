@@ -1,0 +1,100 @@
+"""Preference training on a file of pairs: reference log-probs once, then DPO and its relatives; evaluated before and after."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+
+from synthjax import files, multihost, progress, records, sharding, stages
+from synthjax.data import tokenizers, trees
+from synthjax.model.transformer import Transformer, sized
+from synthjax.recipes import finetune
+from synthjax.recipes.finetune import Job
+from synthjax.records import Pair
+from synthjax.train import loop, optimizer, preference
+
+
+def run(job: Job) -> dict:
+  """Runs the experiment, skipping what is finished; returns and prints the table.
+
+  Raises:
+    DataError: no pairs, or a pair whose tokens cannot be told apart; ConfigError: see the rooms.
+  """
+  experiment = job.experiment
+  if not experiment.objective.pairs or not experiment.train.init:
+    raise files.DataError("recipe 'preference' needs config.objective.pairs (JSONL of pairs) and config.train.init (the policy that is "
+                          "trained, and the reference)")
+  if multihost.is_first():
+    files.write_json(job.workdir / "config.json", dataclasses.asdict(experiment))
+  tokenizer = finetune.tokenizer_of(job)
+  scores = {"before": finetune.evaluate(job, tokenizer, "before")} if experiment.evaluate.before else {}
+  trained = train(job, tokenizer)
+  result = {"train": trained, **scores, "after": finetune.evaluate(job, tokenizer, "after")}
+  if multihost.is_first():
+    files.write_json(job.workdir / "results.json", result)
+  progress.say(finetune.table(job, result))
+  return result
+
+
+def train(job: Job, tokenizer: tokenizers.Tokenizer) -> dict:
+  """Reads pairs, lays them out, computes the reference's log-probs and trains."""
+  experiment, length = job.experiment, job.experiment.data.row_length
+  pairs = list(records.read(Pair, experiment.objective.pairs))
+  plan = trees.plan([tree_of(pair, tokenizer, number) for number, pair in enumerate(pairs)], length, splittable=False)
+  if not plan.rows:
+    raise files.DataError(f"{experiment.objective.pairs}: no pair fits a row of data.row_length={length} tokens "
+                          f"({len(plan.too_long)} are longer)")
+  progress.say(f"{len(pairs):,} pairs in {len(plan.rows):,} rows, {100 * plan.fill:.1f} % full; "
+               f"{len(plan.too_long)} longer than a row and left out")
+  work = functools.partial(_train, job, tokenizer, plan)
+  return stages.run(job.workdir / "train", [*finetune.settings(job), _made_of(job, tokenizer)], work, job.force, together=True)
+
+
+def _train(job, tokenizer, plan, folder) -> dict:
+  experiment = job.experiment
+  cfg, length = experiment.train, experiment.data.row_length
+  layout = sharding.make_layout(experiment.mesh)
+  model = Transformer(sized(experiment.model, tokenizer.size), layout.constrain)
+  sharding.check_fit(layout, model.cfg, cfg.batch_size, length)
+  alone, params = finetune.load_policy(experiment, tokenizer, cfg.init)
+  reference = preference.reference_sums(alone, params, plan.rows, cfg.batch_size, length, experiment.objective.reference
+                                        or job.workdir / "reference", _made_of(job, tokenizer))
+  rows = trees.TreeRows(plan.rows, reference, cfg.batch_size, length, experiment.seed, plan.fill)
+  steps = cfg.steps or max(1, round(cfg.epochs * len(plan.rows) / cfg.batch_size))
+  trainer = preference.PreferenceTrainer(model, optimizer.make(cfg.optimizer, steps), layout, cfg, experiment.objective, rows.limits.trees)
+  del params
+  result = loop.run(experiment, trainer, rows, steps, folder, (tokenizer.size, tokenizer.fingerprint))
+  return {**dataclasses.asdict(result), "pairs_left_out": len(plan.too_long)}
+
+
+def tree_of(pair: Pair, tokenizer: tokenizers.Tokenizer, number: int) -> trees.Node:
+  """A pair as a tree. `metadata` may hold the sampled tokens: `prefix_ids`, and `chosen_steps`, `rejected_steps` with their `_weights`.
+
+  Without them the texts are tokenised with the prefix before them, so that the tokens at the boundary are those of the whole text.
+
+  Raises:
+    DataError: prefix and continuation share a token, or a side is empty.
+  """
+  known = pair.metadata
+  if "prefix_ids" in known:
+    weights = [known.get(f"{side}_weights", [1.0] * len(known[f"{side}_steps"])) for side in ("chosen", "rejected")]
+    return trees.pair(known["prefix_ids"], known["chosen_steps"], known["rejected_steps"], weights=(weights[0], weights[1]))
+  prefix = tokenizer.encode(pair.prefix)
+  sides = [_continuation(prefix, pair.prefix + text, tokenizer, number) + [tokenizer.eos_id] * complete
+           for text, complete in ((pair.chosen, pair.chosen_complete), (pair.rejected, pair.rejected_complete))]
+  return trees.pair(prefix, [sides[0]], [sides[1]])
+
+
+def _continuation(prefix: Sequence[int], whole: str, tokenizer, number) -> list[int]:
+  tokens = tokenizer.encode(whole)
+  if list(tokens[:len(prefix)]) != list(prefix) or len(tokens) == len(prefix):
+    raise files.DataError(f"pair {number}: the tokens of its prefix are not the first tokens of prefix and response together; give the "
+                          "sampled tokens in metadata (prefix_ids, chosen_steps, rejected_steps)")
+  return list(tokens[len(prefix):])
+
+
+def _made_of(job: Job, tokenizer) -> dict[str, str]:
+  experiment = job.experiment
+  data = [files.file_hash(experiment.objective.pairs), experiment.data.row_length]
+  return {"checkpoint": files.value_hash(finetune.listing(pathlib.Path(experiment.train.init))), "tokenizer": tokenizer.fingerprint,
+          "data": files.value_hash(data)}

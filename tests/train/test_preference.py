@@ -1,0 +1,91 @@
+"""Preference training as a user runs it: a file of pairs, the command line, the sums of the reference on disk."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from synthjax import __main__, config, files, records
+from synthjax.data import tokenizers, trees
+from synthjax.generate.worlds import shop
+from synthjax.recipes import preference as recipe
+from synthjax.records import Pair
+
+ROOT = pathlib.Path(__file__).parents[2]
+WORLD = shop.World()
+
+
+def _pairs(count):
+  """Clean right traces against traces whose first step is off by one."""
+  for problem in shop.problems(WORLD, "train", count):
+    right = shop.clean_trace(problem).text
+    first, _, rest = right.partition(" ;")
+    left, _, result = first.rpartition("= ")
+    wrong = f"{left}= {(int(result) + 1) % 21} ;{rest}"
+    yield Pair(problem.id, problem.question, " " + right, " " + wrong, "paper")
+
+
+def _run(tmp_path, *more):
+  return __main__.main(["run", "--config", str(ROOT / "configs/world_dpo.py:smoke"), "--workdir", str(tmp_path / "run"),
+                        f"--config.objective.pairs={tmp_path / 'pairs.jsonl'}", *more])
+
+
+def test_pairs_from_a_file_raise_the_margin_and_the_reference_is_computed_once(tmp_path, capsys):
+  records.write(tmp_path / "pairs.jsonl", _pairs(200))
+  assert _run(tmp_path, "--config.train.log_every=1") == 0
+  rows = [row for row in files.read_jsonl(tmp_path / "run/train/metrics.jsonl") if "loss" in row]
+  assert rows[0]["loss"] > rows[-1]["loss"] and rows[-1]["margin"] > rows[0]["margin"] and rows[-1]["accuracy"] > 0.9
+  assert {"chosen_log_prob", "chosen_drift", "rejected_drift"} <= rows[-1].keys()
+  results = json.loads((tmp_path / "run/results.json").read_text())
+  assert results["after"]["problems"] == 50 and results["train"]["steps"] == 10
+  made = (tmp_path / "run/reference/sums.npz").stat().st_mtime_ns
+  assert _run(tmp_path, "--config.objective.preference.beta=0.3") == 0, "another beta in the same folder"
+  assert (tmp_path / "run/reference/sums.npz").stat().st_mtime_ns == made
+  records.write(tmp_path / "pairs.jsonl", _pairs(150))
+  assert _run(tmp_path) == 1
+  assert "these reference log-probs were made with another data; remove the folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "dpop", "rpo", "kto", "simpo", "orpo"])
+def test_every_loss_trains_by_its_name(tmp_path, loss):
+  records.write(tmp_path / "pairs.jsonl", _pairs(60))
+  assert _run(tmp_path, f"--config.objective.loss={loss}", "--config.evaluate.before=False", "--config.train.steps=4",
+              "--config.train.log_every=1") == 0
+  rows = [row for row in files.read_jsonl(tmp_path / "run/train/metrics.jsonl") if "loss" in row]
+  assert len(rows) == 4 and all(np.isfinite(row["loss"]) for row in rows)
+
+
+def test_the_recipe_without_pairs_or_start_says_what_it_needs(tmp_path, capsys):
+  assert __main__.main(["run", "--config", str(ROOT / "configs/world_dpo.py:smoke"), "--workdir", str(tmp_path)]) == 1
+  assert "needs config.objective.pairs" in capsys.readouterr().err
+
+
+def test_sampled_tokens_are_taken_as_they_are_and_shared_boundaries_are_refused():
+  tokenizer = tokenizers.Bytes()
+  pair = Pair("p", "x", "a", "b", "step", metadata={"prefix_ids": [1, 2], "chosen_steps": [[3], [4]], "rejected_steps": [[5, 6]],
+                                                      "rejected_weights": [0.5]})
+  nodes = list(trees.nodes(recipe.tree_of(pair, tokenizer, 0)))
+  assert [(n.tokens, n.side, n.weight) for n in nodes] == [((1, 2), 0, 1.0), ((3,), 1, 1.0), ((4,), 1, 1.0), ((5, 6), -1, 0.5)]
+  plain = recipe.tree_of(Pair("p", "ab", "c", "d", "paper", rejected_complete=False), tokenizer, 0)
+  assert [n.tokens for n in trees.nodes(plain)] == [(97, 98), (99, 257), (100,)]
+
+  class Merging(tokenizers.Bytes):
+    def encode(self, text):
+      return [300] if text == "abc" else super().encode(text)
+
+  with pytest.raises(files.DataError, match="pair 7: the tokens of its prefix are not the first tokens"):
+    recipe.tree_of(Pair("p", "ab", "c", "d", "paper"), Merging(), 7)
+
+
+def test_batches_of_trees_fit_their_bounds_whichever_rows_meet():
+  random = np.random.default_rng(0)
+  rows = [[trees.pair([1], [[2] * random.integers(1, 9)], [[3] * random.integers(1, 9)])] for _ in range(7)]
+  source = trees.TreeRows(rows, None, 3, 32, 0, 1.0)
+  for start in range(0, 30, 3):
+    source.read([start, start + 1, start + 2])
+  assert sorted(source.ids(i)[0] for i in range(7, 14)) == list(range(7))
+
+
+def test_the_config_of_the_recipe_is_valid():
+  assert config.load(str(ROOT / "configs/world_dpo.py")).objective.loss == "step_dpo"
