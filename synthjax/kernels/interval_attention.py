@@ -32,8 +32,10 @@ def interval_attention(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, 
   k_BGTK, v_BGTK = jnp.moveaxis(k_BTGK, 1, 2), jnp.moveaxis(v_BTGK, 1, 2)
   # A block of queries reads the keys up to its own end alone: half the work at many blocks, and a score matrix that fits a cache.
   block = max(_LEAST_BLOCK, -(-T // _MOST_BLOCKS))
-  out = [_block(q_BGRTK[:, :, :, start:start + block], k_BGTK[:, :, :start + block], v_BGTK[:, :, :start + block],
-                until_BT[:, :start + block], start) for start in range(0, T, block)]
+  # Scores are recomputed in the backward pass: as fast, and no matrix of them is kept.
+  one = jax.checkpoint(_block, static_argnums=4)
+  out = [one(q_BGRTK[:, :, :, start:start + block], k_BGTK[:, :, :start + block], v_BGTK[:, :, :start + block],
+             until_BT[:, :start + block], start) for start in range(0, T, block)]
   return jnp.moveaxis(jnp.concatenate(out, axis=3), 3, 1).reshape(B, T, H, K)
 
 

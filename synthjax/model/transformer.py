@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from synthjax.kernels.interval_attention import interval_attention
-from synthjax.kernels.linear_logprob import Head, LogProbs, Split, linear_logprob
+from synthjax.kernels import choose
+from synthjax.kernels.linear_logprob import Head, LogProbs, Split
 from synthjax.model import rotary
 from synthjax.model.decoder import Attend, Constrain, Decoder, rms_norm
 from synthjax.schema import Model
@@ -59,6 +59,7 @@ class Transformer:
     self.leaves: Params = nnx.to_pure_dict(jax.tree.map(
       lambda p: Leaf(p.shape, p.get_metadata("axes")), nnx.state(abstract), is_leaf=lambda p: isinstance(p, nnx.Variable)))
     self.dtype = _compute_dtype(cfg)
+    self._attention = choose.attention(cfg.kernels)
 
   def abstract(self) -> Params:
     """Shapes and types of the parameters (float32 masters), for planning, sharding and restoring."""
@@ -75,7 +76,7 @@ class Transformer:
   def hidden(self, params: Params, tokens_BT: jax.Array, positions_BT: jax.Array, until_BT: jax.Array) -> jax.Array:
     """Final hidden states [B, T, D] under the one mask: key j is visible to query i iff j <= i < until[j]."""
     def attend(q_BTHK, k_BTGK, v_BTGK):
-      return interval_attention(q_BTHK, k_BTGK, v_BTGK, until_BT), None
+      return self._attention(q_BTHK, k_BTGK, v_BTGK, until_BT), None
 
     return self._run(params, tokens_BT, positions_BT, lambda _: attend)[0]
 
@@ -87,7 +88,7 @@ class Transformer:
     until_BT = jnp.where(inside_BT, lengths_B[:, None], index_T + 1)
 
     def attend(q_BTHK, k_BTGK, v_BTGK):
-      return interval_attention(q_BTHK, k_BTGK, v_BTGK, until_BT), (k_BTGK, v_BTGK)
+      return self._attention(q_BTHK, k_BTGK, v_BTGK, until_BT), (k_BTGK, v_BTGK)
 
     positions_BT = jnp.broadcast_to(index_T, (B, T))
     hidden_BTD, kept = self._run(params, tokens_BT, positions_BT, lambda _: attend)
@@ -125,8 +126,9 @@ class Transformer:
     """Log-prob of the targets and what comes with it, float32 [...], of hidden states [..., D]; logits are never held."""
     head = (params["embedding"] if self.cfg.tie_embeddings else params["head"]).astype(self.dtype)
     how = Head(soft_cap=self.cfg.logit_soft_cap, transposed=self.cfg.tie_embeddings)
-    found = linear_logprob(hidden.reshape(-1, hidden.shape[-1]), head, targets.reshape(-1), how, split)
-    return LogProbs(*(x.reshape(targets.shape) for x in found))
+    log_prob = choose.head(self.cfg.kernels, how, split)
+    found = log_prob(hidden.reshape(-1, hidden.shape[-1]), head, targets.reshape(-1))
+    return LogProbs(*(x if x is None else x.reshape(targets.shape) for x in found))
 
   def _run(self, params, tokens_BT, positions_BT, layer_attend, cache=None):
     """Embedding, the scanned blocks, the final norm. Returns hidden states and what `attend` kept, stacked by layer."""

@@ -1,5 +1,7 @@
 """Shapes: N rows, D model, V vocabulary, S segments."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,9 @@ CASES = {
   "tempered": (6, 8, 77, Head(block=16, temperature=0.7)), "both, tied": (6, 8, 77, Head(block=16, soft_cap=2.0, temperature=1.5, transposed=True)),
   "one row": (1, 8, 33, Head(block=8)),
 }
+
+
+CASES = {name: (*shape, dataclasses.replace(how, entropy=True)) for name, (*shape, how) in CASES.items()}
 
 
 def _arrays(N, D, V, how, kind=np.float32):

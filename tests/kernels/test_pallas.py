@@ -56,3 +56,24 @@ def test_tiled_log_probs_equal_the_xla_path_forward_and_backward(N, D, V, rows, 
     np.testing.assert_allclose(a, b, atol=2e-5)
   gradients = [jax.grad(lambda h, w, f=f: (lambda lp, ls: d1 @ lp + d2 @ ls)(*f(h, w)), (0, 1))(hidden, head) for f in (tiled, plain)]
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5), *gradients)
+
+
+def test_a_model_on_the_pallas_path_trains_as_on_the_xla_path(capsys):
+  import dataclasses
+
+  from synthjax import schema
+  from synthjax.kernels import choose
+  from synthjax.model.transformer import Transformer
+
+  cfg = schema.Model(d_model=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp_dim=32, vocab_size=64, mlp="relu", tie_embeddings=True)
+  tokens, until = jnp.arange(32).reshape(1, 32) % 60, _until(np.random.default_rng(0), 1, 32)
+  positions, choices = jnp.arange(32)[None], {}
+  choose._path.cache_clear()
+  for kernels in ("auto", "pallas"):
+    model = Transformer(dataclasses.replace(cfg, kernels=kernels))
+    params = model.init(jax.random.key(0))
+    loss = lambda p, model=model: -model.log_prob(p, model.hidden(p, tokens, positions, until), tokens).log_prob.mean()
+    choices[kernels] = jax.value_and_grad(loss)(params)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), *choices.values())
+  said = capsys.readouterr().out
+  assert "attention: xla, because no Pallas path has been timed on a cpu yet" in said and "head: interpret, because" in said
