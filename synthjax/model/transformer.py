@@ -128,7 +128,7 @@ class Transformer:
     how = Head(soft_cap=self.cfg.logit_soft_cap, transposed=self.cfg.tie_embeddings)
     log_prob = choose.head(self.cfg.kernels, how, split)
     found = log_prob(hidden.reshape(-1, hidden.shape[-1]), head, targets.reshape(-1))
-    return LogProbs(*(x if x is None else x.reshape(targets.shape) for x in found))
+    return jax.tree.map(lambda x: x.reshape(targets.shape), found)
 
   def _run(self, params, tokens_BT, positions_BT, layer_attend, cache=None):
     """Embedding, the scanned blocks, the final norm. Returns hidden states and what `attend` kept, stacked by layer."""
