@@ -220,6 +220,9 @@ def _bench(parsed, overrides) -> int:
     raise ValueError(f"bench takes no --config overrides, found {overrides}")
   import importlib
 
+  from synthjax import progress
+
+  progress.quiet(True)  # what is printed is figures, some of them as JSON
   importlib.import_module(f"synthjax.bench.{parsed.what}").run(parsed.seconds)
   return 0
 

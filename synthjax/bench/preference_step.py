@@ -23,8 +23,8 @@ from synthjax.model.transformer import Transformer, sized
 from synthjax.train import preference
 
 _PAIRS, _LENGTH, _STEPS = 8, 256, 4
-# 10M parameters as a Llama has them: TRL trains Hugging Face models. Recomputing the layers is faster on CPU (1.01 s against 1.11 s) and takes
-# a fifth of the memory.
+# 10M parameters as a Llama has them: TRL trains Hugging Face models. Recomputing the layers is faster on CPU (1.01 s against 1.11 s) and
+# takes a fifth of the memory.
 _MODEL = schema.Model(d_model=320, layers=8, heads=10, kv_heads=10, head_dim=32, mlp_dim=864, tie_embeddings=True, remat="full")
 
 

@@ -114,11 +114,15 @@ def _finish(pairs: Pairs, losses: jax.Array, margin: jax.Array) -> Result:
 
 
 def metrics(pairs: Pairs, margin: jax.Array) -> dict[str, jax.Array]:
-  """Margin, accuracy of the implicit reward, log-probs a token and their drift from the reference, the early sign of over-optimisation."""
+  """Margin, accuracy of the implicit reward, KL estimate, log-probs a token and their drift from the reference, the early sign of
+  over-optimisation."""
   a_token = lambda sums, tokens: jnp.sum(sums * pairs.weights) / jnp.maximum(jnp.sum(tokens * pairs.weights), 1.0)
   return {
     "margin": _mean(pairs, margin), "accuracy": _mean(pairs, (margin > 0).astype(jnp.float32)),
     "chosen_log_prob": a_token(pairs.chosen, pairs.chosen_tokens), "rejected_log_prob": a_token(pairs.rejected, pairs.rejected_tokens),
     "chosen_drift": a_token(_ratio(pairs.chosen, pairs.reference_chosen), pairs.chosen_tokens),
     "rejected_drift": a_token(_ratio(pairs.rejected, pairs.reference_rejected), pairs.rejected_tokens),
+    # KL(reference | policy) a token, as far as these responses are the reference's own samples.
+    "kl": -a_token(_ratio(pairs.chosen + pairs.rejected, pairs.reference_chosen + pairs.reference_rejected),
+                   pairs.chosen_tokens + pairs.rejected_tokens),
   }

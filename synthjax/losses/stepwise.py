@@ -55,6 +55,7 @@ def step_dpo(steps: Steps, pair_S: jax.Array, sign_S: jax.Array, pairs: int, cfg
   if anchor_S is not None:
     loss = loss + cfg.nll * nll(steps, anchor_S)
   return loss, {"loss": loss, "margin": mean(margin_P), "accuracy": mean((margin_P > 0).astype(jnp.float32)),
+                "kl": -jnp.sum(ratio_S * (sign_S != 0)) / jnp.maximum(jnp.sum(steps.tokens * (sign_S != 0)), 1.0),
                 **_sides(steps, ratio_S, sign_S)}
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from synthjax import config, schema
 from synthjax.data import packing
+from synthjax.kernels import linear_logprob as kernel
 from synthjax.model.transformer import Transformer
 from synthjax.sharding import MeshError, check_fit, make_layout
 from synthjax.train import checkpoint, optimizer
@@ -97,6 +98,27 @@ def test_a_whole_run_compiles_its_step_once(tmp_path):
              say=lambda line: line.startswith("step") and at_step.append(len(compiled)))
   assert len(at_step) == 20 and at_step[0] >= 1
   assert at_step[-1] == at_step[0]
+
+
+def test_no_array_over_tokens_and_vocabulary_is_in_the_training_programs():
+  """Blocks of the vocabulary are; whole logits are not. Asserted on the program's text, for documents and for trees of rollouts."""
+  from synthjax.data import trees
+  from synthjax.train import preference
+
+  model_cfg = dataclasses.replace(TINY, vocab_size=8192)
+  cfg, layout = schema.Train(batch_size=8), make_layout(schema.Mesh(), jax.devices()[:1])
+  pieces = (Transformer(model_cfg, layout.constrain), optimizer.make(cfg.optimizer, 10), layout, cfg)
+  rows = [[trees.pair([1, 2, 3], [[4] * 9], [[5] * 11])] for _ in range(8)]
+  source = trees.TreeRows(rows, None, 8, 32, 0, 1.0)
+  limits = source.limits
+  for trainer, batch, positions in (
+    (Trainer(*pieces), _rows(), (8 * 32,)),
+    (preference.PreferenceTrainer(*pieces, schema.Objective(), limits.trees), source.read(list(range(8))), (8 * 32, limits.predictions)),
+  ):
+    text = jax.jit(trainer.step).lower(trainer.abstract(), layout.put(batch)).as_text()
+    assert f"x{kernel.BLOCK}xf32>" in text, "the blocks are there"
+    assert "8x32x8192x" not in text
+    assert not any(f"<{n}x8192x" in text for n in positions)
 
 
 def test_help_answers_within_two_seconds():
