@@ -198,6 +198,9 @@ class _Builder:
     count, start, limits = len(node.tokens), self.at, self.limits
     if count == 0:
       raise TreeError(f"tree {tree}: a node without tokens at depth {depth}")
+    if min(node.tokens) < 0 or node.weight < 0:
+      raise TreeError(f"tree {tree}: at depth {depth} a token is {min(node.tokens)} and the step's weight {node.weight}; expected 0 and more "
+                      "of both: the side of a step is its sign, not its weight's")
     if start + count > limits.row_length or tree >= limits.trees:
       raise TreeError(f"tree {tree}: place {start + count} of row {self.row} is beyond its {limits.row_length} places, or the tree beyond "
                       f"the batch's {limits.trees}")

@@ -13,7 +13,7 @@ import numpy as np
 
 from synthjax import files, progress
 from synthjax.data import trees
-from synthjax.kernels.linear_logprob import segment_sums
+from synthjax.kernels.linear_logprob import check_targets, segment_sums
 from synthjax.losses import preference, stepwise
 from synthjax.losses.preference import Pairs
 from synthjax.losses.stepwise import Steps
@@ -100,6 +100,7 @@ def reference_sums(model: Transformer, params: Params, rows: Sequence[Sequence[t
                             "or name another one in config.objective.reference")
     with np.load(folder / "sums.npz") as stored:
       return np.split(stored["sums"], stored["ends"][:-1])
+  check_targets(np.array([token for row in rows for tree in row for node in trees.nodes(tree) for token in node.tokens]), model.cfg.vocab_size)
   measure, found = jax.jit(lambda params, batch: segment_log_probs(model, params, batch)), []
   limits = trees.TreeRows(rows, None, batch_size, row_length, 0, 1.0).limits
   with progress.bar("reference", len(rows), "rows") as advance:

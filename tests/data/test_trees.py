@@ -175,5 +175,9 @@ def test_what_does_not_fit_is_named():
     trees.layout([[tree]], dataclasses.replace(limits, row_length=4))
   with pytest.raises(trees.TreeError, match="nothing comes before it"):
     trees.layout([[Node((1, 2))]], limits)
+  with pytest.raises(trees.TreeError, match=r"the step's weight -1.0; expected 0 and more"):
+    trees.layout([[trees.pair([1, 2], [[3, 4]], [[5]], weights=([-1.0], [1.0]))]], limits)
+  with pytest.raises(trees.TreeError, match="a token is -5"):
+    trees.layout([[trees.pair([1, -5], [[3, 4]], [[5]])]], limits)
   with pytest.raises(trees.TreeError, match="without tokens"):
     trees.layout([[Node((), predicted=False)]], limits)
