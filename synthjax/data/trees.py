@@ -199,8 +199,8 @@ class _Builder:
     if count == 0:
       raise TreeError(f"tree {tree}: a node without tokens at depth {depth}")
     if min(node.tokens) < 0 or node.weight < 0:
-      raise TreeError(f"tree {tree}: at depth {depth} a token is {min(node.tokens)} and the step's weight {node.weight}; expected 0 and more "
-                      "of both: the side of a step is its sign, not its weight's")
+      raise TreeError(f"tree {tree}: at depth {depth} a token is {min(node.tokens)} and the step's weight {node.weight}; expected 0 and "
+                      "more of both: which side a step is on is said by `side`, not by the sign of its weight")
     if start + count > limits.row_length or tree >= limits.trees:
       raise TreeError(f"tree {tree}: place {start + count} of row {self.row} is beyond its {limits.row_length} places, or the tree beyond "
                       f"the batch's {limits.trees}")

@@ -100,7 +100,8 @@ def reference_sums(model: Transformer, params: Params, rows: Sequence[Sequence[t
                             "or name another one in config.objective.reference")
     with np.load(folder / "sums.npz") as stored:
       return np.split(stored["sums"], stored["ends"][:-1])
-  check_targets(np.array([token for row in rows for tree in row for node in trees.nodes(tree) for token in node.tokens]), model.cfg.vocab_size)
+  tokens = [token for row in rows for tree in row for node in trees.nodes(tree) for token in node.tokens]
+  check_targets(np.array(tokens), model.cfg.vocab_size)
   measure, found = jax.jit(lambda params, batch: segment_log_probs(model, params, batch)), []
   limits = trees.TreeRows(rows, None, batch_size, row_length, 0, 1.0).limits
   with progress.bar("reference", len(rows), "rows") as advance:
