@@ -84,7 +84,8 @@ def check(experiment: schema.Experiment) -> None:
   for name, value in (
     ("model.vocab_size", model.vocab_size), ("data.train_problems", data.train_problems),
     ("data.test_problems", data.test_problems), ("train.steps", train.steps), ("train.eval_every", train.eval_every),
-    ("model.logit_soft_cap", model.logit_soft_cap), ("train.z_loss", train.z_loss),
+    ("model.logit_soft_cap", model.logit_soft_cap), ("model.attention_soft_cap", model.attention_soft_cap),
+    ("model.window", model.window), ("train.z_loss", train.z_loss),
     ("train.optimizer.warmup", train.optimizer.warmup), ("train.optimizer.decay", train.optimizer.decay),
     ("train.optimizer.clip", train.optimizer.clip), ("train.optimizer.weight_decay", train.optimizer.weight_decay),
   ):

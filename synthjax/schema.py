@@ -32,6 +32,8 @@ class Model:
   qkv_bias: bool = False  # biases on the query, key and value projections (Qwen2)
   tie_embeddings: bool = False  # the output head is the embedding, transposed
   logit_soft_cap: float = 0.0  # cap * tanh(logits / cap); 0: none
+  attention_soft_cap: float = 0.0  # the same on attention scores (Gemma 2)
+  window: int = 0  # a token sees this many positions, itself among them; 0: all before it
   kernels: Literal["auto", "xla", "pallas"] = "auto"  # of attention and head; auto says what it chose and why
   remat: Literal["none", "dots", "full"] = "none"  # recomputed in the backward pass: all but matrix products, or all
   dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # compute type; auto: float32 on CPU, bfloat16 elsewhere

@@ -26,12 +26,19 @@ def _path(kernels: str, what: str) -> str:
   return path
 
 
-def attention(kernels: str) -> Callable:
-  """`interval_attention(q, k, v, until)` by the path of the config."""
+def attention(kernels: str, window: int, soft_cap: float) -> Callable:
+  """`interval_attention(q, k, v, until, positions)` by the path of the config.
+
+  Raises:
+    ValueError: the Pallas path is asked for what it cannot express: a window, a soft cap.
+  """
   path = _path(kernels, "attention")
   if path == "xla":
-    return interval_attention.interval_attention
-  return functools.partial(pallas_attention.attention, interpret=path == "interpret")
+    return functools.partial(interval_attention.interval_attention, window=window, soft_cap=soft_cap)
+  if window or soft_cap:
+    raise ValueError("config.model.kernels is 'pallas', whose attention knows neither model.window nor model.attention_soft_cap; "
+                     "set it to 'xla'")
+  return lambda q, k, v, until, positions: pallas_attention.attention(q, k, v, until, interpret=path == "interpret")
 
 
 def head(kernels: str, how: Head, split: Split | None) -> Callable[[jax.Array, jax.Array, jax.Array], LogProbs]:

@@ -14,7 +14,8 @@ _LEAST_BLOCK, _MOST_BLOCKS = 64, 16
 
 
 @jax.named_scope("interval_attention")
-def interval_attention(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, until_BT: jax.Array) -> jax.Array:
+def interval_attention(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, until_BT: jax.Array,
+                       positions_BT: jax.Array | None = None, window: int = 0, soft_cap: float = 0.0) -> jax.Array:
   """Causal attention over intervals, grouped-query, scaled by K^-1/2; softmax in float32.
 
   Args:
@@ -22,6 +23,9 @@ def interval_attention(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, 
     k_BTGK: keys.
     v_BTGK: values.
     until_BT: int32, above its own index everywhere (filler: index + 1, it sees itself alone); see `check_until`.
+    positions_BT: int32, of every token in its own document or path; needed with a window.
+    window: a key is visible to queries less than this many positions after it; 0: to all. A second bound on the same rule.
+    soft_cap: scores become cap * tanh(scores / cap); 0: none.
 
   Returns:
     Array [B, T, H, K] of the queries' type.
@@ -33,17 +37,24 @@ def interval_attention(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, 
   # A block of queries reads the keys up to its own end alone: half the work at many blocks, and a score matrix that fits a cache.
   block = max(_LEAST_BLOCK, -(-T // _MOST_BLOCKS))
   # Scores are recomputed in the backward pass: as fast, and no matrix of them is kept.
-  one = jax.checkpoint(_block, static_argnums=4)
+  one = jax.checkpoint(_block, static_argnums=(5, 6, 7))
+  if window and positions_BT is None:
+    raise ValueError(f"interval_attention: a window of {window} needs positions_BT: places in a row are not positions in a tree")
+  positions_BT = until_BT if positions_BT is None else positions_BT  # not read without a window
   out = [one(q_BGRTK[:, :, :, start:start + block], k_BGTK[:, :, :start + block], v_BGTK[:, :, :start + block],
-             until_BT[:, :start + block], start) for start in range(0, T, block)]
+             until_BT[:, :start + block], positions_BT[:, :start + block], start, window, soft_cap) for start in range(0, T, block)]
   return jnp.moveaxis(jnp.concatenate(out, axis=3), 3, 1).reshape(B, T, H, K)
 
 
-def _block(q_BGRQK, k_BGSK, v_BGSK, until_BS, start):
+def _block(q_BGRQK, k_BGSK, v_BGSK, until_BS, positions_BS, start, window, soft_cap):
   """Queries start, start + 1, ... against the keys up to the last of them."""
   scores_BGRQS = jnp.einsum("bgrqk,bgsk->bgrqs", q_BGRQK, k_BGSK, preferred_element_type=jnp.float32)
+  if soft_cap:
+    scores_BGRQS = soft_cap * jnp.tanh(scores_BGRQS / soft_cap)
   query_Q = start + jnp.arange(q_BGRQK.shape[3])[:, None]
   visible_BQS = (jnp.arange(k_BGSK.shape[2]) <= query_Q) & (query_Q < until_BS[:, None, :])
+  if window:
+    visible_BQS &= positions_BS[:, start:, None] - positions_BS[:, None, :] < window
   scores_BGRQS = jnp.where(visible_BQS[:, None, None], scores_BGRQS, jnp.finfo(jnp.float32).min)
   highest_BGRQ1 = jax.lax.stop_gradient(jnp.max(scores_BGRQS, axis=-1, keepdims=True))
   weights_BGRQS = jnp.exp(scores_BGRQS - highest_BGRQ1)

@@ -34,6 +34,7 @@ class Cache(NamedTuple):
   k_LBGSK: jax.Array
   v_LBGSK: jax.Array
   visible_BS: jax.Array  # bool: this slot holds a token of the sequence
+  position_BS: jax.Array  # int32: of that token
 
 
 def unconstrained(x: jax.Array, *_: str) -> jax.Array:
@@ -59,7 +60,7 @@ class Transformer:
     self.leaves: Params = nnx.to_pure_dict(jax.tree.map(
       lambda p: Leaf(p.shape, p.get_metadata("axes")), nnx.state(abstract), is_leaf=lambda p: isinstance(p, nnx.Variable)))
     self.dtype = _compute_dtype(cfg)
-    self._attention = choose.attention(cfg.kernels)
+    self._attention = choose.attention(cfg.kernels, cfg.window, cfg.attention_soft_cap)
 
   def abstract(self) -> Params:
     """Shapes and types of the parameters (float32 masters), for planning, sharding and restoring."""
@@ -76,7 +77,7 @@ class Transformer:
   def hidden(self, params: Params, tokens_BT: jax.Array, positions_BT: jax.Array, until_BT: jax.Array) -> jax.Array:
     """Final hidden states [B, T, D] under the one mask: key j is visible to query i iff j <= i < until[j]."""
     def attend(q_BTHK, k_BTGK, v_BTGK):
-      return self._attention(q_BTHK, k_BTGK, v_BTGK, until_BT), None
+      return self._attention(q_BTHK, k_BTGK, v_BTGK, until_BT, positions_BT), None
 
     return self._run(params, tokens_BT, positions_BT, lambda _: attend)[0]
 
@@ -86,21 +87,26 @@ class Transformer:
     index_T = jnp.arange(T)
     inside_BT = index_T < lengths_B[:, None]
     until_BT = jnp.where(inside_BT, lengths_B[:, None], index_T + 1)
+    positions_BT = jnp.broadcast_to(index_T, (B, T))
 
     def attend(q_BTHK, k_BTGK, v_BTGK):
-      return self._attention(q_BTHK, k_BTGK, v_BTGK, until_BT), (k_BTGK, v_BTGK)
+      return self._attention(q_BTHK, k_BTGK, v_BTGK, until_BT, positions_BT), (k_BTGK, v_BTGK)
 
-    positions_BT = jnp.broadcast_to(index_T, (B, T))
     hidden_BTD, kept = self._run(params, tokens_BT, positions_BT, lambda _: attend)
     room = ((0, 0), (0, 0), (0, 0), (0, slots - T), (0, 0))
     k, v = (jnp.pad(jnp.moveaxis(x_LBTGK, 2, 3), room) for x_LBTGK in kept)
-    return hidden_BTD, Cache(k, v, jnp.pad(inside_BT, ((0, 0), (0, slots - T))))
+    more = ((0, 0), (0, slots - T))
+    return hidden_BTD, Cache(k, v, jnp.pad(inside_BT, more), jnp.pad(positions_BT, more))
 
   def decode(self, params: Params, token_B: jax.Array, position_B: jax.Array, cache: Cache, slot: jax.Array):
     """One token a sequence. Returns hidden states [B, D] and the cache with the token's keys and values at `slot`."""
+    seen_BS = cache.visible_BS
+    if self.cfg.window:
+      seen_BS &= position_B[:, None] - cache.position_BS < self.cfg.window
+
     def layer_attend(cache_layer) -> Attend:
       k_BGSK, v_BGSK = cache_layer
-      return lambda q, k, v: (_attend_cached((q, k, v), k_BGSK, v_BGSK, cache.visible_BS), (k, v))
+      return lambda q, k, v: (_attend_cached((q, k, v), k_BGSK, v_BGSK, seen_BS, self.cfg.attention_soft_cap), (k, v))
 
     hidden_B1D, (k, v) = self._run(
       params, token_B[:, None], position_B[:, None], layer_attend, (cache.k_LBGSK, cache.v_LBGSK))
@@ -109,7 +115,8 @@ class Transformer:
     v_LBGSK = jax.lax.dynamic_update_slice(cache.v_LBGSK, jnp.moveaxis(v, 2, 3), start)
     seen = jnp.ones((len(token_B), 1), bool)
     visible_BS = jax.lax.dynamic_update_slice(cache.visible_BS, seen, (0, slot))
-    return hidden_B1D[:, 0], Cache(k_LBGSK, v_LBGSK, visible_BS)
+    position_BS = jax.lax.dynamic_update_slice(cache.position_BS, position_B[:, None], (0, slot))
+    return hidden_B1D[:, 0], Cache(k_LBGSK, v_LBGSK, visible_BS, position_BS)
 
   def head_DV(self, params: Params) -> jax.Array:
     """The output matrix in float32; with hidden states it gives logits."""
@@ -157,7 +164,7 @@ class Transformer:
 
 
 @jax.named_scope("cached_attention")
-def _attend_cached(new, k_BGSK, v_BGSK, visible_BS):
+def _attend_cached(new, k_BGSK, v_BGSK, visible_BS, soft_cap):
   """Attention of one new token to the cached ones and itself; the cache is only read. Softmax in float32."""
   q_B1HK, k_B1GK, v_B1GK = new
   B, _, H, K = q_B1HK.shape
@@ -165,8 +172,10 @@ def _attend_cached(new, k_BGSK, v_BGSK, visible_BS):
   q_BGRK = q_B1HK.reshape(B, G, H // G, K) * K**-0.5
   k_BGK, v_BGK = k_B1GK[:, 0], v_B1GK[:, 0]
   old_BGRS = jnp.einsum("bgrk,bgsk->bgrs", q_BGRK, k_BGSK, preferred_element_type=jnp.float32)
-  old_BGRS = jnp.where(visible_BS[:, None, None], old_BGRS, -jnp.inf)
   own_BGR1 = jnp.einsum("bgrk,bgk->bgr", q_BGRK, k_BGK, preferred_element_type=jnp.float32)[..., None]
+  if soft_cap:
+    old_BGRS, own_BGR1 = soft_cap * jnp.tanh(old_BGRS / soft_cap), soft_cap * jnp.tanh(own_BGR1 / soft_cap)
+  old_BGRS = jnp.where(visible_BS[:, None, None], old_BGRS, -jnp.inf)
   weights = jax.nn.softmax(jnp.concatenate([old_BGRS, own_BGR1], axis=-1), axis=-1).astype(q_B1HK.dtype)
   out_BGRK = jnp.einsum("bgrs,bgsk->bgrk", weights[..., :-1], v_BGSK) + weights[..., -1:] * v_BGK[:, :, None]
   return out_BGRK.reshape(B, 1, H, K)

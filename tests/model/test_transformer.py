@@ -21,6 +21,7 @@ VARIANTS = {
   "qwen": dataclasses.replace(TINY, qkv_bias=True, qk_norm=True, mlp="relu2"),
   "capped, scaled": dataclasses.replace(TINY, logit_soft_cap=5.0, rope_scaling="llama3", rope_factor=4.0, rope_original_context=64),
   "recomputed": dataclasses.replace(TINY, remat="full"),
+  "windowed, capped scores": dataclasses.replace(TINY, window=3, attention_soft_cap=0.5),
 }
 
 
@@ -74,6 +75,30 @@ def test_interval_attention_equals_a_float64_oracle():
     expected[b, i, h] = (weights / weights.sum()) @ np.array([v[b, j, h // (H // G)] for j in seen])
   found = interval_attention(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), jnp.asarray(until))
   np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_window_is_a_second_bound_on_the_same_rule_and_scores_are_capped():
+  B, T, H, K, window, cap = 1, 80, 2, 8, 4, 0.7
+  random = np.random.default_rng(0)
+  q, k, v = (random.normal(size=(B, T, H, K)) for _ in range(3))
+  until = np.minimum((np.arange(T) // 9 + 1) * 9, T)[None]
+  positions = (np.arange(T) % 9)[None]
+  expected = np.zeros((B, T, H, K))
+  for i, h in np.ndindex(T, H):
+    seen = [j for j in range(i + 1) if i < until[0, j] and positions[0, i] - positions[0, j] < window]
+    scores = cap * np.tanh(np.array([q[0, i, h] @ k[0, j, h] / np.sqrt(K) for j in seen]) / cap)
+    weights = np.exp(scores) / np.exp(scores).sum()
+    expected[0, i, h] = weights @ np.array([v[0, j, h] for j in seen])
+  arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
+  found = interval_attention(*arrays, jnp.asarray(until), jnp.asarray(positions), window, cap)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  with pytest.raises(ValueError, match="a window of 4 needs positions_BT"):
+    interval_attention(*arrays, jnp.asarray(until), window=window)
+
+
+def test_the_pallas_path_refuses_what_it_cannot_express():
+  with pytest.raises(ValueError, match="knows neither model.window nor model.attention_soft_cap"):
+    Transformer(dataclasses.replace(TINY, kernels="pallas", window=3))
 
 
 def test_until_that_is_not_beyond_its_index_is_named():
