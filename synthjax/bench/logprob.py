@@ -1,13 +1,12 @@
 """`synthjax bench logprob`: the blocked head beside log_softmax over whole logits, forward and backward; JSON."""
 
 import json
-import statistics
-import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from synthjax.bench import beside
 from synthjax.kernels.linear_logprob import linear_logprob, segment_sums
 
 _N, _D = 4096, 512
@@ -30,7 +29,7 @@ def _compare(vocabulary: int, seconds: float) -> dict[str, Any]:
   ways = {"naive": _naive, "blocked": lambda *arguments: linear_logprob(*arguments).log_prob}
   losses = {name: lambda h, w, way=way: -way(h, w, targets_N).mean() for name, way in ways.items()}
   return {"rows": _N, "d_model": _D, "vocabulary": vocabulary, "peer": f"log_softmax of whole logits, jax {jax.__version__}",
-          **_beside(losses, (hidden_ND, head_DV), seconds)}
+          **beside.gradients(losses, (hidden_ND, head_DV), seconds)}
 
 
 def _dpo_head(seconds: float, pairs: int = 8, length: int = 256, response: int = 76, vocabulary: int = 32_768) -> dict[str, Any]:
@@ -61,22 +60,4 @@ def _dpo_head(seconds: float, pairs: int = 8, length: int = 256, response: int =
   losses = {"naive": lambda h, w: dpo(sums_of_all(h, w), jax.lax.stop_gradient(sums_of_all(h, reference_DV))), "blocked": blocked}
   return {"pairs": pairs, "tokens": length, "response": response, "vocabulary": vocabulary,
           "peer": f"DPO over whole logits of all places with the reference recomputed, jax {jax.__version__}",
-          **_beside(losses, (hidden_BTD, head_DV), seconds)}
-
-
-def _beside(losses, arguments, seconds: float) -> dict[str, Any]:
-  """Gradients of both losses, interleaved; ratios are naive / blocked."""
-  compiled: dict[str, Any] = {name: jax.jit(jax.grad(loss, (0, 1))).lower(*arguments).compile() for name, loss in losses.items()}
-  results = {name: jax.block_until_ready(step(*arguments)) for name, step in compiled.items()}
-  times: dict[str, list[float]] = {name: [] for name in losses}
-  until = time.monotonic() + seconds
-  while time.monotonic() < until or len(times["naive"]) < 2:
-    for name, step in compiled.items():
-      began = time.monotonic()
-      jax.block_until_ready(step(*arguments))
-      times[name].append(time.monotonic() - began)
-  memory: dict[str, Any] = {name: step.memory_analysis().temp_size_in_bytes / 2**20 for name, step in compiled.items()}
-  return {"seconds": {name: round(statistics.median(t), 3) for name, t in times.items()},
-          "speed_up": round(statistics.median(a / b for a, b in zip(times["naive"], times["blocked"])), 2),
-          "temporary_MiB": memory, "times_less_memory": round(memory["naive"] / memory["blocked"], 1),
-          "gradients_differ_by": max(float(jnp.abs(a - b).max()) for a, b in zip(*results.values()))}
+          **beside.gradients(losses, (hidden_BTD, head_DV), seconds)}

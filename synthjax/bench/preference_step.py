@@ -20,6 +20,7 @@ import optax
 from synthjax import schema
 from synthjax.data import trees
 from synthjax.model.transformer import Transformer, sized
+from synthjax.sharding import make_layout
 from synthjax.train import preference
 
 _PAIRS, _LENGTH, _STEPS = 8, 256, 4
@@ -46,20 +47,6 @@ def _pairs(vocabulary: int, prefix_share: float = 0.7, branches: int = 2) -> lis
   return [(draw(prefix), [draw(_LENGTH - prefix) for _ in range(branches)]) for _ in range(_PAIRS)]
 
 
-def _step(model: Transformer, limits: trees.Bounds, optimizer):
-  def loss(params, batch):
-    sums = preference.segment_log_probs(model, params, batch)
-    return preference.objective(sums, batch, limits.trees, schema.Objective(loss="step_dpo"))
-
-  def step(state, batch):
-    params, opt_state = state
-    grads, metrics = jax.grad(loss, has_aux=True)(params, batch)
-    updates, opt_state = optimizer.update(grads, opt_state, params)
-    return (optax.apply_updates(params, updates), opt_state), metrics | {"grad_norm": optax.global_norm(grads)}
-
-  return jax.jit(step, donate_argnums=0)
-
-
 def _batch(rows, row_length: int) -> tuple[dict[str, jax.Array], trees.Bounds]:
   limits = trees.bounds(rows, len(rows), row_length)
   return {k: jnp.asarray(v) for k, v in trees.layout(rows, limits).items()}, limits
@@ -74,11 +61,13 @@ def against_trl(vocabulary: int) -> dict[str, Any]:
   batch, limits = _batch(rows, rows[0][0].size())
   batch["reference"] = preference.segment_log_probs(model, params, batch)
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4, weight_decay=0.0))
-  compiled = _step(model, limits, optimizer).lower((params, optimizer.init(params)), batch).compile()
+  layout = make_layout(schema.Mesh(), jax.devices()[:1])
+  trainer = preference.PreferenceTrainer(model, optimizer, layout, schema.Train(), schema.Objective(loss="step_dpo"), limits.trees)
+  compiled = trainer.compile(batch)
   found: dict[str, Any] = {"vocabulary": vocabulary, "temporary_MiB": compiled.memory_analysis().temp_size_in_bytes >> 20,
                            "whole_logits_in_program": f",{vocabulary}]" in _activations(compiled.as_text())}
   host = jax.device_get(params)
-  state = {"ours": (params, optimizer.init(params))}
+  state = {"ours": trainer.start_from(params)}
   begin_rss = _reset_peak()
 
   def ours() -> float:

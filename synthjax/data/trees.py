@@ -11,6 +11,7 @@ Shapes: B rows, T places of a row, E predictions, S segments, P trees of the bat
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -141,6 +142,14 @@ def bounds(rows: Sequence[Sequence[Node]], batch_rows: int, row_length: int) -> 
   return Bounds(batch_rows, row_length, int(predictions), int(segments), int(trees))
 
 
+def bounds_of_any(rows: Sequence[Sequence[Node]], batch_rows: int, row_length: int) -> Bounds:
+  """Bounds that hold for a batch of any of the rows: those of the largest ones together."""
+  counts = np.sort(np.array([_counts(row) for row in rows]), axis=0)[::-1]
+  repeats = -(-batch_rows // len(rows))  # a batch may hold more rows than there are
+  predictions, segments, trees = np.repeat(counts, repeats, axis=0)[:batch_rows].sum(axis=0)
+  return Bounds(batch_rows, row_length, int(predictions), int(segments), int(trees))
+
+
 def _counts(row) -> tuple[int, int, int]:
   steps = [node for tree in row for node in nodes(tree) if node.predicted]
   return sum(len(node.tokens) for node in steps), len(steps), len(row)
@@ -246,17 +255,14 @@ class TreeRows:
 
   def __init__(self, rows: Sequence[Sequence[Node]], reference: Sequence[np.ndarray] | None, batch_size: int, row_length: int, seed: int,
                fill: float):
-    self.rows, self.reference, self.seed, self.fill = rows, reference, seed, fill
-    # The batch_size largest rows together bound every batch.
-    counts = np.sort(np.array([_counts(row) for row in rows]), axis=0)[::-1]
-    repeats = -(-batch_size // len(rows))  # a batch may hold more rows than there are
-    predictions, segments, trees = np.tile(counts, (repeats, 1))[np.repeat(np.arange(len(rows)), repeats)[:batch_size]].sum(axis=0)
-    self.limits = Bounds(batch_size, row_length, int(predictions), int(segments), int(trees))
+    self.rows, self.reference, self.fill = rows, reference, fill
+    self.limits = bounds_of_any(rows, batch_size, row_length)
+    self._order = functools.lru_cache(2)(lambda epoch: np.random.default_rng([seed, epoch]).permutation(len(rows)))
 
   def ids(self, index: int) -> list[int]:
     """The row of the plan that stands at a place of the global order."""
     epoch, place = divmod(index, len(self.rows))
-    return [int(np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))[place])]
+    return [int(self._order(epoch)[place])]
 
   def read(self, indices: list[int]) -> dict[str, np.ndarray]:
     """The arrays of a batch (see `layout`), with `reference` [S]."""

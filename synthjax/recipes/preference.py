@@ -38,6 +38,12 @@ def run(job: Job) -> dict:
 
 def train(job: Job, tokenizer: tokenizers.Tokenizer) -> dict:
   """Reads pairs, lays them out, computes the reference's log-probs and trains."""
+  made_of = _made_of(job, tokenizer)
+  work = functools.partial(_train, job, tokenizer, made_of)
+  return stages.run(job.workdir / "train", [*finetune.settings(job), made_of], work, job.force, together=True)
+
+
+def _plan(job, tokenizer) -> trees.Plan:
   experiment, length = job.experiment, job.experiment.data.row_length
   pairs = list(records.read(Pair, experiment.objective.pairs))
   plan = trees.plan([tree_of(pair, tokenizer, number) for number, pair in enumerate(pairs)], length, splittable=False)
@@ -46,19 +52,18 @@ def train(job: Job, tokenizer: tokenizers.Tokenizer) -> dict:
                           f"({len(plan.too_long)} are longer)")
   progress.say(f"{len(pairs):,} pairs in {len(plan.rows):,} rows, {100 * plan.fill:.1f} % full; "
                f"{len(plan.too_long)} longer than a row and left out")
-  work = functools.partial(_train, job, tokenizer, plan)
-  return stages.run(job.workdir / "train", [*finetune.settings(job), _made_of(job, tokenizer)], work, job.force, together=True)
+  return plan
 
 
-def _train(job, tokenizer, plan, folder) -> dict:
-  experiment = job.experiment
+def _train(job, tokenizer, made_of, folder) -> dict:
+  experiment, plan = job.experiment, _plan(job, tokenizer)
   cfg, length = experiment.train, experiment.data.row_length
   layout = sharding.make_layout(experiment.mesh)
   model = Transformer(sized(experiment.model, tokenizer.size), layout.constrain)
   sharding.check_fit(layout, model.cfg, cfg.batch_size, length)
   alone, params = finetune.load_policy(experiment, tokenizer, cfg.init)
   reference = preference.reference_sums(alone, params, plan.rows, cfg.batch_size, length, experiment.objective.reference
-                                        or job.workdir / "reference", _made_of(job, tokenizer))
+                                        or job.workdir / "reference", made_of)
   rows = trees.TreeRows(plan.rows, reference, cfg.batch_size, length, experiment.seed, plan.fill)
   steps = cfg.steps or max(1, round(cfg.epochs * len(plan.rows) / cfg.batch_size))
   trainer = preference.PreferenceTrainer(model, optimizer.make(cfg.optimizer, steps), layout, cfg, experiment.objective, rows.limits.trees)

@@ -103,7 +103,7 @@ def reference_sums(model: Transformer, params: Params, rows: Sequence[Sequence[t
   tokens = [token for row in rows for tree in row for node in trees.nodes(tree) for token in node.tokens]
   check_targets(np.array(tokens), model.cfg.vocab_size)
   measure, found = jax.jit(lambda params, batch: segment_log_probs(model, params, batch)), []
-  limits = trees.TreeRows(rows, None, batch_size, row_length, 0, 1.0).limits
+  limits = trees.bounds_of_any(rows, batch_size, row_length)
   with progress.bar("reference", len(rows), "rows") as advance:
     for start in range(0, len(rows), batch_size):
       batch = trees.layout(rows[start:start + batch_size], limits)
