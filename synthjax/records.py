@@ -182,6 +182,10 @@ def _decode(hint, value, name):
     if not isinstance(value, dict):
       raise files.DataError(f"{name} is {value!r}; expected an object")
     return hint.from_json(value)
+  if origin is typing.Literal:
+    if value not in args:
+      raise files.DataError(f"{name} is {value!r}; expected one of {', '.join(map(repr, args))}")
+    return value
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
   if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
