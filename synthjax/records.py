@@ -115,8 +115,10 @@ class StepValue(Record):
   step: int  # number of steps in the prefix; 0 is the bare problem
   n: int  # rollouts with a decided verdict
   c: int  # right ones among them
-  q: float  # estimated success probability after this prefix
-  advantage: float | None = None  # q minus the q of the prefix one step shorter; None at step 0
+  q: float | None  # estimated success probability after this prefix; None where too few rollouts were decided
+  advantage: float | None = None  # q minus the q of the prefix one step shorter; None where one of them is not known, as at step 0
+  undecided: int = 0  # rollouts left out of n
+  standard_error: float | None = None  # of q; 0 for the reward of a trace that has ended
 
   def __post_init__(self):
     if not 0 <= self.c <= self.n:
@@ -177,6 +179,8 @@ def _decode(hint, value, name):
   if origin is tuple:
     if not isinstance(value, list):
       raise files.DataError(f"{name} is {value!r}; expected a list")
+    if set(map(type, value)) == {args[0]}:  # the many ids and log-probs of a sample
+      return tuple(value)
     return tuple(_decode(args[0], v, f"{name}[{i}]") for i, v in enumerate(value))
   if isinstance(hint, type) and issubclass(hint, Record):
     if not isinstance(value, dict):

@@ -2,7 +2,8 @@
 
 `Transformer` splits the NNX module once; `params` is then a plain nested dict of arrays for `jax.jit`, `jax.grad` and Orbax.
 
-Shapes: B batch, T tokens, S cached positions, D model, H query heads, G key/value heads, K head dim, V vocabulary, L layers.
+Shapes: B batch or blocks, N sequences of a block, S = B * N, T tokens, W shared and C own cached positions, D model, H query heads, G key/value
+heads, R = H / G, K head dim, V vocabulary, L layers.
 """
 
 import dataclasses
@@ -28,13 +29,27 @@ class Leaf(NamedTuple):
   axes: tuple[str, ...]  # logical axis names, one a dimension
 
 
-class Cache(NamedTuple):
-  """Keys and values of a batch of sequences, time-major within a head because that is 5x faster to read on CPU."""
+class LayerCache(NamedTuple):
+  """A layer's keys and values for B blocks of N sequences: what a block's sequences share is held and read once.
 
-  k_LBGSK: jax.Array
-  v_LBGSK: jax.Array
-  visible_BS: jax.Array  # bool: this slot holds a token of the sequence
-  position_BS: jax.Array  # int32: of that token
+  Time is the last axis but one, within a head, because that is 5x faster to read on CPU. Layers are apart, not stacked: a slice of a stack
+  is copied at every token.
+  """
+
+  shared_k_BGWK: jax.Array
+  shared_v_BGWK: jax.Array
+  own_k_BNGCK: jax.Array
+  own_v_BNGCK: jax.Array
+
+
+Cache = tuple[LayerCache, ...]
+
+
+class Seen(NamedTuple):
+  """Which cached positions each sequence's next token sees, bool."""
+
+  shared_BNW: jax.Array
+  own_BNC: jax.Array
 
 
 def unconstrained(x: jax.Array, *_: str) -> jax.Array:
@@ -79,44 +94,54 @@ class Transformer:
     def attend(q_BTHK, k_BTGK, v_BTGK):
       return self._attention(q_BTHK, k_BTGK, v_BTGK, until_BT, positions_BT), None
 
-    return self._run(params, tokens_BT, positions_BT, lambda _: attend)[0]
+    return self._run(params, tokens_BT, positions_BT, attend)[0]
 
-  def prefill(self, params: Params, tokens_BT: jax.Array, lengths_B: jax.Array, slots: int) -> tuple[jax.Array, Cache]:
-    """Reads right-padded prompts. Returns hidden states [B, T, D] and a cache of `slots` >= T positions."""
-    B, T = tokens_BT.shape
-    index_T = jnp.arange(T)
-    inside_BT = index_T < lengths_B[:, None]
-    until_BT = jnp.where(inside_BT, lengths_B[:, None], index_T + 1)
-    positions_BT = jnp.broadcast_to(index_T, (B, T))
-
+  def prefill(self, params: Params, tokens_BT: jax.Array, positions_BT: jax.Array, until_BT: jax.Array):
+    """As `hidden`, with parameters from `unstacked`: (hidden, [(keys, values) of every layer]), keys and values [B, G, T, K]."""
     def attend(q_BTHK, k_BTGK, v_BTGK):
       return self._attention(q_BTHK, k_BTGK, v_BTGK, until_BT, positions_BT), (k_BTGK, v_BTGK)
 
-    hidden_BTD, kept = self._run(params, tokens_BT, positions_BT, lambda _: attend)
-    room = ((0, 0), (0, 0), (0, 0), (0, slots - T), (0, 0))
-    k, v = (jnp.pad(jnp.moveaxis(x_LBTGK, 2, 3), room) for x_LBTGK in kept)
-    more = ((0, 0), (0, slots - T))
-    return hidden_BTD, Cache(k, v, jnp.pad(inside_BT, more), jnp.pad(positions_BT, more))
+    hidden_BTD, kept = self._unrolled(params, tokens_BT, positions_BT, [attend] * self.cfg.layers)
+    return hidden_BTD, [tuple(jnp.moveaxis(x_BTGK, 1, 2) for x_BTGK in layer) for layer in kept]
 
-  def decode(self, params: Params, token_B: jax.Array, position_B: jax.Array, cache: Cache, slot: jax.Array):
-    """One token a sequence. Returns hidden states [B, D] and the cache with the token's keys and values at `slot`."""
-    seen_BS = cache.visible_BS
-    if self.cfg.window:
-      seen_BS &= position_B[:, None] - cache.position_BS < self.cfg.window
+  def empty_cache(self, blocks: int, sequences: int, shared: int, own: int) -> Cache:
+    """Room for `blocks` of `sequences` each: `shared` positions a block, `own` ones a sequence."""
+    cfg = self.cfg
+    shapes = ((blocks, cfg.kv_heads, shared, cfg.head_dim), (blocks, sequences, cfg.kv_heads, own, cfg.head_dim))
+    return tuple(LayerCache(*(jnp.zeros(shapes[part], self.dtype) for part in (0, 0, 1, 1))) for _ in range(cfg.layers))
 
-    def layer_attend(cache_layer) -> Attend:
-      k_BGSK, v_BGSK = cache_layer
-      return lambda q, k, v: (_attend_cached((q, k, v), k_BGSK, v_BGSK, seen_BS, self.cfg.attention_soft_cap), (k, v))
+  def unstacked(self, params: Params) -> Params:
+    """The parameters as `decode` takes them: layers apart, in the type they are computed in."""
+    def layer(i):
+      # Norm scales stay float32, as in training.
+      return jax.tree.map(lambda x: x[i].astype(self.dtype) if x.ndim > 2 else x[i], params["blocks"])
 
-    hidden_B1D, (k, v) = self._run(
-      params, token_B[:, None], position_B[:, None], layer_attend, (cache.k_LBGSK, cache.v_LBGSK))
-    start = (0, 0, 0, slot, 0)
-    k_LBGSK = jax.lax.dynamic_update_slice(cache.k_LBGSK, jnp.moveaxis(k, 2, 3), start)
-    v_LBGSK = jax.lax.dynamic_update_slice(cache.v_LBGSK, jnp.moveaxis(v, 2, 3), start)
-    seen = jnp.ones((len(token_B), 1), bool)
-    visible_BS = jax.lax.dynamic_update_slice(cache.visible_BS, seen, (0, slot))
-    position_BS = jax.lax.dynamic_update_slice(cache.position_BS, position_B[:, None], (0, slot))
-    return hidden_B1D[:, 0], Cache(k_LBGSK, v_LBGSK, visible_BS, position_BS)
+    return {**params, "blocks": [layer(i) for i in range(self.cfg.layers)]}
+
+  def decode(self, params: Params, token_BN: jax.Array, position_BN: jax.Array, cache: Cache, seen: Seen, place: jax.Array):
+    """One token a sequence.
+
+    Args:
+      params: from `unstacked`.
+      token_BN: ids.
+      position_BN: of the tokens.
+      cache: read by all, written at `place` of every own part.
+      seen: cached positions that the tokens see besides themselves.
+      place: below C.
+
+    Returns:
+      (hidden states [B, N, D], cache).
+    """
+    def attend(cached: LayerCache) -> Attend:
+      return lambda q, k, v: (_attend_cached((q, k, v), cached, seen, self.cfg.attention_soft_cap), (k, v))
+
+    def put(old_BNGCK, new_S1GK):
+      return jax.lax.dynamic_update_slice(old_BNGCK, new_S1GK.reshape(*token_BN.shape, -1, 1, new_S1GK.shape[-1]), (0, 0, 0, place, 0))
+
+    hidden_S1D, kept = self._unrolled(params, token_BN.reshape(-1, 1), position_BN.reshape(-1, 1), [attend(cached) for cached in cache])
+    written = tuple(cached._replace(own_k_BNGCK=put(cached.own_k_BNGCK, k), own_v_BNGCK=put(cached.own_v_BNGCK, v))
+                    for cached, (k, v) in zip(cache, kept))
+    return hidden_S1D.reshape(*token_BN.shape, -1), written
 
   def head_DV(self, params: Params) -> jax.Array:
     """The output matrix in float32; with hidden states it gives logits."""
@@ -137,19 +162,26 @@ class Transformer:
     found = log_prob(hidden.reshape(-1, hidden.shape[-1]), head, targets.reshape(-1))
     return jax.tree.map(lambda x: x.reshape(targets.shape), found)
 
-  def _run(self, params, tokens_BT, positions_BT, layer_attend, cache=None):
+  def _run(self, params, tokens_BT, positions_BT, attend: Attend):
     """Embedding, the scanned blocks, the final norm. Returns hidden states and what `attend` kept, stacked by layer."""
     x_BTD = params["embedding"].astype(self.dtype)[tokens_BT]
     x_BTD = self.constrain(x_BTD, "batch", "sequence", "embed")
     turns = rotary.turns(self.cfg, positions_BT)
 
-    def layer(x_BTD, inputs):
-      layer_params, cache_layer = inputs
-      block = nnx.merge(self._block_graphdef, layer_params)
-      return block(x_BTD, turns, layer_attend(cache_layer), self.constrain)
+    def layer(x_BTD, layer_params):
+      return nnx.merge(self._block_graphdef, layer_params)(x_BTD, turns, attend, self.constrain)
 
     with jax.named_scope("blocks"):
-      x_BTD, kept = jax.lax.scan(self._remat(layer), x_BTD, (params["blocks"], cache))
+      x_BTD, kept = jax.lax.scan(self._remat(layer), x_BTD, params["blocks"])
+    return rms_norm(x_BTD, params["final_norm"], self.cfg.norm_epsilon), kept
+
+  def _unrolled(self, params, tokens_BT, positions_BT, attends):
+    """As `_run`, layer by layer with an `attend` each; kept values in a list."""
+    x_BTD, kept = params["embedding"].astype(self.dtype)[tokens_BT], []
+    turns = rotary.turns(self.cfg, positions_BT)
+    for layer_params, attend in zip(params["blocks"], attends):
+      x_BTD, found = nnx.merge(self._block_graphdef, layer_params)(x_BTD, turns, attend, self.constrain)
+      kept.append(found)
     return rms_norm(x_BTD, params["final_norm"], self.cfg.norm_epsilon), kept
 
   def _remat(self, layer):
@@ -164,21 +196,31 @@ class Transformer:
 
 
 @jax.named_scope("cached_attention")
-def _attend_cached(new, k_BGSK, v_BGSK, visible_BS, soft_cap):
-  """Attention of one new token to the cached ones and itself; the cache is only read. Softmax in float32."""
-  q_B1HK, k_B1GK, v_B1GK = new
-  B, _, H, K = q_B1HK.shape
-  G = k_BGSK.shape[1]
-  q_BGRK = q_B1HK.reshape(B, G, H // G, K) * K**-0.5
-  k_BGK, v_BGK = k_B1GK[:, 0], v_B1GK[:, 0]
-  old_BGRS = jnp.einsum("bgrk,bgsk->bgrs", q_BGRK, k_BGSK, preferred_element_type=jnp.float32)
-  own_BGR1 = jnp.einsum("bgrk,bgk->bgr", q_BGRK, k_BGK, preferred_element_type=jnp.float32)[..., None]
+def _attend_cached(new, cached: LayerCache, seen: Seen, soft_cap: float):
+  """Attention of one new token of every sequence to the shared positions, its own ones and itself; the cache is only read.
+
+  The shared part is one matrix product over all sequences of a block. Softmax in float32.
+  """
+  q_S1HK, k_S1GK, v_S1GK = new
+  shared_k_BGWK, shared_v_BGWK, own_k_BNGCK, own_v_BNGCK = cached
+  B, N, G, _, K = own_k_BNGCK.shape
+  q_BNGRK = q_S1HK.reshape(B, N, G, -1, K) * K**-0.5
+  k_BNGK, v_BNGK = k_S1GK.reshape(B, N, G, K), v_S1GK.reshape(B, N, G, K)
+  scores = [jnp.einsum(how, q_BNGRK, keys, preferred_element_type=jnp.float32) for how, keys in
+            (("bngrk,bgwk->bngrw", shared_k_BGWK), ("bngrk,bngck->bngrc", own_k_BNGCK), ("bngrk,bngk->bngr", k_BNGK))]
   if soft_cap:
-    old_BGRS, own_BGR1 = soft_cap * jnp.tanh(old_BGRS / soft_cap), soft_cap * jnp.tanh(own_BGR1 / soft_cap)
-  old_BGRS = jnp.where(visible_BS[:, None, None], old_BGRS, -jnp.inf)
-  weights = jax.nn.softmax(jnp.concatenate([old_BGRS, own_BGR1], axis=-1), axis=-1).astype(q_B1HK.dtype)
-  out_BGRK = jnp.einsum("bgrs,bgsk->bgrk", weights[..., :-1], v_BGSK) + weights[..., -1:] * v_BGK[:, :, None]
-  return out_BGRK.reshape(B, 1, H, K)
+    scores = [soft_cap * jnp.tanh(x / soft_cap) for x in scores]
+  shared_BNGRW = jnp.where(seen.shared_BNW[:, :, None, None], scores[0], -jnp.inf)
+  own_BNGRC = jnp.where(seen.own_BNC[:, :, None, None], scores[1], -jnp.inf)
+  highest_BNGR = jnp.maximum(jnp.maximum(shared_BNGRW.max(-1), own_BNGRC.max(-1)), scores[2])
+  shared_BNGRW, own_BNGRC = (jnp.exp(x - highest_BNGR[..., None]) for x in (shared_BNGRW, own_BNGRC))
+  itself_BNGR = jnp.exp(scores[2] - highest_BNGR)
+  total_BNGR = shared_BNGRW.sum(-1) + own_BNGRC.sum(-1) + itself_BNGR
+  dtype = v_BNGK.dtype
+  mixed_BNGRK = (jnp.einsum("bngrw,bgwk->bngrk", shared_BNGRW.astype(dtype), shared_v_BGWK, preferred_element_type=jnp.float32)
+                 + jnp.einsum("bngrc,bngck->bngrk", own_BNGRC.astype(dtype), own_v_BNGCK, preferred_element_type=jnp.float32)
+                 + itself_BNGR[..., None] * v_BNGK[:, :, :, None])
+  return (mixed_BNGRK / total_BNGR[..., None]).astype(dtype).reshape(q_S1HK.shape)
 
 
 def _compute_dtype(cfg: Model):

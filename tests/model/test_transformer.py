@@ -11,7 +11,7 @@ from synthjax import config
 from synthjax.kernels.interval_attention import check_until, interval_attention
 from synthjax.model import count
 from synthjax.model.presets import PRESETS
-from synthjax.model.transformer import Transformer, sized
+from synthjax.model.transformer import Seen, Transformer, sized
 from synthjax.schema import Model
 
 TINY = Model(d_model=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_dim=48, vocab_size=64, rope_theta=100.0)
@@ -47,19 +47,29 @@ def test_packed_documents_give_the_log_probs_of_the_documents_apart(name):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_decoding_gives_the_logits_of_training(name):
-  model = Transformer(VARIANTS[name])
+def test_decoding_after_a_shared_prefix_gives_the_logits_of_training(name):
+  """Two blocks of three sequences: a sequence sees 4 or 6 of the 6 shared positions, then its own."""
+  model, own = Transformer(VARIANTS[name]), 5
   params = model.init(jax.random.key(0))
-  tokens = jax.random.randint(jax.random.key(1), (2, 12), 0, 64)
-  prompts = jnp.array([4, 6])
-  until, positions = _packed([12], 12)
-  whole = model.logits(params, model.hidden(params, tokens, jnp.repeat(positions, 2, 0), jnp.repeat(until, 2, 0)))
-  hidden, cache = model.prefill(params, tokens[:, :6], prompts, 12)
-  np.testing.assert_allclose(model.logits(params, hidden)[0, :4], whole[0, :4], atol=2e-5)
-  for n in range(5):
-    token = tokens[jnp.arange(2), prompts + n]
-    hidden, cache = model.decode(params, token, prompts + n, cache, 6 + n)
-    np.testing.assert_allclose(model.logits(params, hidden), whole[jnp.arange(2), prompts + n], atol=2e-5)
+  prefix = jax.random.randint(jax.random.key(1), (2, 6), 0, 64)
+  after = jax.random.randint(jax.random.key(2), (2, 3, own), 0, 64)
+  until, positions = _packed([6], 6)
+  unstacked = model.unstacked(params)
+  _, kept = model.prefill(unstacked, prefix, jnp.repeat(positions, 2, 0), jnp.repeat(until, 2, 0))
+  cache = model.empty_cache(2, 3, 6, own)
+  cache = tuple(layer._replace(shared_k_BGWK=k, shared_v_BGWK=v) for layer, (k, v) in zip(cache, kept))
+  known = jnp.array([[4, 6, 6], [6, 4, 4]])
+  window = model.cfg.window or 100
+  for n in range(own):
+    now = known + n
+    seen = Seen((jnp.arange(6) < known[..., None]) & (now[..., None] - jnp.arange(6) < window),
+                jnp.broadcast_to((jnp.arange(own) < n) & (n - jnp.arange(own) < window), (2, 3, own)))
+    hidden, cache = model.decode(unstacked, after[..., n], now, cache, seen, jnp.int32(n))
+    for b, s in np.ndindex(2, 3):
+      row = jnp.concatenate([prefix[b, :known[b, s]], after[b, s, :n + 1]])[None]
+      whole_until, whole_positions = _packed([row.shape[1]], row.shape[1])
+      whole = model.logits(params, model.hidden(params, row, whole_positions, whole_until))[0, -1]
+      np.testing.assert_allclose(model.logits(params, hidden[b, s]), whole, atol=2e-5)
 
 
 def test_interval_attention_equals_a_float64_oracle():
@@ -94,11 +104,6 @@ def test_a_window_is_a_second_bound_on_the_same_rule_and_scores_are_capped():
   np.testing.assert_allclose(found, expected, atol=1e-5)
   with pytest.raises(ValueError, match="a window of 4 needs positions_BT"):
     interval_attention(*arrays, jnp.asarray(until), window=window)
-
-
-def test_the_pallas_path_refuses_what_it_cannot_express():
-  with pytest.raises(ValueError, match="knows neither model.window nor model.attention_soft_cap"):
-    Transformer(dataclasses.replace(TINY, kernels="pallas", window=3))
 
 
 def test_until_that_is_not_beyond_its_index_is_named():

@@ -1,0 +1,419 @@
+"""The rollout engine: continuous batching over slots, every shared prefix computed once.
+
+Requests are cut into sequences (a sample each). Prompts are laid out on pages, those that begin alike beside each other; a page is computed
+once and all its sequences go on from it. Between two calls of the device the host takes finished samples out, gives pages free,
+fills them again and refills the queues.
+
+A sample depends on the policy, the prompt, the settings and the seed alone: not on its neighbours, the number of slots or the order of the
+queue (up to float32 rounding where two ids are all but equally likely).
+"""
+
+import collections
+import dataclasses
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from synthjax import files, progress, schema
+from synthjax.data.tokenizers import Tokenizer
+from synthjax.model.transformer import Params, Transformer
+from synthjax.rollout import slots
+from synthjax.rollout.prefixes import Page
+from synthjax.rollout.requests import Request, RequestError, Result, Sample
+from synthjax.rollout.sampling import Filters
+from synthjax.rollout.slots import Sequences, Shape
+from synthjax.sharding import Layout, make_layout
+
+_WINDOW = 20_000  # requests that are queued at once
+_LONGEST = 8192  # tokens of a prompt or a sample that an engine of no fixed shape makes room for
+_MANY = 16  # sequences that a page should serve at least, where prompts are short enough
+
+
+class _Asked:
+  """A request whose samples are being drawn."""
+
+  def __init__(self, request: Request, prompt: tuple[int, ...]):
+    self.request, self.prompt = request, prompt
+    self.samples: list[Sample | None] = [None] * request.n
+    self.left = request.n
+
+
+@dataclasses.dataclass(eq=False)
+class _Sequence:
+  """One sample of a request, waiting or in a slot."""
+
+  asked: _Asked
+  number: int
+  page: "_Room | None" = None
+  end: int = 0  # place in the block
+  row: int = 0  # of the block's results
+
+
+@dataclasses.dataclass(eq=False)
+class _Room:
+  """Room for a page in a block."""
+
+  block: int
+  start: int  # its first place
+  left: int = 0  # sequences that still need it
+
+
+@dataclasses.dataclass
+class Counts:
+  """What an engine has done."""
+
+  samples: int = 0
+  tokens: int = 0  # sampled
+  prompt_tokens: int = 0  # of all samples together
+  prefilled: int = 0  # of them computed
+  used: int = 0  # slots that were decoding, summed over steps
+  offered: int = 0  # slots there were, summed over steps
+  compilations: int = 0
+  seconds: float = 0.0
+
+  def line(self) -> str:
+    """As a person reads it."""
+    return (f"{self.samples:,} samples, {self.tokens:,} tokens, {self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s; slots "
+            f"{100 * self.used / max(self.offered, 1):.1f} % occupied; {100 * (1 - self.prefilled / max(self.prompt_tokens, 1)):.1f} % of the "
+            f"prompts' tokens reused; {self.compilations} compilations")
+
+
+class JaxEngine:
+  """Samples from a decoder. One thread uses it.
+
+  Args:
+    model: the decoder.
+    params: as the trainer has them.
+    tokenizer: of the policy.
+    shape: static sizes; None: chosen from the requests, and grown where they ask for more.
+    mesh: of this process's devices.
+    slots: sequences that decode together, where `shape` is None.
+
+  Raises:
+    ValueError: the model's vocabulary does not hold the tokenizer's ids.
+  """
+
+  def __init__(self, model: Transformer, params: Params, tokenizer: Tokenizer, shape: Shape | None = None, mesh: schema.Mesh | None = None,
+               slots: int = 128):
+    if model.cfg.vocab_size < tokenizer.size:
+      raise ValueError(f"the model has {model.cfg.vocab_size} ids, the tokenizer {tokenizer.size}; use the tokenizer that it was trained with")
+    self.model, self.tokenizer, self.slots, self.counts = model, tokenizer, slots, Counts()
+    self.fingerprint = ""
+    self._layout = make_layout(mesh or schema.Mesh(), jax.local_devices())
+    self._fixed, self._shape = shape, None
+    self._asked: dict[str, _Asked] = {}
+    self._waiting: collections.deque[_Sequence] = collections.deque()
+    self._new: list[_Sequence] = []
+    self._dispatched = None
+    self.load(params)
+    if shape:
+      self._reshape(shape)
+
+  def load(self, params: Params, fingerprint: str = "") -> None:
+    """Takes over new weights of the same model: nothing is compiled again. Nothing may be in flight."""
+    if self.busy:
+      raise RuntimeError("new weights while requests are in flight; wait until the engine is not busy")
+    self._params = _place(self.model, params, self._layout)
+    self.fingerprint = fingerprint
+
+  @property
+  def busy(self) -> bool:
+    return bool(self._asked)
+
+  def generate(self, requests: Iterable[Request]) -> Iterator[Result]:
+    """Yields one result a request, as they finish; equal requests are computed once.
+
+    Requests are read in windows of 20,000. One that cannot be served gets a result with an error.
+    """
+    requests = list(requests)
+    with progress.bar("sample", len(requests), "requests") as advance:
+      for start in range(0, len(requests), _WINDOW):
+        for result in self._window(requests[start:start + _WINDOW]):
+          yield result
+          advance(1)
+    progress.say(f"sampled: {self.counts.line()}")
+
+  def _window(self, requests: Sequence[Request]) -> Iterator[Result]:
+    same: dict[str, list[str]] = {}
+    for request in requests:
+      key = request.key()
+      if key in same:
+        same[key].append(request.id)
+        continue
+      same[key] = [request.id]
+      try:
+        self.add(dataclasses.replace(request, id=key))
+      except RequestError as e:
+        for name in same.pop(key):
+          yield Result(name, error=str(e))
+    while self.busy:
+      for result in self.step():
+        for name in same[result.id]:
+          yield dataclasses.replace(result, id=name)
+
+  def add(self, request: Request) -> None:
+    """Queues a request. Raises RequestError naming what is wrong with it."""
+    prompt = self._check(request)
+    asked = self._asked[request.id] = _Asked(request, prompt)
+    self._new += [_Sequence(asked, number) for number in range(request.n)]
+
+  def _check(self, request: Request) -> tuple[int, ...]:
+    """The prompt's ids."""
+    request.sampling.check()
+    if request.id in self._asked:
+      raise RequestError(f"id {request.id!r} is in use by another request")
+    if request.n < 1:
+      raise RequestError(f"n is {request.n}; expected at least 1")
+    try:
+      prompt = tuple(request.prompt_ids) or tuple(self.tokenizer.encode(request.prompt))
+    except files.DataError as e:
+      raise RequestError(f"prompt: {e}") from e
+    if not prompt:
+      raise RequestError("prompt is empty; expected at least one token")
+    if not 0 <= min(prompt) <= max(prompt) < self.tokenizer.size:
+      raise RequestError(f"prompt_ids span {min(prompt)} to {max(prompt)}; expected ids from 0 to {self.tokenizer.size - 1}")
+    longest = (self._fixed.page_length, self._fixed.max_tokens) if self._fixed else (_LONGEST, _LONGEST)
+    for name, found, limit in (("prompt", len(prompt), longest[0]), ("max_tokens", request.sampling.max_tokens, longest[1])):
+      if found > limit:
+        raise RequestError(f"{name} is {found} tokens long; this engine has room for {limit}")
+    return prompt
+
+  def cancel(self, id: str) -> None:
+    """Frees what a request holds."""
+    asked = self._asked.pop(id, None)
+    if asked is None:
+      return
+    self._new = [s for s in self._new if s.asked is not asked]
+    self._waiting = collections.deque(s for s in self._waiting if s.asked is not asked)
+    if self._shape is None:
+      return
+    for block in range(self._shape.blocks):
+      for sequence in [s for s in self._queues[block] if s.asked is asked]:
+        self._queues[block].remove(sequence)
+        self._leave(sequence)
+      for sequence in [s for s in self._flying[block].values() if s.asked is asked]:
+        self._kill(sequence)
+
+  def partial(self, id: str) -> list[Sample]:
+    """What the samples of an unfinished request have so far."""
+    asked = self._asked[id]
+    found = [sample or Sample("") for sample in asked.samples]
+    for flying in self._flying if self._shape else []:
+      for sequence in flying.values():
+        if sequence.asked is asked and self._results is not None:
+          found[sequence.number] = self._sample(sequence, self._ids(sequence), over=False)[0]
+    return found
+
+  def step(self) -> list[Result]:
+    """Takes out what the device has finished and sets it to work again; while it works the caller has the results."""
+    began = time.monotonic()
+    finished = self._collect()
+    self._waiting.extend(sorted(self._new, key=lambda s: s.asked.prompt))
+    self._new = []
+    if self._waiting or self._asked:
+      self._fit()
+      self._admit()
+      self._dispatch()
+    self.counts.seconds += time.monotonic() - began
+    return finished
+
+  def _fit(self) -> None:
+    """A shape that has room for what waits; it changes only while nothing is in flight."""
+    if self._fixed or not self._waiting or any(self._flying_all()):
+      return
+    wanted = _shape(self._waiting, self.slots, slots_devices(self._layout.mesh))
+    old = self._shape
+    if old is None or wanted.page_length > old.page_length or wanted.max_tokens > old.max_tokens:
+      self._reshape(wanted)
+
+  def _flying_all(self):
+    return [] if self._shape is None else [s for flying, queue in zip(self._flying, self._queues) for s in (*flying.values(), *queue)]
+
+  def _reshape(self, shape: Shape) -> None:
+    self._shape = shape
+    mesh = self._layout.mesh
+    misses = slots.functions.cache_info().misses
+    self._functions = slots.functions(self.model, shape, mesh, self.tokenizer.size, self.tokenizer.eos_id)
+    self.counts.compilations += 2 * (slots.functions.cache_info().misses - misses)
+    self._state = self._functions.empty()
+    self._rooms = [_Room(block, page * shape.page_length) for page in range(shape.pages) for block in range(shape.blocks)]
+    self._queues = [collections.deque[_Sequence]() for _ in range(shape.blocks)]
+    self._flying: list[dict[int, _Sequence]] = [{} for _ in range(shape.blocks)]
+    self._killed_BR = np.zeros((shape.blocks, shape.rows), bool)
+    self._results, self._dispatched = None, None
+    self._before = (0, 0)
+
+  def _admit(self) -> None:
+    """Fills free pages with the prompts that wait."""
+    shape = self._shape
+    blocks_of_device = shape.blocks // self._functions.devices
+    while self._waiting:
+      made: list[list[tuple[Page, _Room]]] = [[] for _ in range(self._functions.devices)]
+      per_device = max(1, 512 // shape.page_length)
+      rooms = sorted((room for room in self._rooms if room.left == 0), key=lambda room: self._load(room.block))
+      for room in rooms:
+        device = made[room.block // blocks_of_device]
+        if self._waiting and len(device) < per_device:
+          device.append((self._fill(room), room))
+      if not any(made):
+        return
+      P = per_device * len(made)
+      tokens_PT, positions_PT, until_PT = (np.zeros((P, shape.page_length), np.int32) for _ in range(3))
+      places_P2, real_P = np.zeros((P, 2), np.int32), np.zeros(P, bool)
+      until_PT[:] = np.arange(1, shape.page_length + 1)
+      for device, pages in enumerate(made):
+        for i, (page, room) in enumerate(pages, device * per_device):
+          tokens_PT[i], positions_PT[i], until_PT[i], real_P[i] = page.tokens_T, page.positions_T, page.until_T, True
+          places_P2[i] = room.block % blocks_of_device, room.start
+      self._state = self._functions.admit(self._params, self._state, tokens_PT, positions_PT, until_PT, places_P2, real_P)
+
+  def _load(self, block: int) -> int:
+    return len(self._queues[block]) + len(self._flying[block])
+
+  def _fill(self, room: _Room) -> Page:
+    """A page of the next prompts; its sequences join the block's queue. Few sequences are spread over the blocks."""
+    page, most = Page(self._shape.page_length), max(1, -(-len(self._waiting) // self._shape.blocks))
+    while self._waiting and room.left < most:
+      sequence = self._waiting[0]
+      end = page.add(sequence.asked.prompt)
+      if end is None:
+        break
+      self._waiting.popleft()
+      sequence.page, sequence.end, room.left = room, room.start + end, room.left + 1
+      self._queues[room.block].append(sequence)
+      self.counts.prompt_tokens += len(sequence.asked.prompt)
+    self.counts.prefilled += page.filled
+    return page
+
+  def _dispatch(self) -> None:
+    shape = self._shape
+    B, Q = shape.blocks, shape.queue
+    integers, reals = np.zeros((4, B, Q), np.int32), np.ones((3, B, Q), np.float32)
+    key_BQ2, waiting_B = np.zeros((B, Q, 2), np.uint32), np.zeros(B, np.int32)
+    for block, queue in enumerate(self._queues):
+      free = (row for row in range(shape.rows) if row not in self._flying[block])
+      waiting_B[block] = min(Q, len(queue))
+      for i in range(waiting_B[block]):
+        sequence, how = queue[i], queue[i].asked.request.sampling
+        sequence.row = next(free)
+        integers[:, block, i] = sequence.end, sequence.row, how.max_tokens, how.top_k
+        reals[:, block, i] = how.temperature, how.top_p, how.min_p
+        key_BQ2[block, i] = _key(sequence)
+    end, row, max_tokens, top_k = integers
+    temperature, top_p, min_p = reals
+    queue = Sequences(end, row, max_tokens, key_BQ2, Filters(temperature, top_k, top_p, min_p))
+    self._state, results, taken_B = self._functions.decode(self._params, self._state, queue, waiting_B, self._killed_BR)
+    self._killed_BR = np.zeros_like(self._killed_BR)
+    self._dispatched = results, taken_B, self._state.time, self._state.used
+
+  def _collect(self) -> list[Result]:
+    """Samples that the device has finished, and requests that are finished with them."""
+    if self._dispatched is None:
+      return []
+    results, taken_B, time_, used = jax.tree.map(np.asarray, self._dispatched)
+    self._dispatched, self._results = None, results
+    now = (int(time_.sum()), int(used.sum()))
+    self.counts.offered += (now[0] - self._before[0]) * self._shape.blocks // len(time_) * self._shape.slots
+    self.counts.used += now[1] - self._before[1]
+    self._before = now
+    finished = []
+    for block, flying in enumerate(self._flying):
+      for _ in range(taken_B[block]):
+        sequence = self._queues[block].popleft()
+        flying[sequence.row] = sequence
+      for sequence in list(flying.values()):
+        finished += self._look(sequence, bool(results.done_BR[block, sequence.row]))
+    return finished
+
+  def _look(self, sequence: _Sequence, done: bool) -> list[Result]:
+    """The sequence's request, where this sample was its last one."""
+    how = sequence.asked.request.sampling
+    if not done and not how.stop and not how.stop_ids:
+      return []
+    sample, stopped = self._sample(sequence, self._ids(sequence), done)
+    if not done and not stopped:
+      return []
+    if not done:
+      self._kill(sequence)
+    else:
+      del self._flying[sequence.page.block][sequence.row]
+      self._leave(sequence)
+    asked = sequence.asked
+    asked.samples[sequence.number] = sample
+    asked.left -= 1
+    self.counts.samples += 1
+    self.counts.tokens += len(sample.log_probs)
+    if asked.left:
+      return []
+    del self._asked[asked.request.id]
+    return [Result(asked.request.id, tuple(asked.samples), prompt_tokens=len(asked.prompt))]
+
+  def _ids(self, sequence: _Sequence) -> list[int]:
+    block = sequence.page.block
+    return self._results.tokens_BRC[block, sequence.row, :self._results.length_BR[block, sequence.row]].tolist()
+
+  def _sample(self, sequence: _Sequence, drawn: list[int], over: bool) -> tuple[Sample, bool]:
+    """(the sample as far as it has come, whether a stop text or id ends it)."""
+    how, eos_id = sequence.asked.request.sampling, self.tokenizer.eos_id
+    ends = [i for i, token in enumerate(drawn) if token == eos_id or token in how.stop_ids]
+    count, logged = (ends[0], ends[0] + 1) if ends else (len(drawn), len(drawn))
+    text, stopped = self.tokenizer.decode(drawn[:count]), bool(ends)
+    if any(mark in text for mark in how.stop):
+      # The fewest tokens whose text holds a stop text: whenever the host looks, the sample is the same.
+      count = logged = next(n for n in range(1, count + 1) if any(mark in self.tokenizer.decode(drawn[:n]) for mark in how.stop))
+      text, stopped = self.tokenizer.decode(drawn[:count]), True
+      text = text[:min(text.find(mark) for mark in how.stop if mark in text)]
+    log_probs = self._results.log_probs_BRC[sequence.page.block, sequence.row, :logged].tolist()
+    return Sample(text, tuple(drawn[:count]), tuple(log_probs), "stop" if stopped or not over else "length"), stopped
+
+  def _kill(self, sequence: _Sequence) -> None:
+    """Ends a sequence whose slot would go on."""
+    del self._flying[sequence.page.block][sequence.row]
+    self._killed_BR[sequence.page.block, sequence.row] = True
+    self._leave(sequence)
+
+  def _leave(self, sequence: _Sequence) -> None:
+    sequence.page.left -= 1
+
+
+def slots_devices(mesh: jax.sharding.Mesh) -> int:
+  return mesh.shape["replica"] * mesh.shape["fsdp"]
+
+
+def _place(model: Transformer, params: Params, layout: Layout) -> Params:
+  """The parameters as the engine reads them: heads, MLP and vocabulary split over `tensor`, copies everywhere else."""
+  layout = dataclasses.replace(layout, parameters=dataclasses.replace(layout.parameters, embed=()))
+  return jax.jit(model.unstacked)(jax.device_put(params, layout.of(model.leaves)))
+
+
+def _key(sequence: _Sequence) -> tuple[int, int]:
+  """Of a sample's random numbers: from its seed, its prompt and its number alone."""
+  seed = sequence.asked.request.seed
+  return zlib.crc32(np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, *sequence.asked.prompt], np.uint32).tobytes()), sequence.number
+
+
+def _shape(waiting: Iterable[_Sequence], most: int, devices: int) -> Shape:
+  """Sizes for what waits: pages that serve many sequences each, blocks of half as many slots."""
+  prompts = {s.asked.prompt for s in waiting}
+  sequences = len(list(waiting))
+  longest = max(len(prompt) for prompt in prompts)
+  page = _round(longest, 64)
+  each = lambda page: sequences / max(1.0, sum(len(p) for p in prompts) / page)  # at least; shared prefixes make it more
+  while each(page) < _MANY and page < 512:
+    page *= 2
+  together = -(-min(most, sequences) // devices) * devices
+  block = 1 << max(0, int(np.log2(min(each(page) / 2, together / devices))))
+  few = sequences <= together and len(prompts) == 1
+  if few:
+    block = together // devices
+  blocks = max(1, together // block // devices) * devices
+  max_tokens = _round(max(s.asked.request.sampling.max_tokens for s in waiting), 16)
+  return Shape(blocks, block, 1 if few else 2, page, max_tokens)
+
+
+def _round(size: int, to: int) -> int:
+  return -(-size // to) * to

@@ -1,0 +1,1 @@
+"""What data are worth: resampled errors, laws, data-efficiency multiples with their intervals."""

@@ -1,0 +1,260 @@
+"""How much the data of an arm are worth: the data-efficiency multiple against SFT, with its interval and the compute beside it.
+
+The multiple of an arm at N problems is the m with error_arm(N) = error_SFT(m N) (design.md, "Study A in formulas"; Setlur et al. 2024,
+arXiv 2406.14532). It is read off the measured SFT curve, made monotone and straight in log-log between its points; the fitted law gives a
+second reading where the data support it. Neither is read beyond the measured sizes: there a multiple is a bound, `> x` or `< x`.
+
+Shapes: N sizes of the baseline, R = 1 + B (what was found, then its replicates).
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from synthjax.files import DataError
+from synthjax.scaling import curve, laws
+from synthjax.scaling.resample import Cell, Key
+
+Beyond = Literal["", "above", "below"]
+BOUND = {"": "", "above": "> ", "below": "< "}  # what is written before a number with that flag
+
+
+def shown(number: float, beyond: Beyond = "") -> str:
+  """A multiple as text: `0.35x`, `2.1x`, `> 128x`."""
+  return f"{BOUND[beyond]}{number:.{2 if number < 1 else 1 if number < 100 else 0}f}x"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What the arms are compared with and how."""
+
+  baseline: str = "sft"  # the arm whose problems are the unit
+  level: float = 0.95  # of the percentile intervals
+  significance: float = 0.05  # p-value below which the data speak against the law (our choice)
+  sampled_token_cost: float = 1 / 3  # compute of a sampled token in trained ones: a forward pass of the three (our choice)
+
+
+@dataclasses.dataclass(frozen=True)
+class Multiple:
+  """A ratio with its interval. A number whose flag is set is a bound, the end of the measured range: "above" means `> number`."""
+
+  value: float
+  low: float
+  high: float
+  beyond: Beyond = ""  # of `value`
+  low_beyond: Beyond = ""
+  high_beyond: Beyond = ""
+
+  def __str__(self) -> str:
+    low, high = shown(self.low, self.low_beyond), shown(self.high, self.high_beyond)
+    return f"{shown(self.value, self.beyond)} ({low if low == high else f'{low} to {high}'})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+  """An arm at one number of problems. For the baseline all multiples are 1 by definition."""
+
+  arm: str
+  problems: int  # N
+  seeds: tuple[int, ...]
+  accuracy: float
+  standard_error: float  # of `accuracy`, over seeds and test problems
+  multiple: Multiple  # of problems, from the measured curve
+  law_multiple: Multiple | None  # the same from the law; None where the data do not support it
+  compute_multiple: Multiple | None  # compute with which the baseline has this error, over the arm's own; None: see the notes
+  tokens_trained: float
+  tokens_sampled: float
+  matching_trained: float  # tokens that the baseline trains on at multiple.value * N problems
+  matching_sampled: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Efficiency:
+  """What a study found."""
+
+  settings: Settings
+  points: tuple[Point, ...]
+  curve: tuple[tuple[int, float], ...]  # (N, error) of the baseline, made monotone
+  law: laws.Law
+  missing: tuple[str, ...]  # cells and seeds that other arms or sizes have
+  notes: tuple[str, ...]  # what a reader must know to read the numbers
+
+  def at(self, arm: str) -> list[Point]:
+    """The arm's points, N rising. Raises DataError where it has none."""
+    if not (points := [point for point in self.points if point.arm == arm]):
+      raise DataError(f"arm {arm!r} was not measured; there are {', '.join(dict.fromkeys(point.arm for point in self.points))}")
+    return sorted(points, key=lambda point: point.problems)
+
+  def to_json(self) -> dict:
+    """A JSON object; numbers that do not exist are null."""
+    return _plain(dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+  """Accuracy of `other` less that of `arm` at one number of problems, over seeds and the same test problems."""
+
+  arm: str
+  other: str
+  problems: int
+  value: float
+  low: float
+  high: float
+  standard_error: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Above:
+  """Whether an arm's lower bound lies above another arm's multiple at one number of problems."""
+
+  problems: int
+  arm: Multiple
+  other: Multiple
+  above: bool  # False too where a bound leaves it open
+
+
+def analyse(cells: Mapping[Key, Cell], settings: Settings = Settings()) -> Efficiency:  # noqa: B008 - frozen
+  """Multiples of every cell of `resample.resample` against the baseline arm.
+
+  Raises:
+    DataError: the baseline was measured at fewer than two sizes.
+  """
+  baseline = sorted((cell for key, cell in cells.items() if key.arm == settings.baseline), key=lambda cell: cell.key.problems)
+  if len(baseline) < 2:
+    raise DataError(f"baseline {settings.baseline!r} was measured at {len(baseline)} sizes; a curve needs two at least "
+                    f"(arms found: {', '.join(dict.fromkeys(key.arm for key in cells)) or 'none'})")
+  reference = _Reference(baseline, settings)
+  points = tuple(_point(cell, reference, settings) for cell in cells.values())
+  return Efficiency(settings, points, reference.points(), reference.fit.law, tuple(_missing(cells)), tuple(_notes(cells, reference)))
+
+
+class _Reference:
+  """The baseline's curve of error against problems and against compute, and its law, with all replicates."""
+
+  def __init__(self, baseline: list[Cell], settings: Settings):
+    self.baseline = baseline
+    self.log_problems_N = np.log([cell.key.problems for cell in baseline])
+    raw_NR = np.stack([cell.log_error_R for cell in baseline])
+    self.log_error_NR = np.log(curve.falling(np.exp(raw_NR), np.array([float(len(cell.seeds)) for cell in baseline])))
+    self.pooled = [str(cell.key) for cell, moved in zip(baseline, abs(self.log_error_NR - raw_NR)[:, 0] > 1e-9) if moved]
+    self.fit = laws.fit([cell.key.problems for cell in baseline], raw_NR, settings.level, settings.significance)
+    compute_N = np.array([_compute(cell, settings) for cell in baseline])
+    self.log_compute_N = np.log(compute_N) if compute_N[0] > 0 and (np.diff(compute_N) > 0).all() else None
+
+  def points(self) -> tuple[tuple[int, float], ...]:
+    return tuple((cell.key.problems, float(np.exp(row_R[0]))) for cell, row_R in zip(self.baseline, self.log_error_NR))
+
+
+def _point(cell: Cell, reference: _Reference, settings: Settings) -> Point:
+  own, error_R = cell.key.arm == settings.baseline, cell.log_error_R
+
+  def multiple(matching_R, here, axis_N):
+    return _multiple(np.zeros_like(error_R) if own else matching_R - here, axis_N - here, settings.level)
+
+  axis_N, here = reference.log_problems_N, np.log(cell.key.problems)
+  matching_R = curve.invert(axis_N, reference.log_error_NR, error_R)
+  law = compute = None
+  if reference.fit.law.supported:
+    law = multiple(reference.fit.invert(error_R), here, axis_N)
+  if reference.log_compute_N is not None and _compute(cell, settings) > 0:
+    compute = multiple(curve.invert(reference.log_compute_N, reference.log_error_NR, error_R), np.log(_compute(cell, settings)),
+                       reference.log_compute_N)
+  matching = here if own else np.clip(matching_R[0], axis_N[0], axis_N[-1])
+  trained, sampled = (float(np.interp(matching, axis_N, [getattr(c, name) for c in reference.baseline]))
+                      for name in ("tokens_trained", "tokens_sampled"))
+  return Point(cell.key.arm, cell.key.problems, cell.seeds, 1 - float(cell.error_R[0]), cell.standard_error,
+               multiple(matching_R, here, axis_N), law, compute, cell.tokens_trained, cell.tokens_sampled, trained, sampled)
+
+
+def _compute(cell, settings) -> float:
+  return cell.tokens_trained + settings.sampled_token_cost * cell.tokens_sampled
+
+
+def _multiple(log_ratio_R: np.ndarray, log_range_N: np.ndarray, level: float) -> Multiple:
+  """Order statistics, so that a replicate off the range counts as the infinity it is and is never averaged with its neighbour."""
+  sorted_B = np.sort(log_ratio_R[1:])
+  count = len(sorted_B)
+  ends = sorted_B[max(0, math.ceil(count * (1 - level) / 2) - 1)], sorted_B[min(count - 1, math.floor(count * (1 + level) / 2))]
+  (value, beyond), (low, low_beyond), (high, high_beyond) = (_bounded(x, log_range_N[0], log_range_N[-1]) for x in (log_ratio_R[0], *ends))
+  return Multiple(value, low, high, beyond, low_beyond, high_beyond)
+
+
+def _bounded(log_ratio: float, lowest: float, highest: float) -> tuple[float, Beyond]:
+  slack = 1e-12  # an arm that equals the last measured point is on the range, whatever the rounding
+  if log_ratio > highest + slack:
+    return float(np.exp(highest)), "above"
+  if log_ratio < lowest - slack:
+    return float(np.exp(lowest)), "below"
+  return float(np.exp(log_ratio)), ""
+
+
+def _missing(cells: Mapping[Key, Cell]) -> list[str]:
+  """Cells, and seeds of cells, that another arm or size has."""
+  seeds = sorted({seed for cell in cells.values() for seed in cell.seeds})
+  lines = []
+  for key in (Key(arm, size) for arm in dict.fromkeys(k.arm for k in cells) for size in sorted({k.problems for k in cells})):
+    if key not in cells:
+      lines.append(str(key))
+    elif absent := sorted(set(seeds) - set(cells[key].seeds)):
+      lines.append(f"{key}: seed {', '.join(map(str, absent))}")
+  return lines
+
+
+def _notes(cells: Mapping[Key, Cell], reference: _Reference) -> list[str]:
+  notes = []
+  arms = list(dict.fromkeys(key.arm for key in cells))
+  several = {key.arm for key, cell in cells.items() if len(cell.seeds) > 1}
+  if single := [arm for arm in arms if arm not in several]:
+    notes.append(f"one seed only: intervals of {', '.join(single)} are over test problems and do not contain the spread of seeds")
+  if reference.pooled:
+    notes.append(f"the baseline's error rises with N somewhere; its curve is pooled at {', '.join(reference.pooled)}")
+  if reference.log_compute_N is None:
+    notes.append("no iso-compute multiple: the baseline's tokens are not recorded or do not rise with N")
+  if perfect := [str(key) for key, cell in cells.items() if cell.error_R[0] < cell.half_answer]:
+    notes.append(f"no wrong answer in {', '.join(perfect)}: the error is taken as half a test answer")
+  return notes
+
+
+def difference(cells: Mapping[Key, Cell], arm: str, other: str, problems: int, level: float = 0.95) -> Difference:
+  """Paired difference in accuracy, other - arm, at one number of problems, with its percentile interval over seeds and test problems.
+
+  `evaluate.metrics.paired` is the same over test problems alone. The arms' seeds are drawn apart: where both start from one SFT run this
+  interval is wider than it need be.
+
+  Raises:
+    DataError: one of the two was not measured there.
+  """
+  for key in (Key(arm, problems), Key(other, problems)):
+    if key not in cells:
+      raise DataError(f"{key} was not measured; there are {', '.join(map(str, cells))}")
+  gain_R = cells[Key(arm, problems)].error_R - cells[Key(other, problems)].error_R
+  low, high = np.quantile(gain_R[1:], [(1 - level) / 2, (1 + level) / 2])
+  return Difference(arm, other, problems, float(gain_R[0]), float(low), float(high), float(gain_R[1:].std()))
+
+
+def lower_bound_above(efficiency: Efficiency, arm: str, other: str) -> list[Above]:
+  """For every number of problems at which both were measured: does the arm's lower bound lie above the other's multiple?
+
+  A bound that leaves it open does not count as above: another arm at `> x` may be anywhere from x on, a lower end of `< x` below anything.
+  """
+  others = {point.problems: point.multiple for point in efficiency.at(other)}
+  found = []
+  for point in efficiency.at(arm):
+    if point.problems in others:
+      low, against = point.multiple, others[point.problems]
+      known = low.low_beyond != "below" and against.beyond != "above"
+      strict = low.low_beyond == "above" or against.beyond == "below"  # one of the two numbers is itself excluded
+      found.append(Above(point.problems, low, against, known and (low.low >= against.value if strict else low.low > against.value)))
+  return found
+
+
+def _plain(value: Any) -> Any:
+  """JSON has no NaN."""
+  if isinstance(value, Mapping):
+    return {name: _plain(part) for name, part in value.items()}
+  if isinstance(value, Sequence) and not isinstance(value, str):
+    return [_plain(part) for part in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,45 @@
+"""The study as text: arm by N with its multiples and tokens, then the law, what is missing and what a reader must know."""
+
+from synthjax.scaling.efficiency import BOUND, Efficiency, Point
+
+
+def table(efficiency: Efficiency) -> str:
+  """A row a point; accuracies in percent with their standard error, multiples with their interval."""
+  settings = efficiency.settings
+  unit = settings.baseline.upper()
+  rows = [["arm", "N", "seeds", "accuracy %", f"multiple ({100 * settings.level:g} %)", "by the law", "iso-compute", "trained", "sampled",
+           f"{unit}'s trained"]]
+  rows += [_row(point, point.arm == settings.baseline) for point in efficiency.points]
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  lines = [row[0].ljust(widths[0]) + "".join("  " + text.rjust(width) for text, width in zip(row[1:], widths[1:])) for row in rows]
+  lines += ["", f"multiple: {unit} needs that many times N problems for the same error; >, <: off the measured range",
+            f"iso-compute: the same in compute, a sampled token at {settings.sampled_token_cost:.2f} trained ones",
+            f"{unit}'s trained: the tokens that {unit} trains on at the matching point", *_law_lines(efficiency)]
+  if efficiency.missing:
+    lines.append(f"missing: {'; '.join(efficiency.missing)}")
+  return "\n".join(lines + [f"note: {note}" for note in efficiency.notes])
+
+
+def _row(point: Point, own: bool) -> list[str]:
+  multiples = ["1" if own else str(multiple or "-") for multiple in (point.multiple, point.law_multiple, point.compute_multiple)]
+  accuracy = f"{100 * point.accuracy:.1f} ± {100 * point.standard_error:.1f}"
+  return [point.arm, f"{point.problems:,}", str(len(point.seeds)), accuracy, *multiples, _tokens(point.tokens_trained),
+          _tokens(point.tokens_sampled), BOUND[point.multiple.beyond] + _tokens(point.matching_trained)]
+
+
+def _law_lines(efficiency: Efficiency) -> list[str]:
+  law, unit = efficiency.law, efficiency.settings.baseline.upper()
+  local = ", ".join(f"{e.start:,} to {e.end:,}: {e.exponent:.3f} ± {e.standard_error:.3f}" for e in law.local_exponents)
+  if law.supported:
+    head = (f"law: {unit} error = {law.coefficient:.3g} N^-{law.exponent:.3f} (exponent {law.low:.3f} to {law.high:.3f}); "
+            f"chi-square {law.chi_square:.1f} on {law.freedom} degrees of freedom, p = {law.p_value:.2g}")
+  else:
+    head = f"law: not supported by the data ({law.reason}); multiples are from the measured curve alone"
+  return [head, f"local exponents: {local}"]
+
+
+def _tokens(number: float) -> str:
+  for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    if number >= size:
+      return f"{number / size:.3g}{letter}"
+  return f"{number:.0f}"

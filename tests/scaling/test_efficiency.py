@@ -1,0 +1,297 @@
+import dataclasses
+import json
+import random as shuffling
+import time
+
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from synthjax.evaluate import metrics
+from synthjax.files import DataError
+from synthjax.scaling import curve, laws
+from synthjax.scaling.efficiency import Efficiency, Multiple, Point, Settings, analyse, difference, lower_bound_above
+from synthjax.scaling.resample import Bootstrap, Key, Run, resample
+from synthjax.scaling.table import table
+
+SIZES = (128, 256, 512, 1024, 2048, 4096)
+FEW = Bootstrap(replicates=300)
+
+
+def power(problems):
+  return 1.2 * problems**-0.25
+
+
+def study(seed, multiples, law=power, sizes=SIZES, seeds=3, count=400, spread=0.03):
+  """Runs whose true error is law(multiple * N); `spread`: of a seed's true error, relative. 60 % of the noise is the test problem's own."""
+  random = np.random.default_rng(seed)
+  difficulty_P = random.normal(size=count)
+  runs = []
+  for arm, multiple in multiples.items():
+    for problems in sizes:
+      for run in range(seeds):
+        threshold = scipy.stats.norm.isf(law(multiple * problems) * np.exp(spread * random.normal()))
+        right_P = 0.6**0.5 * difficulty_P + 0.4**0.5 * random.normal(size=count) <= threshold
+        trained, sampled = (100.0, 0.0) if arm == "sft" else (300.0, 900.0)
+        runs.append(Run(arm, problems, run, right_P.astype(float), trained * problems, sampled * problems))
+  return runs
+
+
+def flat(arm, error_of, seeds=(0,), count=1000):
+  """Runs with exactly these errors, the same problems being hard for all."""
+  return [Run(arm, problems, seed, (np.arange(count) >= round(error * count)).astype(float), 100.0 * problems, 0.0)
+          for problems, error in error_of.items() for seed in seeds]
+
+
+def holds(multiple, truth):
+  above_low = multiple.low_beyond == "below" or truth > multiple.low or (truth == multiple.low and not multiple.low_beyond)
+  below_high = multiple.high_beyond == "above" or truth < multiple.high or (truth == multiple.high and not multiple.high_beyond)
+  return above_low and below_high
+
+
+def point(efficiency, arm, problems):
+  return next(p for p in efficiency.at(arm) if p.problems == problems)
+
+
+def test_known_multiples_and_the_exponent_lie_in_their_intervals():
+  efficiency = analyse(resample(study(3, {"sft": 1, "rft": 2, "step": 8}, count=1500), Bootstrap()))
+  for arm, truth, problems in (("rft", 2, 256), ("rft", 2, 512), ("step", 8, 128), ("step", 8, 256)):
+    for multiple in (point(efficiency, arm, problems).multiple, point(efficiency, arm, problems).law_multiple):
+      assert holds(multiple, truth) and not multiple.beyond and multiple.low > 0.6 * truth and multiple.high < 1.9 * truth
+  assert efficiency.law.supported and efficiency.law.low < 0.25 < efficiency.law.high
+  assert all(abs(local.exponent - 0.25) < 4 * local.standard_error for local in efficiency.law.local_exponents)
+
+
+@pytest.mark.parametrize(("seeds", "spread"), [(3, 0.06), (1, 0.0)])
+def test_intervals_cover_the_truth_about_95_percent_of_the_time_and_are_no_wider_than_need_be(seeds, spread):
+  covered, found, widths, rejected = [], [], [], 0
+  for repetition in range(60):
+    cells = resample(study(repetition, {"sft": 1, "rft": 2, "step": 5}, seeds=seeds, spread=spread), dataclasses.replace(FEW, seed=repetition))
+    efficiency = analyse(cells)
+    rejected += efficiency.law.p_value < 0.05
+    rft, step = point(efficiency, "rft", 512), point(efficiency, "step", 256)
+    gain = difference(cells, "rft", "step", 512)
+    mean_of_seeds = np.exp(spread**2 / 2)
+    covered.append([holds(rft.multiple, 2), holds(step.multiple, 5), gain.low <= mean_of_seeds * (power(1024) - power(2560)) <= gain.high])
+    found.append(np.log([rft.multiple.value, step.multiple.value]))
+    widths.append(np.log([rft.multiple.high / rft.multiple.low, step.multiple.high / step.multiple.low]))
+  assert (np.mean(covered, axis=0) >= 0.85).all()
+  assert (np.median(widths, axis=0) < 1.5 * 3.92 * np.std(found, axis=0)).all()
+  assert rejected <= 12  # a true law, at 5 %
+
+
+def test_a_bound_is_flagged_on_either_side_and_is_the_end_of_the_measured_range():
+  runs = flat("sft", {128: 0.4, 256: 0.3, 512: 0.2}) + flat("good", {256: 0.1}) + flat("bad", {256: 0.6}) + flat("same", {256: 0.3})
+  efficiency = analyse(resample(runs, FEW))
+  good, bad, same = (point(efficiency, arm, 256).multiple for arm in ("good", "bad", "same"))
+  assert good == Multiple(pytest.approx(2), pytest.approx(2), pytest.approx(2), "above", "above", "above") and str(good) == "> 2.0x (> 2.0x)"
+  assert (bad.value, bad.beyond, bad.low_beyond, bad.high_beyond) == (pytest.approx(0.5), "below", "below", "below")
+  assert (same.value, same.beyond) == (pytest.approx(1), "") and not point(efficiency, "sft", 512).multiple.beyond
+
+
+def test_an_interval_that_leaves_the_range_ends_in_a_bound_while_its_value_does_not():
+  multiple = point(analyse(resample(study(0, {"sft": 1, "rft": 2}), FEW)), "rft", 1024).multiple
+  assert multiple.beyond == "" and multiple.value < 4 and (multiple.high, multiple.high_beyond) == (pytest.approx(4), "above")
+  assert multiple.low < multiple.value and multiple.low_beyond == ""
+
+
+@pytest.mark.parametrize(("law", "direction"), [(lambda n: 0.15 + 4 * n**-0.5, -1), (lambda n: 0.6 * np.exp(-n / 6000), 1)])
+def test_a_curved_law_is_declared_unsupported_and_never_used(law, direction):
+  efficiency = analyse(resample(study(0, {"sft": 1, "rft": 2}, law=law, count=4000, spread=0.0), FEW))
+  assert not efficiency.law.supported and ("p = " in efficiency.law.reason)
+  exponents = [local.exponent for local in efficiency.law.local_exponents]
+  assert direction * (exponents[-1] - exponents[0]) > 0.05
+  assert all(p.law_multiple is None for p in efficiency.points) and holds(point(efficiency, "rft", 512).multiple, 2)
+  assert "not supported by the data" in table(efficiency) and "local exponents: 128 to 256" in table(efficiency)
+  if direction < 0:
+    assert efficiency.law.floor == pytest.approx(0.15, abs=0.03) and efficiency.law.floor_p_value < 0.01
+
+
+def test_a_law_that_does_not_fall_or_cannot_be_tested_is_unsupported():
+  rising = analyse(resample(study(0, {"sft": 1}, law=lambda n: 0.1 * n**0.1), FEW))
+  assert "does not fall" in rising.law.reason and any("rises with N" in note for note in rising.notes)
+  assert "2 sizes" in analyse(resample(study(0, {"sft": 1}, sizes=(128, 512)), FEW)).law.reason
+  assert "do not vary" in analyse(resample(flat("sft", {128: 0.0, 256: 0.0, 512: 0.0, 1024: 0.0}), FEW)).law.reason
+
+
+def test_an_exact_law_is_recovered_to_the_last_digits():
+  sizes = [2**k for k in range(7, 13)]
+  exact_N1 = np.log([[0.9 * n**-0.17] for n in sizes])
+  fit = laws.fit(sizes, np.hstack([exact_N1, exact_N1 + np.random.default_rng(0).normal(0, 0.05, (6, 500))]))
+  assert (fit.law.coefficient, fit.law.exponent) == (pytest.approx(0.9, rel=1e-9), pytest.approx(0.17, rel=1e-9))
+  assert fit.law.supported and fit.law.chi_square == pytest.approx(0, abs=1e-12) and fit.law.low < 0.17 < fit.law.high
+  assert np.exp(fit.invert(np.full(501, np.log(0.9 * 700**-0.17))))[0] == pytest.approx(700)
+
+
+def replicated(log_error_N, apart, together, count=4000):
+  """With noise of each size on its own and noise that all sizes share."""
+  random = np.random.default_rng(0)
+  noise_NB = apart * random.normal(size=(len(log_error_N), count)) + together * random.normal(size=(1, count))
+  return np.hstack([log_error_N[:, None], log_error_N[:, None] + noise_NB])
+
+
+def test_a_floor_is_found_where_the_scatter_alone_would_let_the_law_pass():
+  log_error_N = np.log(0.1 + 0.9 * np.array(SIZES)**-0.3)
+  law = laws.fit(SIZES, replicated(log_error_N, 0.015, 0.0)).law
+  assert law.p_value > 0.05 > law.floor_p_value and law.floor == pytest.approx(0.1, rel=0.02) and not law.supported
+  assert "an irreducible error of 0.1" in law.reason
+
+
+def test_noise_that_all_sizes_share_does_not_hide_a_curved_law():
+  log_error_N = np.log(0.1 + 0.9 * np.array(SIZES)**-0.3)
+  law = laws.fit(SIZES, replicated(log_error_N, 0.005, 0.2)).law
+  assert law.p_value < 1e-6
+  assert all(local.standard_error == pytest.approx(0.005 * 2**0.5 / np.log(2), rel=0.1) for local in law.local_exponents)
+
+
+ERRORS = st.lists(st.floats(0.01, 0.99), min_size=1, max_size=7)
+
+
+@given(ERRORS, st.data())
+def test_the_monotone_curve_never_rises_and_is_the_nearest_one(errors, data):
+  weights_N = np.array(data.draw(st.lists(st.integers(1, 5), min_size=len(errors), max_size=len(errors))), float)
+  error_NR = np.stack([errors, errors[::-1]], axis=1)
+  fitted_NR = curve.falling(error_NR, weights_N)
+  assert (np.diff(fitted_NR, axis=0) <= 0).all()
+  for error_N, fitted_N in zip(error_NR.T, fitted_NR.T):
+    np.testing.assert_allclose(fitted_N, scipy.optimize.isotonic_regression(error_N, weights=weights_N, increasing=False).x, rtol=1e-9)
+
+
+@given(st.lists(st.floats(-5, 0), min_size=2, max_size=7, unique=True), st.floats(-5, 0))
+def test_the_inverse_of_a_curve_leads_back_to_the_level_or_says_on_which_side_it_lies(values, level):
+  falling_N = np.sort(values)[::-1]
+  x_N = np.arange(len(values)) * 2.0
+  x = curve.invert(x_N, falling_N[:, None], np.array([level]))[0]
+  if level > falling_N[0] or level < falling_N[-1]:
+    assert x == (-np.inf if level > falling_N[0] else np.inf)
+  else:
+    assert np.interp(x, x_N, falling_N) == pytest.approx(level, abs=1e-9)
+
+
+def test_a_level_on_a_flat_stretch_is_read_in_its_middle():
+  assert curve.invert(np.array([0.0, 1.0, 4.0, 5.0]), np.array([[3.0], [2.0], [2.0], [1.0]]), np.array([2.0]))[0] == 2.5
+
+
+def test_neither_the_order_of_rows_nor_other_arms_move_a_number():
+  runs = study(0, {"sft": 1, "rft": 2, "step": 4})
+  whole = analyse(resample(runs, FEW))
+  mixed = shuffling.Random(0).sample(runs, len(runs))
+  assert {(p.arm, p.problems): p for p in analyse(resample(mixed, FEW)).points} == {(p.arm, p.problems): p for p in whole.points}
+  assert analyse(resample([run for run in runs if run.arm != "step"], FEW)).at("rft") == whole.at("rft")
+
+
+def test_names_of_seeds_do_not_matter():
+  runs = study(0, {"sft": 1, "rft": 2})
+  renamed = [dataclasses.replace(run, seed=(run.seed + 1) % 3 + 40) for run in runs]
+  for one, other in zip(analyse(resample(runs, FEW)).points, analyse(resample(renamed, FEW)).points):
+    assert one.accuracy == pytest.approx(other.accuracy) and one.standard_error == pytest.approx(other.standard_error)
+    assert one.multiple.value == pytest.approx(other.multiple.value) and one.multiple.low == pytest.approx(other.multiple.low)
+
+
+def test_one_seed_gives_the_intervals_of_test_problems_alone_and_says_so():
+  runs = study(0, {"sft": 1, "rft": 2}, seeds=1, count=1000)
+  cells = resample(runs, Bootstrap(replicates=4000))
+  by = {(run.arm, run.problems): run.accuracy_P for run in runs}
+  assert cells[Key("sft", 512)].standard_error == pytest.approx(metrics.mean(by["sft", 512])[1], rel=0.05)
+  value, error = metrics.paired(by["sft", 512], by["rft", 512])
+  gain = difference(cells, "sft", "rft", 512)
+  assert (gain.value, gain.standard_error) == (pytest.approx(value), pytest.approx(error, rel=0.05)) and gain.low < value < gain.high
+  notes = analyse(cells).notes
+  assert any(note.startswith("one seed only: intervals of sft, rft are over test problems") for note in notes)
+  assert not any("one seed" in note for note in analyse(resample(study(0, {"sft": 1, "rft": 2}), FEW)).notes)
+
+
+def test_the_spread_of_seeds_enters_the_standard_error_in_full():
+  spread, errors, means = 0.2, [], []
+  for repetition in range(40):
+    cells = resample(study(repetition, {"sft": 1}, sizes=(128, 256, 512, 1024), spread=spread, count=300), FEW)
+    errors.append(cells[Key("sft", 256)].standard_error)
+    means.append(cells[Key("sft", 256)].error_R[0])
+  assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(means), rel=0.3)
+
+
+def test_missing_cells_and_seeds_are_named():
+  runs = [run for run in study(0, {"sft": 1, "rft": 2}) if (run.arm, run.problems) != ("rft", 512) and (run.problems, run.seed) != (1024, 2)]
+  efficiency = analyse(resample(runs, FEW))
+  assert efficiency.missing == ("sft at N=1,024: seed 2", "rft at N=512", "rft at N=1,024: seed 2")
+  assert "missing: sft at N=1,024: seed 2; rft at N=512" in table(efficiency)
+  with pytest.raises(DataError, match="rft at N=512 was not measured; there are sft at N=128"):
+    difference(resample(runs, FEW), "sft", "rft", 512)
+  with pytest.raises(DataError, match="arm 'dpo' was not measured; there are sft, rft"):
+    efficiency.at("dpo")
+
+
+def _without(runs, arm):
+  return [run for run in runs if run.arm != arm]
+
+
+@pytest.mark.parametrize(("change", "message"), [
+  (lambda runs: [], "no runs to compare"),
+  (lambda runs: [*runs, runs[4]], "sft at N=256, seed 1: found twice"),
+  (lambda runs: [*runs[1:], dataclasses.replace(runs[0], accuracy_P=runs[0].accuracy_P[1:])], r"sft at N=128, seed 0: accuracies of shape \(399,\)"),
+  (lambda runs: [*runs[1:], dataclasses.replace(runs[0], accuracy_P=runs[0].accuracy_P * 100)], "seed 0: expected accuracies from 0 to 1"),
+  (lambda runs: [*runs[1:], dataclasses.replace(runs[0], accuracy_P=runs[0].accuracy_P * np.nan)], "seed 0: expected accuracies from 0 to 1"),
+  (lambda runs: _without(runs, "sft"), r"baseline 'sft' was measured at 0 sizes; a curve needs two at least \(arms found: rft\)"),
+])
+def test_runs_that_cannot_be_compared_are_refused(change, message):
+  with pytest.raises(DataError, match=message):
+    analyse(resample(change(study(0, {"sft": 1, "rft": 2})), FEW))
+
+
+def test_compute_stands_beside_the_multiple():
+  efficiency = analyse(resample(study(0, {"sft": 1, "rft": 4}, count=1000), FEW), Settings(sampled_token_cost=0.5))
+  found = point(efficiency, "rft", 256)
+  cost = (300 + 0.5 * 900) / 100  # of the arm, in SFT's for as many problems
+  assert found.compute_multiple.value == pytest.approx(found.multiple.value / cost)
+  assert found.compute_multiple.low == pytest.approx(found.multiple.low / cost) and found.compute_multiple.low < 1 < found.multiple.low
+  assert (found.tokens_trained, found.tokens_sampled, found.matching_sampled) == (76_800, 230_400, 0)
+  # Between two sizes tokens are straight in log N: never below the exact value, and within a doubling at most 9 % above it.
+  assert 0.999 < found.matching_trained / (100 * 256 * found.multiple.value) < 1.09
+  own = point(efficiency, "sft", 256)
+  assert own.multiple == own.law_multiple == own.compute_multiple == Multiple(1, 1, 1) and own.matching_trained == pytest.approx(25_600)
+
+
+def test_without_tokens_there_is_no_iso_compute_multiple_and_the_notes_say_why():
+  runs = [dataclasses.replace(run, tokens_trained=0.0, tokens_sampled=0.0) for run in study(0, {"sft": 1, "rft": 2})]
+  efficiency = analyse(resample(runs, FEW))
+  assert all(p.compute_multiple is None for p in efficiency.points) and any("no iso-compute" in note for note in efficiency.notes)
+
+
+@pytest.mark.parametrize(("low", "other", "above"), [
+  (Multiple(8, 4, 9), Multiple(3, 2, 5), True),
+  (Multiple(8, 4, 9), Multiple(4, 2, 5), False),
+  (Multiple(8, 4, 9), Multiple(2, 1, 4, "above"), False),  # it may be anything from 2 on
+  (Multiple(8, 8, 8, "above", "above", "above"), Multiple(8, 2, 8), True),  # more than 8 against 8
+  (Multiple(8, 4, 9), Multiple(4, 4, 4, "below", "below"), True),  # 4 against less than 4
+  (Multiple(8, 0.5, 9, "", "below"), Multiple(0.2, 0.1, 0.3), False),  # less than 0.5 may be less than 0.2
+])
+def test_a_lower_bound_counts_as_above_only_where_nothing_is_left_open(low, other, above):
+  base = analyse(resample(flat("sft", {128: 0.4, 256: 0.3}), FEW))
+  points = tuple(Point(arm, 128, (0,), 0.5, 0.1, m, None, None, 1.0, 0.0, 1.0, 0.0) for arm, m in (("step", low), ("rft", other)))
+  efficiency = Efficiency(base.settings, points, base.curve, base.law, (), ())
+  assert [row.above for row in lower_bound_above(efficiency, "step", "rft")] == [above]
+
+
+def test_a_perfect_arm_is_taken_as_half_an_answer_and_said():
+  efficiency = analyse(resample(flat("sft", {128: 0.1, 256: 0.01, 512: 0.0}) + flat("rft", {128: 0.0}), FEW))
+  assert any(note.startswith("no wrong answer in sft at N=512, rft at N=128") for note in efficiency.notes)
+  assert point(efficiency, "rft", 128).multiple.value == pytest.approx(4)
+
+
+def test_the_json_is_json_and_the_table_has_a_row_a_cell():
+  efficiency = analyse(resample(study(0, {"sft": 1, "rft": 2}, sizes=(128, 512)), FEW))
+  found = json.loads(json.dumps(efficiency.to_json(), allow_nan=False))
+  assert found["law"]["exponent"] is None and found["points"][2]["multiple"]["value"] == efficiency.points[2].multiple.value
+  lines = table(efficiency).split("\n")
+  assert [line.split()[:2] for line in lines[1:5]] == [["sft", "128"], ["sft", "512"], ["rft", "128"], ["rft", "512"]]
+  assert str(efficiency.points[2].multiple) in lines[3] and len({len(line) for line in lines[:5]}) == 1
+
+
+def test_a_thousand_replicates_of_a_whole_study_take_seconds():
+  runs = study(0, {"sft": 1, **{f"arm{k}": 1 + k for k in range(11)}}, count=1000)
+  start = time.monotonic()
+  analyse(resample(runs, Bootstrap(replicates=1000)))
+  assert time.monotonic() - start < 5  # 0.2 s on one free core
