@@ -4,6 +4,7 @@ Heavy imports stay inside the verbs, so that `--help` answers at once.
 """
 
 import argparse
+import functools
 import os
 import sys
 
@@ -47,10 +48,10 @@ def _parser() -> argparse.ArgumentParser:
   def training(name, function, text):
     work(name, function, text).add_argument("--profile", default="", metavar="FIRST:LAST", help="write an xprof trace of these steps")
 
-  training("run", _run, "run a recipe's stages in order; finished ones are skipped")
-  work("cache", _cache, "tokenise the config's data into ArrayRecord").add_argument(
+  training("run", functools.partial(_follow, "run"), "run a recipe's stages in order; finished ones are skipped")
+  work("cache", functools.partial(_follow, "prepare"), "tokenise the config's data into ArrayRecord").add_argument(
     "--runner", default="", help="a Beam runner, such as DataflowRunner or FlinkRunner (default: in this process)")
-  training("train", _train, "cache what is not cached, and train")
+  training("train", functools.partial(_follow, "train"), "prepare what is not there, and train")
   evaluating = work("evaluate", _evaluate, "score the trained policy, each of its checkpoints, or somebody else's generations")
   evaluating.add_argument("--watch", action="store_true", help="score every checkpoint once, while training writes them")
   evaluating.add_argument("--name", default="", help="of the watcher's folder below WORKDIR/watch (default: the protocol's name)")
@@ -103,27 +104,12 @@ def _job(parsed, overrides):
   return finetune.Job(experiment, pathlib.Path(parsed.workdir or f"runs/{experiment.name}"), parsed.force, getattr(parsed, "runner", ""))
 
 
-def _run(parsed, overrides) -> int:
+def _follow(part: str, parsed, overrides) -> int:
+  """A part of the config's recipe."""
   job = _job(parsed, overrides)
   from synthjax import recipes
 
-  recipes.RECIPES[job.experiment.recipe](job)
-  return 0
-
-
-def _cache(parsed, overrides) -> int:
-  job = _job(parsed, overrides)
-  from synthjax.recipes import finetune
-
-  finetune.prepare(job)
-  return 0
-
-
-def _train(parsed, overrides) -> int:
-  job = _job(parsed, overrides)
-  from synthjax.recipes import finetune
-
-  finetune.train(job, *finetune.prepare(job))
+  recipes.part(job.experiment.recipe, part)(job)
   return 0
 
 
@@ -188,7 +174,7 @@ def _export(parsed, overrides) -> int:
   from synthjax.recipes import finetune
   from synthjax.train import checkpoint
 
-  tokenizer = finetune.prepare(job)[0]
+  tokenizer = finetune.tokenizer_of(job)
   model = Transformer(sized(job.experiment.model, tokenizer.size))
   step = checkpoint.export_params(job.workdir / "train/checkpoints", parsed.to, model.abstract())
   print(f"{parsed.to}: the parameters after step {step:,}")

@@ -155,23 +155,30 @@ class Journal:
   Opening repairs a torn last line (cut off by a kill or a full disk): the line is removed, said through `say`, and never
   counted. Only the last line may be torn; a malformed line anywhere else raises DataError.
 
-  Use as a context manager. `rows` are those found on opening.
+  Use as a context manager. `rows` are those found on opening and those appended; without `keep` they stay on disk alone, to be read with
+  `read_jsonl`.
   """
 
-  def __init__(self, path: Path, say: Callable[[str], None] = print):
-    self.path = pathlib.Path(path)
+  def __init__(self, path: Path, say: Callable[[str], None] = print, keep: bool = True):
+    self.path, self.keep = pathlib.Path(path), keep
     self.path.parent.mkdir(parents=True, exist_ok=True)
     if self.path.exists():
       self._repair(say)
-    self.rows = list(read_jsonl(self.path)) if self.path.exists() else []
+    self.rows = list(read_jsonl(self.path)) if keep and self.path.exists() else []
     self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - open as long as the journal
 
   def _repair(self, say):
-    data = self.path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end != len(data):
-      say(f"{self.path}: removed a torn last line of {len(data) - end} bytes, written when a run was cut off")
-      with open(self.path, "r+b") as f:
+    with open(self.path, "r+b") as f:
+      size = end = f.seek(0, os.SEEK_END)
+      while end:  # backwards, a block at a time: a journal may be larger than memory
+        start = max(0, end - (1 << 20))
+        f.seek(start)
+        newline = f.read(end - start).rfind(b"\n")
+        end = start + newline + 1
+        if newline >= 0:
+          break
+      if end != size:
+        say(f"{self.path}: removed a torn last line of {size - end} bytes, written when a run was cut off")
         f.truncate(end)
 
   def append(self, *rows: dict) -> None:
@@ -185,7 +192,8 @@ class Journal:
     except OSError:
       os.ftruncate(self._file.fileno(), start)
       raise
-    self.rows.extend(rows)
+    if self.keep:
+      self.rows.extend(rows)
 
   def sync(self) -> None:
     """Waits until the rows have reached the disk."""

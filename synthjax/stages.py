@@ -9,6 +9,12 @@ from typing import Any
 from synthjax import __version__, files, multihost, progress
 
 
+def finished(folder: files.Path, inputs: Any) -> bool:
+  """Whether a stage was finished with these inputs, so that `run` would skip it where nothing forces it."""
+  folder = pathlib.Path(folder)
+  return (folder / "manifest.json").exists() and _read(folder / "begun.json", "inputs") == files.value_hash(inputs)
+
+
 def run(folder: files.Path, inputs: Any, work: Callable[[pathlib.Path], dict], force: bool = False,
         say: Callable[[str], None] = progress.say, together: bool = False) -> dict:
   """Runs `work(folder)` unless the folder's manifest says that it finished with the same inputs. Returns what it returned.
@@ -29,7 +35,7 @@ def run(folder: files.Path, inputs: Any, work: Callable[[pathlib.Path], dict], f
   manifest, begun = folder / "manifest.json", folder / "begun.json"
   multihost.meet(f"{folder} before")
   previous, key = _read(begun, "inputs"), files.value_hash(inputs)
-  done = manifest.exists() and previous == key and not force
+  done = finished(folder, inputs) and not force
   multihost.meet(f"{folder} looked")
   if done:
     say(f"[{folder.name}] done before, skipped")

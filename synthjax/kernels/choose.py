@@ -12,6 +12,7 @@ import jax
 from synthjax import progress
 from synthjax.kernels import interval_attention, linear_logprob, pallas_attention, pallas_logprob
 from synthjax.kernels.linear_logprob import Head, LogProbs, Split
+from synthjax.kernels.pallas_attention import Flash
 
 
 @functools.cache
@@ -27,36 +28,29 @@ def _path(kernels: str, what: str) -> str:
 
 
 def attention(kernels: str, window: int, soft_cap: float) -> Callable:
-  """`interval_attention(q, k, v, until, positions)` by the path of the config.
-
-  Raises:
-    ValueError: the Pallas path is asked for what it cannot express: a window, a soft cap.
-  """
+  """`interval_attention(q, k, v, until, positions)` by the path of the config."""
   path = _path(kernels, "attention")
   if path == "xla":
     return functools.partial(interval_attention.interval_attention, window=window, soft_cap=soft_cap)
-  if window or soft_cap:
-    raise ValueError("config.model.kernels is 'pallas', whose attention knows neither model.window nor model.attention_soft_cap; "
-                     "set it to 'xla'")
-  return lambda q, k, v, until, positions: pallas_attention.attention(q, k, v, until, interpret=path == "interpret")
+  return functools.partial(pallas_attention.attention, how=Flash(window=window, soft_cap=soft_cap, interpret=path == "interpret"))
 
 
 def head(kernels: str, how: Head, split: Split | None) -> Callable[[jax.Array, jax.Array, jax.Array], LogProbs]:
   """`linear_logprob(hidden, head, targets)` by the path of the config.
 
   Raises:
-    ValueError: the Pallas path is asked for what it cannot express: a mesh, a soft cap, a temperature.
+    ValueError: the Pallas path is asked for what it cannot express: a mesh, the entropy.
   """
   path = _path(kernels, "head")
   if path == "xla":
     return lambda hidden_ND, head, targets_N: linear_logprob.linear_logprob(hidden_ND, head, targets_N, how, split)
-  if split is not None or how.soft_cap or how.temperature != 1.0:
-    raise ValueError("config.model.kernels is 'pallas', whose head knows neither a mesh nor a soft cap nor a temperature; set it to 'xla'")
+  if split is not None or how.entropy:
+    raise ValueError("config.model.kernels is 'pallas', whose head knows neither a mesh nor the entropy; set it to 'xla'")
 
   def log_probs(hidden_ND, head, targets_N):
-    found = pallas_logprob.linear_logprob(hidden_ND, head.T if how.transposed else head, targets_N, interpret=path == "interpret",
-                                          columns=_divisor(head.shape[0 if how.transposed else 1]), rows=_divisor(len(hidden_ND)))
-    return LogProbs(*found, None)
+    head_DV = head.T if how.transposed else head
+    tile = _divisor(len(hidden_ND)), _divisor(head_DV.shape[1])
+    return LogProbs(*pallas_logprob.linear_logprob(hidden_ND, head_DV, targets_N, how, tile, path == "interpret"), None)
 
   return log_probs
 

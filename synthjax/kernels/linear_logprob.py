@@ -71,39 +71,23 @@ def segment_sums(log_prob_N: jax.Array, segment_N: jax.Array, segments: int) -> 
   return jax.ops.segment_sum(log_prob_N.astype(jnp.float32), segment_N, num_segments=segments)
 
 
-def gather_targets(weights_N: jax.Array, bound: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The rows that count, packed into a static bound.
-
-  Args:
-    weights_N: rows with a weight other than 0 count.
-    bound: how many rows there is room for.
-
-  Returns:
-    (indices [bound] of the rows that count in order, then repeats of the last place; bool [bound], which of them are real; number of
-    rows that found no room: a caller must stop the run where it is not 0).
-  """
-  counts_N = weights_N != 0
-  total = counts_N.sum()
-  indices = jnp.nonzero(counts_N, size=bound, fill_value=len(weights_N) - 1)[0]
-  return indices, jnp.arange(bound) < total, jnp.maximum(total - bound, 0)
-
-
-def check_targets(targets_N: np.ndarray, vocabulary: int) -> None:
-  """Raises ValueError with the row and the value of a target outside 0..V-1."""
-  targets_N = np.asarray(targets_N)
-  bad = np.argwhere((targets_N < 0) | (targets_N >= vocabulary))
+def check_targets(targets: np.ndarray, vocabulary: int, name: str = "targets") -> None:
+  """Raises ValueError with the row and the value of an id outside 0..V-1, in an array of any shape that the message calls `name`."""
+  targets = np.asarray(targets)
+  bad = np.argwhere((targets < 0) | (targets >= vocabulary))
   if len(bad):
     where = tuple(int(i) for i in bad[0])
-    raise ValueError(f"targets[{', '.join(map(str, where))}] is {targets_N[where]}; expected 0 to {vocabulary - 1}")
+    raise ValueError(f"{name}[{', '.join(map(str, where))}] is {targets[where]}; expected 0 to {vocabulary - 1}")
 
 
 def check_segments(segment_N: np.ndarray) -> None:
   """Raises ValueError with the row where segment ids, in order of first appearance, do not count 0, 1, 2, ..."""
-  expected = 0
-  for row, segment in enumerate(np.asarray(segment_N).tolist()):
-    if segment > expected or segment < 0:
-      raise ValueError(f"segment[{row}] is {segment}; expected 0 to {expected}: segment ids count up from 0 and skip none")
-    expected = max(expected, segment + 1)
+  segment_N = np.asarray(segment_N)
+  next_N = np.append(0, np.maximum.accumulate(segment_N) + 1)[:-1]
+  bad = np.flatnonzero((segment_N < 0) | (segment_N > next_N))
+  if len(bad):
+    row = bad[0]
+    raise ValueError(f"segment[{row}] is {segment_N[row]}; expected 0 to {next_N[row]}: segment ids count up from 0 and skip none")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -168,7 +152,7 @@ def _walk_back(how, hidden_ND, head, targets_N, log_sum_exp_N, d_log_prob_N, d_l
     logits_NC, slope_NC = _logits(how, hidden_ND, columns)
     hit_NC = (targets_N - start)[:, None] == jnp.arange(size)
     d_logits_NC = jnp.exp(logits_NC - log_sum_exp_N[:, None]) * d_softmax_N[:, None] + jnp.where(hit_NC, d_log_prob_N[:, None], 0.0)
-    d_logits_NC = (d_logits_NC if slope_NC is None else d_logits_NC * slope_NC).astype(hidden_ND.dtype)
+    d_logits_NC = (d_logits_NC * slope_NC).astype(hidden_ND.dtype)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     if how.transposed:
       d_hidden_ND += product("nc,cd->nd", d_logits_NC, columns)
@@ -200,16 +184,17 @@ def _columns(how, head, start, size):
 
 
 def _logits(how, hidden_ND, columns):
-  """(logits [N, C] in float32, their slope against the plain product where that is not 1)."""
-  logits_NC = jnp.einsum("nd,cd->nc" if how.transposed else "nd,dc->nc", hidden_ND, columns, preferred_element_type=jnp.float32)
-  slope_NC = None
-  if how.soft_cap:
-    bent_NC = jnp.tanh(logits_NC / how.soft_cap)
-    logits_NC, slope_NC = how.soft_cap * bent_NC, 1.0 - jnp.square(bent_NC)
-  if how.temperature != 1.0:
-    logits_NC = logits_NC / how.temperature
-    slope_NC = 1.0 / how.temperature if slope_NC is None else slope_NC / how.temperature
-  return logits_NC, slope_NC
+  """(logits [N, C] in float32, their slope against the plain product)."""
+  plain_NC = jnp.einsum("nd,cd->nc" if how.transposed else "nd,dc->nc", hidden_ND, columns, preferred_element_type=jnp.float32)
+  return bend(how, plain_NC)
+
+
+def bend(how: Head, plain_NC: jax.Array) -> tuple[jax.Array, jax.Array | float]:
+  """(logits, their slope) of plain products: soft cap, then temperature. The Pallas path bends alike."""
+  if not how.soft_cap:
+    return plain_NC / how.temperature, 1.0 / how.temperature
+  bent_NC = jnp.tanh(plain_NC / how.soft_cap)
+  return how.soft_cap / how.temperature * bent_NC, (1.0 - jnp.square(bent_NC)) / how.temperature
 
 
 def _specs(how, split):

@@ -1,5 +1,26 @@
-"""Recipes: each study as one short file that calls the rooms in order."""
+"""Recipes: each study as one short file that calls the rooms in order.
+
+A recipe is a module with `run(job)`, the whole study, and where it has such parts `prepare(job)`, the data that training reads, and
+`train(job)`.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 from synthjax.recipes import finetune, preference
 
-RECIPES = {"finetune": finetune.run, "preference": preference.run}
+RECIPES = {"finetune": finetune, "preference": preference}
+_VERBS = {"run": "run", "prepare": "cache", "train": "train"}  # part -> the verb that calls it
+
+
+def part(recipe: str, name: str) -> Callable[[finetune.Job], Any]:
+  """A recipe's `run`, `prepare` or `train`.
+
+  Raises:
+    ValueError: it has no such part.
+  """
+  module = RECIPES[recipe]
+  if not hasattr(module, name):
+    verbs = ", ".join(verb for known, verb in _VERBS.items() if hasattr(module, known))
+    raise ValueError(f"recipe {recipe!r} has no part {name!r} for the verb {_VERBS[name]!r}; its verbs are {verbs}")
+  return getattr(module, name)

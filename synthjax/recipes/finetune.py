@@ -1,6 +1,6 @@
 """Tokenizer, caches, training, evaluation before and after: the loop that both studies are made of.
 
-Each function is one stage or a group of them, called by `run` in order and by the verbs `cache`, `train` and `evaluate` alone.
+Each function is one stage or a group of them, called by `run` in order and by the verbs `cache` (`prepare`), `train` and `evaluate` alone.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ def run(job: Job) -> dict:
   tokenizer, caches = prepare(job)
   if job.experiment.evaluate.before and _has_answers(job):
     scores["before"] = evaluate(job, tokenizer, "before")
-  trained = train(job, tokenizer, caches)
+  trained = _train(job, tokenizer, caches)
   if _has_answers(job):
     scores["after"] = evaluate(job, tokenizer, "after")
   result = {"train": trained, **scores}
@@ -71,8 +71,12 @@ def _caches(job: Job) -> dict[tuple[str, schema.Source], pathlib.Path]:
   return train | {("test", sources.of_split(data, "test")[0]): job.workdir / "cache_test"}
 
 
-def train(job: Job, tokenizer: tokenizers.Tokenizer, caches: dict[pathlib.Path, float]) -> dict:
-  """Trains in `workdir/train`; all processes together."""
+def train(job: Job) -> dict:
+  """Prepares what is not there, and trains in `workdir/train`; all processes together."""
+  return _train(job, *prepare(job))
+
+
+def _train(job, tokenizer, caches) -> dict:
   work = lambda folder: dataclasses.asdict(loop.train(
     job.experiment, caches, folder, (tokenizer.size, tokenizer.fingerprint), job.workdir / "cache_test"))
   return stages.run(job.workdir / "train", _training(job), work, job.force, together=True)

@@ -20,15 +20,9 @@ def run(job: Job) -> dict:
   Raises:
     DataError: no pairs, or a pair whose tokens cannot be told apart; ConfigError: see the rooms.
   """
-  experiment = job.experiment
-  if not experiment.objective.pairs or not experiment.train.init:
-    raise files.DataError("recipe 'preference' needs config.objective.pairs (JSONL of pairs) and config.train.init (the policy that is "
-                          "trained, and the reference)")
-  if multihost.is_first():
-    files.write_json(job.workdir / "config.json", dataclasses.asdict(experiment))
-  tokenizer = finetune.tokenizer_of(job)
-  scores = {"before": finetune.evaluate(job, tokenizer, "before")} if experiment.evaluate.before else {}
-  trained = train(job, tokenizer)
+  tokenizer, plan = _begin(job)
+  scores = {"before": finetune.evaluate(job, tokenizer, "before")} if job.experiment.evaluate.before else {}
+  trained = _train(job, tokenizer, plan)
   result = {"train": trained, **scores, "after": finetune.evaluate(job, tokenizer, "after")}
   if multihost.is_first():
     files.write_json(job.workdir / "results.json", result)
@@ -36,11 +30,31 @@ def run(job: Job) -> dict:
   return result
 
 
-def train(job: Job, tokenizer: tokenizers.Tokenizer) -> dict:
+def train(job: Job) -> dict:
   """Reads pairs, lays them out, computes the reference's log-probs and trains."""
-  made_of = _made_of(job, tokenizer)
-  work = functools.partial(_train, job, tokenizer, made_of)
-  return stages.run(job.workdir / "train", [*finetune.settings(job), made_of], work, job.force, together=True)
+  return _train(job, *_begin(job))
+
+
+def _begin(job) -> tuple[tokenizers.Tokenizer, trees.Plan | None]:
+  """The tokenizer and the rows of pairs, None where the training is finished: pairs that cannot be used are known before a stage begins."""
+  experiment = job.experiment
+  if not experiment.objective.pairs or not experiment.train.init:
+    raise files.DataError("recipe 'preference' needs config.objective.pairs (JSONL of pairs) and config.train.init (the policy that is "
+                          "trained, and the reference)")
+  if multihost.is_first():
+    files.write_json(job.workdir / "config.json", dataclasses.asdict(experiment))
+  tokenizer = finetune.tokenizer_of(job)
+  done = stages.finished(job.workdir / "train", _inputs(job, tokenizer)) and not job.force
+  return tokenizer, None if done else _plan(job, tokenizer)
+
+
+def _inputs(job, tokenizer) -> list:
+  return [*finetune.settings(job), _made_of(job, tokenizer)]
+
+
+def _train(job, tokenizer, plan) -> dict:
+  return stages.run(job.workdir / "train", _inputs(job, tokenizer), functools.partial(_work, job, tokenizer, plan), job.force,
+                    together=True)
 
 
 def _plan(job, tokenizer) -> trees.Plan:
@@ -55,15 +69,15 @@ def _plan(job, tokenizer) -> trees.Plan:
   return plan
 
 
-def _train(job, tokenizer, made_of, folder) -> dict:
-  experiment, plan = job.experiment, _plan(job, tokenizer)
+def _work(job, tokenizer, plan, folder) -> dict:
+  experiment = job.experiment
   cfg, length = experiment.train, experiment.data.row_length
   layout = sharding.make_layout(experiment.mesh)
   model = Transformer(sized(experiment.model, tokenizer.size), layout.constrain)
   sharding.check_fit(layout, model.cfg, cfg.batch_size, length)
   alone, params = finetune.load_policy(experiment, tokenizer, cfg.init)
   reference = preference.reference_sums(alone, params, plan.rows, cfg.batch_size, length, experiment.objective.reference
-                                        or job.workdir / "reference", made_of)
+                                        or job.workdir / "reference", _made_of(job, tokenizer))
   rows = trees.TreeRows(plan.rows, reference, cfg.batch_size, length, experiment.seed, plan.fill)
   steps = cfg.steps or max(1, round(cfg.epochs * len(plan.rows) / cfg.batch_size))
   trainer = preference.PreferenceTrainer(model, optimizer.make(cfg.optimizer, steps), layout, cfg, experiment.objective, rows.limits.trees)

@@ -225,10 +225,10 @@ class JaxEngine:
     """A shape that has room for what waits; it changes only while nothing is in flight."""
     if self._fixed or not self._waiting or any(self._flying_all()):
       return
-    wanted = _shape(self._waiting, self.slots, slots_devices(self._layout.mesh))
-    old = self._shape
-    if old is None or wanted.page_length > old.page_length or wanted.max_tokens > old.max_tokens:
-      self._reshape(wanted)
+    prompt = max(len(s.asked.prompt) for s in self._waiting)
+    tokens = max(s.asked.request.sampling.max_tokens for s in self._waiting)
+    if self._shape is None or prompt > self._shape.page_length or tokens > self._shape.max_tokens:
+      self._reshape(_shape(self._waiting, self.slots, self._layout.mesh))
 
   def _flying_all(self):
     return [] if self._shape is None else [s for flying, queue in zip(self._flying, self._queues) for s in (*flying.values(), *queue)]
@@ -251,6 +251,7 @@ class JaxEngine:
     """Fills free pages with the prompts that wait."""
     shape = self._shape
     blocks_of_device = shape.blocks // self._functions.devices
+    most = -(-len(self._waiting) // shape.blocks)  # of a page: few sequences are spread over the blocks
     while self._waiting:
       made: list[list[tuple[Page, _Room]]] = [[] for _ in range(self._functions.devices)]
       per_device = max(1, 512 // shape.page_length)
@@ -258,7 +259,7 @@ class JaxEngine:
       for room in rooms:
         device = made[room.block // blocks_of_device]
         if self._waiting and len(device) < per_device:
-          device.append((self._fill(room), room))
+          device.append((self._fill(room, most), room))
       if not any(made):
         return
       P = per_device * len(made)
@@ -274,9 +275,9 @@ class JaxEngine:
   def _load(self, block: int) -> int:
     return len(self._queues[block]) + len(self._flying[block])
 
-  def _fill(self, room: _Room) -> Page:
-    """A page of the next prompts; its sequences join the block's queue. Few sequences are spread over the blocks."""
-    page, most = Page(self._shape.page_length), max(1, -(-len(self._waiting) // self._shape.blocks))
+  def _fill(self, room: _Room, most: int) -> Page:
+    """A page of the next prompts for up to that many sequences, which join the block's queue."""
+    page = Page(self._shape.page_length)
     while self._waiting and room.left < most:
       sequence = self._waiting[0]
       end = page.add(sequence.asked.prompt)
@@ -380,10 +381,6 @@ class JaxEngine:
     sequence.page.left -= 1
 
 
-def slots_devices(mesh: jax.sharding.Mesh) -> int:
-  return mesh.shape["replica"] * mesh.shape["fsdp"]
-
-
 def _place(model: Transformer, params: Params, layout: Layout) -> Params:
   """The parameters as the engine reads them: heads, MLP and vocabulary split over `tensor`, copies everywhere else."""
   layout = dataclasses.replace(layout, parameters=dataclasses.replace(layout.parameters, embed=()))
@@ -396,10 +393,10 @@ def _key(sequence: _Sequence) -> tuple[int, int]:
   return zlib.crc32(np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, *sequence.asked.prompt], np.uint32).tobytes()), sequence.number
 
 
-def _shape(waiting: Iterable[_Sequence], most: int, devices: int) -> Shape:
+def _shape(waiting: Sequence[_Sequence], most: int, mesh: jax.sharding.Mesh) -> Shape:
   """Sizes for what waits: pages that serve many sequences each, blocks of half as many slots."""
-  prompts = {s.asked.prompt for s in waiting}
-  sequences = len(list(waiting))
+  devices = mesh.shape["replica"] * mesh.shape["fsdp"]
+  prompts, sequences = {s.asked.prompt for s in waiting}, len(waiting)
   longest = max(len(prompt) for prompt in prompts)
   page = _round(longest, 64)
   each = lambda page: sequences / max(1.0, sum(len(p) for p in prompts) / page)  # at least; shared prefixes make it more

@@ -157,30 +157,27 @@ def _decode(model: Transformer, shape: Shape, size: int, eos_id: int, params: Pa
   def one(carry):
     n, state, taken_B = carry
     idle = jnp.any(~state.alive_BN & (taken_B < waiting_B)[:, None])
-    state, taken_B = jax.lax.cond(idle, _refill, lambda state, queue, taken_B, waiting_B: (state, taken_B), state, queue, taken_B, waiting_B)
-    return n + 1, _step(model, size, eos_id, params, state), taken_B
+    # The cache and the counters have no part in a refill, and what passes through `cond` is copied.
+    kept = {"cache": state.cache, "time": state.time, "used": state.used}
+    refill = lambda state, taken_B: jax.vmap(_refill)(state, queue, taken_B, waiting_B)
+    state, taken_B = jax.lax.cond(idle, refill, lambda *same: same, state._replace(**dict.fromkeys(kept, ())), taken_B)
+    return n + 1, _step(model, size, eos_id, params, state._replace(**kept)), taken_B
 
   _, state, taken_B = jax.lax.while_loop(go_on, one, (jnp.zeros((), jnp.int32), state, jnp.zeros_like(waiting_B)))
   return state, state.results, taken_B
 
 
-def _refill(state: State, queue: Sequences, taken_B, waiting_B):
-  """Idle slots take the next sequences of their block's queue: (state, how many are taken by now)."""
-  def block(state: State, queue: Sequences, taken, waiting):
-    rank_N = taken + jnp.cumsum(~state.alive_BN) - 1
-    gets_N = ~state.alive_BN & (rank_N < waiting)
-    new = jax.tree.map(lambda x_Q: x_Q[jnp.minimum(rank_N, len(queue.end) - 1)], queue)
-    either = lambda new, old: jnp.where(gets_N.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-    done_R = state.results.done_BR.at[jnp.where(gets_N, new.row, len(state.results.done_BR))].set(False, mode="drop")
-    return state._replace(
-      sequences=jax.tree.map(either, new, state.sequences), hidden_BND=either(state.prefix_BWD[new.end], state.hidden_BND),
-      count_BN=jnp.where(gets_N, 0, state.count_BN), alive_BN=state.alive_BN | gets_N,
-      results=state.results._replace(done_BR=done_R)), taken + gets_N.sum()
-
-  # Only what changes goes through vmap: the cache and the counters have no part in it.
-  kept = {"cache": state.cache, "time": state.time, "used": state.used}
-  state, taken_B = jax.vmap(block)(state._replace(**dict.fromkeys(kept, ())), queue, taken_B, waiting_B)
-  return state._replace(**kept), taken_B
+def _refill(state: State, queue: Sequences, taken, waiting):
+  """A block's idle slots take the next sequences of its queue: (state, how many are taken by now)."""
+  rank_N = taken + jnp.cumsum(~state.alive_BN) - 1
+  gets_N = ~state.alive_BN & (rank_N < waiting)
+  new = jax.tree.map(lambda x_Q: x_Q[jnp.minimum(rank_N, len(queue.end) - 1)], queue)
+  either = lambda new, old: jnp.where(gets_N.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+  done_R = state.results.done_BR.at[jnp.where(gets_N, new.row, len(state.results.done_BR))].set(False, mode="drop")
+  return state._replace(
+    sequences=jax.tree.map(either, new, state.sequences), hidden_BND=either(state.prefix_BWD[new.end], state.hidden_BND),
+    count_BN=jnp.where(gets_N, 0, state.count_BN), alive_BN=state.alive_BN | gets_N,
+    results=state.results._replace(done_BR=done_R)), taken + gets_N.sum()
 
 
 def _step(model: Transformer, size: int, eos_id: int, params: Params, state: State) -> State:

@@ -59,6 +59,7 @@ def train(experiment: schema.Experiment, caches: Mapping[pathlib.Path, float], f
 
   Raises:
     MeshError, CheckpointError, DataError: before anything is compiled.
+    ValueError: a batch with an id outside the vocabulary, a negative weight or a token that nothing sees; it names the row and the value.
     TrainingStopped: a loss that is not a number, or SIGTERM (after a checkpoint).
   """
   cfg = experiment.train
@@ -135,6 +136,7 @@ class _Run:
     compiled = None
     with _on_sigterm() as asked_to_stop, progress.bar("train", self.steps, "steps", start, lines=False) as advance:
       for step, batch in enumerate(batches, start + 1):
+        self.trainer.check(batch)
         placed = layout.put(batch)
         if compiled is None:
           compiled = self._compile(placed)
@@ -209,6 +211,7 @@ class _Run:
       local = size // shard.processes
       first = k * size + shard.process * local
       batch["weights"][max(total - first, 0):] = 0  # rows of the second pass fill the last batch
+      self.trainer.check(batch)
       found = jax.device_get(measure(state["params"], self.trainer.layout.put(batch)))
       sums = [a + float(b) for a, b in zip(sums, found)]
     return sums[0] / max(sums[1], 1.0)

@@ -13,13 +13,13 @@ import numpy as np
 
 from synthjax import files, progress
 from synthjax.data import trees
-from synthjax.kernels.linear_logprob import check_targets, segment_sums
+from synthjax.kernels.linear_logprob import check_segments, segment_sums
 from synthjax.losses import preference, stepwise
 from synthjax.losses.preference import Pairs
 from synthjax.losses.stepwise import Steps
 from synthjax.model.transformer import Params, Transformer
 from synthjax.schema import Objective
-from synthjax.train.step import State, Trainer
+from synthjax.train.step import State, Trainer, check_rows
 
 Batch = dict[str, jax.Array]
 
@@ -71,6 +71,10 @@ class PreferenceTrainer(Trainer):
   objective: Objective
   pairs: int  # of a batch
 
+  def check(self, batch: dict[str, np.ndarray]) -> None:
+    """As a trainer's; weights are checked where trees are laid out."""
+    check_trees(batch, self.model.cfg.vocab_size)
+
   def step(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
     """One update from a batch of trees; metrics are float32 scalars."""
     def loss(params):
@@ -79,6 +83,12 @@ class PreferenceTrainer(Trainer):
 
     grads, metrics = jax.grad(loss, has_aux=True)(state["params"])
     return self.update(state, grads, metrics | {"target_tokens": batch["segment_tokens"].sum()})
+
+
+def check_trees(batch: dict[str, np.ndarray], vocabulary: int) -> None:
+  """Raises ValueError, with the row and the value, for what `check_rows` finds and for a segment id that skips."""
+  check_rows(batch, vocabulary)
+  check_segments(batch["segment"][batch["segment"] < len(batch["tree"])])  # filler, of segment S, comes last
 
 
 def reference_sums(model: Transformer, params: Params, rows: Sequence[Sequence[trees.Node]], batch_size: int, row_length: int,
@@ -90,6 +100,7 @@ def reference_sums(model: Transformer, params: Params, rows: Sequence[Sequence[t
 
   Raises:
     DataError: the folder holds sums of another checkpoint, tokenizer or data; it says which.
+    ValueError: see `check_trees`.
   """
   folder = pathlib.Path(folder)
   if (folder / "made_of.json").exists():
@@ -100,13 +111,12 @@ def reference_sums(model: Transformer, params: Params, rows: Sequence[Sequence[t
                             "or name another one in config.objective.reference")
     with np.load(folder / "sums.npz") as stored:
       return np.split(stored["sums"], stored["ends"][:-1])
-  tokens = [token for row in rows for tree in row for node in trees.nodes(tree) for token in node.tokens]
-  check_targets(np.array(tokens), model.cfg.vocab_size)
   measure, found = jax.jit(lambda params, batch: segment_log_probs(model, params, batch)), []
   limits = trees.bounds_of_any(rows, batch_size, row_length)
   with progress.bar("reference", len(rows), "rows") as advance:
     for start in range(0, len(rows), batch_size):
       batch = trees.layout(rows[start:start + batch_size], limits)
+      check_trees(batch, model.cfg.vocab_size)
       sums_S = np.asarray(measure(params, batch))
       ends = np.cumsum([sum(node.predicted for tree in row for node in trees.nodes(tree)) for row in rows[start:start + batch_size]])
       found += np.split(sums_S[:ends[-1]], ends[:-1])

@@ -8,9 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from synthjax import schema
+from synthjax.kernels.interval_attention import check_until
+from synthjax.kernels.linear_logprob import check_targets
 from synthjax.losses import LOSSES
 from synthjax.model.transformer import Params, Transformer
 from synthjax.sharding import Layout
@@ -54,6 +57,14 @@ class Trainer:
       self.optimizer, lambda _, sharding: sharding, opt_state, params,
       transform_non_params=lambda _: self.layout.replicated)
     return {"params": params, "opt_state": moments, "step": self.layout.replicated}
+
+  def check(self, batch: dict[str, np.ndarray]) -> None:
+    """Raises ValueError, with the row and the value, for a batch on the host that makes no sense but would be trained on in silence."""
+    check_rows(batch, self.model.cfg.vocab_size)
+    bad = np.argwhere(batch["weights"] < 0)
+    if len(bad):
+      row, place = bad[0]
+      raise ValueError(f"weights[{row}, {place}] is {batch['weights'][row, place]}; expected 0 or more: it is how much a target counts")
 
   def compile(self, batch: Any):
     """The step for batches of these shapes: (state, batch) -> (state, metrics), compiled ahead, the state donated."""
@@ -101,3 +112,10 @@ class Trainer:
     hidden_BTD = self.model.hidden(params, batch["tokens"], batch["positions"], batch["until"])
     found = self.model.log_prob(params, hidden_BTD, batch["targets"], self.layout.split)
     return -jnp.sum(found.log_prob * batch["weights"]), batch["weights"].sum()
+
+
+def check_rows(batch: dict[str, np.ndarray], vocabulary: int) -> None:
+  """Raises ValueError for ids outside the vocabulary (a gather would clip them) and for an `until` that is not beyond its index."""
+  for name in ("tokens", "targets"):
+    check_targets(batch[name], vocabulary, name)
+  check_until(batch["until"])

@@ -9,6 +9,7 @@ import pytest
 
 from synthjax import schema
 from synthjax.kernels import linear_logprob as kernel
+from synthjax.kernels import pallas_logprob
 from synthjax.kernels.linear_logprob import Head, linear_logprob
 from synthjax.sharding import make_layout
 
@@ -71,6 +72,19 @@ def test_values_and_gradients_equal_a_float64_oracle(name):
     np.testing.assert_allclose(a, b, atol=5e-5)
 
 
+@pytest.mark.parametrize("bent", [Head(), Head(soft_cap=3.0), Head(temperature=0.7), Head(soft_cap=2.0, temperature=1.5)])
+@pytest.mark.parametrize(("N", "V", "tile"), [(16, 64, (8, 16)), (8, 48, (8, 48)), (12, 30, (4, 10))])
+def test_the_pallas_path_equals_the_same_oracle(N, V, tile, bent):
+  hidden, head, targets, d1, d2 = _arrays(N, 8, V, bent)
+  log_prob, lse, _, gradient = _oracle(hidden, head, targets, bent)
+  tiled = lambda hidden, head: pallas_logprob.linear_logprob(hidden, head, jnp.asarray(targets), bent, tile, interpret=True)
+  np.testing.assert_allclose(tiled(hidden, head)[0], log_prob, atol=2e-5)
+  np.testing.assert_allclose(tiled(hidden, head)[1], lse, atol=2e-5)
+  loss = lambda hidden, head: sum(d.astype(np.float32) @ out for d, out in zip((d1, d2), tiled(hidden, head)))
+  for a, b in zip(jax.grad(loss, (0, 1))(hidden, head), gradient(d1, d2)):
+    np.testing.assert_allclose(a, b, atol=5e-5)
+
+
 def test_bfloat16_inputs_accumulate_in_float32():
   N, D, V, how = 16, 64, 300, Head(block=64)
   hidden, head, targets, d1, _ = _arrays(N, D, V, how)
@@ -115,17 +129,11 @@ def test_sums_by_segment_leave_out_rows_of_none_and_are_zero_where_empty():
   assert sums.tolist() == [3.0, 0.0, 4.0]
 
 
-def test_rows_that_count_are_gathered_in_order_and_an_overflow_is_told():
-  weights = jnp.array([0.0, 1, 0, 2, -1, 0])
-  indices, real, overflow = kernel.gather_targets(weights, 4)
-  assert indices[:3].tolist() == [1, 3, 4] and real.tolist() == [True] * 3 + [False] and overflow == 0
-  assert kernel.gather_targets(weights, 2)[2] == 1
-  assert kernel.gather_targets(jnp.zeros(6), 2)[1].tolist() == [False, False]
-
-
 def test_bad_targets_and_segments_are_named():
   with pytest.raises(ValueError, match=r"targets\[1, 0\] is 9; expected 0 to 7"):
     kernel.check_targets(np.array([[1, 2], [9, 3]]), 8)
-  with pytest.raises(ValueError, match=r"segment\[2\] is 2; expected 0 to 1"):
-    kernel.check_segments(np.array([0, 0, 2]))
-  kernel.check_segments(np.array([0, 1, 0, 2]))
+  for segments, row, value, last in (([0, 0, 2], 2, 2, 1), ([1, 0], 0, 1, 0), ([0, 1, 2, 4, 3], 3, 4, 3), ([0, -1], 1, -1, 1)):
+    with pytest.raises(ValueError, match=rf"segment\[{row}\] is {value}; expected 0 to {last}"):
+      kernel.check_segments(np.array(segments))
+  for segments in ([], [0, 1, 0, 2]):
+    kernel.check_segments(np.array(segments, int))

@@ -11,6 +11,7 @@ from synthjax.data import tokenizers, trees
 from synthjax.generate.worlds import shop
 from synthjax.recipes import preference as recipe
 from synthjax.records import Pair
+from synthjax.train import preference
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORLD = shop.World()
@@ -45,6 +46,34 @@ def test_pairs_from_a_file_raise_the_margin_and_the_reference_is_computed_once(t
   records.write(tmp_path / "pairs.jsonl", _pairs(150))
   assert _run(tmp_path) == 1
   assert "these reference log-probs were made with another data; remove the folder" in capsys.readouterr().err
+
+
+def test_each_verb_follows_the_recipe_and_one_that_it_has_not_is_said(tmp_path, capsys):
+  records.write(tmp_path / "pairs.jsonl", _pairs(60))
+  rest = ["--config", str(ROOT / "configs/world_dpo.py:smoke"), "--workdir", str(tmp_path / "run"),
+          f"--config.objective.pairs={tmp_path / 'pairs.jsonl'}", "--config.train.steps=2"]
+  assert __main__.main(["train", *rest]) == 0
+  assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.json", "reference", "train"], "pairs were trained on, nothing was cached"
+  assert __main__.main(["cache", *rest]) == 1
+  assert "recipe 'preference' has no part 'prepare' for the verb 'cache'; its verbs are run, train" in capsys.readouterr().err
+
+
+def test_pairs_that_do_not_fit_are_known_before_a_stage_begins(tmp_path, capsys):
+  records.write(tmp_path / "pairs.jsonl", _pairs(5))
+  assert _run(tmp_path, "--config.data.row_length=8") == 1
+  assert "no pair fits a row of data.row_length=8 tokens (5 are longer)" in capsys.readouterr().err
+  assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
+def test_a_segment_that_skips_and_an_id_beyond_the_vocabulary_are_named():
+  rows = [[trees.pair([1], [[2, 2]], [[3]])], [trees.pair([1], [[4]], [[5]])]]
+  batch = trees.layout(rows, trees.bounds(rows, 3, 8))
+  preference.check_trees(batch, 6)
+  with pytest.raises(ValueError, match=r"tokens\[1, 2\] is 5; expected 0 to 4"):
+    preference.check_trees(batch, 5)
+  batch["segment"][3:] += 1
+  with pytest.raises(ValueError, match=r"segment\[3\] is 3; expected 0 to 2"):
+    preference.check_trees({**batch, "tree": np.zeros(9)}, 6)
 
 
 @pytest.mark.parametrize("loss", ["dpo", "ipo", "dpop", "rpo", "kto", "simpo", "orpo"])

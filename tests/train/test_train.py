@@ -100,6 +100,37 @@ def test_a_whole_run_compiles_its_step_once(tmp_path):
   assert at_step[-1] == at_step[0]
 
 
+@pytest.mark.parametrize(("name", "value", "message"), [
+  ("tokens", 64, r"tokens\[2, 5\] is 64; expected 0 to 63"), ("targets", -1, r"targets\[2, 5\] is -1; expected 0 to 63"),
+  ("until", 5, r"until\[2, 5\] is 5; expected more than its own index 5"), ("weights", -0.5, r"weights\[2, 5\] is -0.5; expected 0 or more"),
+])
+def test_a_batch_that_makes_no_sense_is_named_by_row_and_value(name, value, message):
+  batch, trainer = _rows(), _trainer(schema.Mesh(1, 1, 1, 1))
+  trainer.check(batch)
+  batch[name][2, 5] = value
+  with pytest.raises(ValueError, match=message):
+    trainer.check(batch)
+
+
+def test_a_bad_batch_in_the_middle_of_a_training_stops_it_before_its_step(tmp_path):
+  from synthjax.train import loop
+
+  class Rows:
+    """Good rows, but for row 18, of the third batch."""
+
+    fill = 1.0
+
+    def read(self, indices):
+      batch = _rows(len(indices))
+      batch["targets"][[i for i, index in enumerate(indices) if index == 18], 5] = 64
+      return batch
+
+  experiment, said = schema.Experiment(data=schema.Data(row_length=32), model=TINY, train=schema.Train(batch_size=8, log_every=1)), []
+  with pytest.raises(ValueError, match=r"targets\[2, 5\] is 64"):
+    loop.run(experiment, _trainer(schema.Mesh(1, 1, 1, 1)), Rows(), 4, tmp_path / "train", (64, "a"), say=said.append)
+  assert [line.split()[1] for line in said if line.startswith("step")] == ["1/4", "2/4"]
+
+
 def test_no_array_over_tokens_and_vocabulary_is_in_the_training_programs():
   """Blocks of the vocabulary are; whole logits are not. Asserted on the program's text, for documents and for trees of rollouts."""
   from synthjax.data import trees

@@ -1,0 +1,96 @@
+"""Sampling that survives a kill: results of any engine stream into an append-only journal, and nothing is sampled twice.
+
+A row of the journal is request id, `Request.key()`, engine fingerprint and result. A request is answered from the journal where key and
+fingerprint are there; another policy, or a changed request under an old id, is sampled again.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+from synthjax import files, progress, records
+from synthjax.records import Record
+from synthjax.rollout.requests import Engine, Request, Result
+
+
+class UnansweredError(RuntimeError):
+  """An engine that ended without an answer to every request."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row(Record):
+  """A result and what it depends on."""
+
+  id: str  # of the first request that asked for it
+  key: str  # of that request
+  engine: str  # fingerprint
+  result: Result
+
+
+def generate(engine: Engine, requests: Iterable[Request], path: files.Path) -> Iterator[Result]:
+  """Yields one result a request: first those that the journal holds, then the others as the engine finishes them.
+
+  Requests are read to the end before anything is sampled. Equal ones (`Request.key`) are sampled once and answered under every id. A result
+  with an error is yielded but not journalled: the next run asks again. A result is in the journal before it is yielded.
+
+  Args:
+    path: JSONL of `Row`; made where it is not there. One process at a time writes to it.
+
+  Raises:
+    DataError: two requests have one id, or the journal is malformed.
+    UnansweredError: the engine left requests without an answer.
+  """
+  waiting = _by_key(requests)
+  total = sum(map(len, waiting.values()))
+  with files.Journal(path, progress.say, keep=False) as journal:
+    yield from _journalled(journal, engine.fingerprint, waiting)
+    left = sum(map(len, waiting.values()))
+    if left < total:
+      progress.say(f"{path}: {total - left:,} of {total:,} requests were answered before")
+    key_of = {same[0].id: key for key, same in waiting.items()}
+    failed = 0
+    for result in engine.generate([same[0] for same in waiting.values()]):
+      key = key_of[result.id]
+      if result.error:
+        failed += 1
+      else:
+        journal.append(Row(result.id, key, engine.fingerprint, result).to_json())
+      for request in waiting.pop(key):
+        yield dataclasses.replace(result, id=request.id)
+    journal.sync()
+  if failed:
+    progress.say(f"{path}: {failed:,} of {len(key_of):,} different requests ended with an error; they are asked again at the next run")
+  if waiting:
+    first = next(iter(waiting.values()))[0]
+    raise UnansweredError(f"{engine.fingerprint} ended without an answer to {len(waiting):,} requests, the first of them {first.id!r}; "
+                          f"what it answered is in {path}")
+
+
+def _by_key(requests: Iterable[Request]) -> dict[str, list[Request]]:
+  """Requests that are equal but for their id, together."""
+  groups, ids = collections.defaultdict(list), set()
+  for request in requests:
+    if request.id in ids:
+      raise files.DataError(f"two requests have the id {request.id!r}; an id is unique within a job")
+    ids.add(request.id)
+    groups[request.key()].append(request)
+  return dict(groups)
+
+
+def _journalled(journal: files.Journal, fingerprint: str, waiting: dict[str, list[Request]]) -> Iterator[Result]:
+  """Results of earlier runs; takes out of `waiting` what they answer, and says what else the journal holds under the same ids."""
+  key_of = {request.id: key for key, same in waiting.items() for request in same}
+  changed, other_policy = set[str](), set[str]()
+  for row in records.read(Row, journal.path):
+    if row.engine == fingerprint and row.key in waiting:
+      for request in waiting.pop(row.key):
+        yield dataclasses.replace(row.result, id=request.id)
+    if row.engine != fingerprint:
+      other_policy.add(row.id)
+    elif row.key != key_of.get(row.id):
+      changed.add(row.id)
+  left = {request.id for same in waiting.values() for request in same}
+  if again := changed & left:
+    progress.say(f"{journal.path}: {len(again):,} requests have changed since they were answered; they are sampled again")
+  if again := other_policy & left - changed:
+    progress.say(f"{journal.path}: {len(again):,} requests were answered by another policy than {fingerprint}; they are sampled again")

@@ -1,0 +1,175 @@
+"""An engine over any server that speaks the OpenAI protocol (vLLM, SGLang, JetStream, transformers, `synthjax serve`).
+
+The `openai` client retries with exponential back-off and jitter what may pass (time-outs, cut connections, 408, 409, 429, 5xx) and waits
+as long as `Retry-After` says, up to two minutes. What stays wrong with one request is that request's error.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import os
+import queue
+import threading
+import urllib.parse
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from synthjax import files
+from synthjax.rollout.requests import Request, RequestError, Result, Sample
+
+_LOST = 16  # requests on end without an answer, at least, before a server counts as gone
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+  """Where to ask, and how patiently."""
+
+  url: str  # with the version: http://127.0.0.1:8000/v1
+  model: str  # as the server calls it
+  chat: bool = False  # /chat/completions, the prompt as one message of the user; else /completions
+  key_variable: str = ""  # environment variable that holds the API key; "": the server asks for none
+  concurrency: int = 64  # requests in flight
+  seconds: float = 600.0  # to wait for an answer, each time it is asked
+  retries: int = 8  # of one request; about 40 s in all where the server does not say how long to wait
+  log_probs: bool = True  # ask for those of the sampled tokens
+
+
+class ServerError(RuntimeError):
+  """The server is gone or refuses everything that is asked."""
+
+
+class Remote:
+  """The engine of a server; see `requests.Engine`. `fingerprint` is the server's address and the model's name."""
+
+  def __init__(self, server: Server):
+    """Raises DataError where the address holds a password or the key's environment variable is not set."""
+    address = urllib.parse.urlsplit(server.url)
+    if address.scheme not in ("http", "https") or not address.hostname or address.username or address.password or address.query:
+      raise files.DataError(f"the server's address has scheme {address.scheme!r} and host {address.hostname!r}; expected "
+                            "http://HOST:PORT/v1 without a user name, a password or a query; a key goes into an environment variable")
+    if server.key_variable and not os.environ.get(server.key_variable):
+      raise files.DataError(f"environment variable {server.key_variable} is not set; it should hold the API key of {server.url}")
+    self.server = server
+    self.fingerprint = f"{server.url.rstrip('/')} {server.model}{' chat' if server.chat else ''}"
+
+  def generate(self, requests: Iterable[Request]) -> Iterator[Result]:
+    """Yields a result a request, as they are answered; `server.concurrency` are in flight.
+
+    Raises:
+      ServerError: the server refuses the key or does not know the model or the path, or nothing was answered for several requests on end.
+    """
+    answered: queue.SimpleQueue = queue.SimpleQueue()
+    left, flying, lost = iter(requests), 0, 0
+    with _loop() as loop, self._client(loop) as client:
+      while True:
+        for request in itertools.islice(left, self.server.concurrency - flying):
+          asyncio.run_coroutine_threadsafe(self._answer(client, request), loop).add_done_callback(answered.put)
+          flying += 1
+        if not flying:
+          return
+        result, reached = answered.get().result()
+        flying -= 1
+        lost = 0 if reached else lost + 1
+        if lost > max(_LOST, self.server.concurrency):  # not one request's fault
+          raise ServerError(f"{self.server.url}: {lost} requests on end got no answer; is the server up? The last one: {result.error}")
+        yield result
+
+  @contextlib.contextmanager
+  def _client(self, loop) -> Iterator[Any]:
+    import openai
+
+    key = os.environ[self.server.key_variable] if self.server.key_variable else "none"
+    client = openai.AsyncOpenAI(api_key=key, base_url=self.server.url, timeout=self.server.seconds, max_retries=self.server.retries)
+    try:
+      yield client
+    finally:
+      asyncio.run_coroutine_threadsafe(_close(client), loop).result()
+
+  async def _answer(self, client, request: Request) -> tuple[Result, bool]:
+    """(result, whether the server answered at all)."""
+    import openai
+
+    try:
+      ask = client.chat.completions.create if self.server.chat else client.completions.create
+      return _read(await ask(**self._body(request)), request), True
+    except (openai.AuthenticationError, openai.NotFoundError) as e:
+      raise ServerError(f"{self.server.url} refuses the key, the path or model {self.server.model!r}: {e}") from e
+    except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError) as e:
+      cause = f" ({e.__cause__!r})" if e.__cause__ else ""
+      return Result(request.id, error=f"no answer, asked up to {self.server.retries + 1} times: {e}{cause}"), False
+    except openai.APIStatusError as e:
+      return Result(request.id, error=f"the server refuses the request: {e}"), True
+    except RequestError as e:
+      return Result(request.id, error=str(e)), True
+    except UnicodeEncodeError as e:
+      return Result(request.id, error=f"the prompt or a stop text is not valid Unicode: {e.reason} at character {e.start}"), True
+    except (ValueError, TypeError, AttributeError) as e:  # what the client makes of a body that is not of the protocol
+      return Result(request.id, error=f"the server's answer is malformed: {type(e).__name__}: {e}"), True
+
+  def _body(self, request: Request) -> dict:
+    """Arguments of the client's call; what is not of the protocol (vLLM and SGLang know it) only where it is asked for."""
+    sampling = request.sampling
+    sampling.check()
+    if request.n < 1:
+      raise RequestError(f"n is {request.n}; expected 1 or more")
+    if self.server.chat and request.prompt_ids:
+      raise RequestError("prompt_ids cannot be sent to a chat endpoint; give the prompt as text")
+    body: dict[str, Any] = {"model": self.server.model, "n": request.n, "seed": request.seed, "max_tokens": sampling.max_tokens,
+                            "temperature": sampling.temperature, "top_p": sampling.top_p}
+    if sampling.stop:
+      body["stop"] = list(sampling.stop)
+    if self.server.chat:
+      body["messages"] = [{"role": "user", "content": request.prompt}]
+    else:
+      body["prompt"] = list(request.prompt_ids) or request.prompt
+    if self.server.log_probs:
+      body["logprobs"] = True if self.server.chat else 1
+    more = {"top_k": sampling.top_k, "min_p": sampling.min_p, "stop_token_ids": list(sampling.stop_ids)}
+    body["extra_body"] = {name: value for name, value in more.items() if value}
+    return body
+
+
+def _read(completion, request: Request) -> Result:
+  """The result in an answer. The client checks no types: whatever is wrong raises ValueError, TypeError or AttributeError here."""
+  if isinstance(completion, str):
+    raise ValueError(f"not JSON, it begins {completion[:80]!r}")
+  choices = sorted(completion.choices or (), key=lambda choice: choice.index)
+  if [choice.index for choice in choices] != list(range(request.n)):
+    return Result(request.id, error=f"the server answered with {len(choices)} samples, expected {request.n}")
+  return Result(request.id, tuple(map(_sample, choices)), prompt_tokens=int(completion.usage.prompt_tokens) if completion.usage else 0)
+
+
+def _sample(choice) -> Sample:
+  message = getattr(choice, "message", None)
+  text = message.content if message else choice.text
+  if not isinstance(text, str) or choice.finish_reason not in ("stop", "length"):
+    raise ValueError(f"sample {choice.index} has finish reason {choice.finish_reason!r} and text {str(text)[:80]!r}; "
+                     "expected stop or length and a text")
+  log_probs: Iterable[float] = ()
+  if choice.logprobs:
+    log_probs = [token.logprob for token in choice.logprobs.content or ()] if message else choice.logprobs.token_logprobs or ()
+  return Sample(text, log_probs=tuple(map(float, log_probs)), finish=choice.finish_reason)
+
+
+async def _close(client) -> None:
+  """Cancels what is in flight, then closes the connections."""
+  tasks = asyncio.all_tasks() - {asyncio.current_task()}
+  for task in tasks:
+    task.cancel()
+  await asyncio.gather(*tasks, return_exceptions=True)
+  await client.close()
+
+
+@contextlib.contextmanager
+def _loop() -> Iterator[asyncio.AbstractEventLoop]:
+  """An event loop in a thread: requests go on while the caller works on a result, and the caller may be in a loop of its own."""
+  loop = asyncio.new_event_loop()
+  thread = threading.Thread(target=loop.run_forever, name="remote engine", daemon=True)
+  thread.start()
+  try:
+    yield loop
+  finally:
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()

@@ -1,0 +1,1 @@
+"""A session behind an HTTP endpoint that speaks the OpenAI protocol: `server.serve`."""
