@@ -7,6 +7,9 @@ import dataclasses
 from typing import Literal
 
 from synthjax.generate.worlds.shop import World
+from synthjax.rollout.pairing import Pairing
+from synthjax.rollout.requests import Sampling
+from synthjax.rollout.schedules import Values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,16 +181,41 @@ class Evaluate:
 
 
 @dataclasses.dataclass(frozen=True)
+class Study:
+  """Study A, for recipe = "math_rl": what N synthetic problems are worth under each arm. Sizes are our choice; see docs/study_a.md."""
+
+  problems: tuple[int, ...] = (512,)  # N: every arm is trained at each
+  baseline_problems: tuple[int, ...] = ()  # further N at which SFT alone is trained: multiples are read off its curve
+  seeds: tuple[int, ...] = (0, 1, 2)  # each draws its own problems and trains anew
+  arms: tuple[str, ...] = ("sft", "rft", "rft2", "dpo", "step_dpo.paper")  # see recipes/math_rl.py; NAME*k is k on-policy rounds
+  split: Literal["test", "dev"] = "test"  # which problems the arms are evaluated on; choose settings on dev
+  start: Literal["sft", "rft"] = "rft"  # the policy that preference arms sample from, start from and refer to
+  sampling: Sampling = Sampling(max_tokens=64, temperature=0.7)  # of the traces
+  samples: int = 8  # traces drawn a problem
+  kept: int = 4  # most distinct right ones a problem in an RFT set
+  kept_many: int = 8  # the same for rft_many
+  samples_many: int = 32  # traces drawn a problem for rft_many
+  wrong: int = 8  # most wrong traces a problem that get step values
+  values: Values = Values(sampling=Sampling(max_tokens=64, temperature=0.7), keep=4, block=8)  # of their steps
+  pairs: Pairing = Pairing()  # caps and guards; each arm sets its own mode
+  least_accuracy: float = 0.25  # of the samples below which pits are noise: the study stops
+  step_limit: int = 32  # most steps of a trace
+  rft: Train = Train()  # of the arms that are trained by likelihood after sft, which follows config.train
+  preference: Train = Train()  # of the preference arms
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
   """One config file."""
 
   name: str = "experiment"  # shown in tables and logs
-  recipe: Literal["finetune", "preference"] = "finetune"  # the file of recipes/ that `synthjax run` follows
+  recipe: Literal["finetune", "preference", "math_rl"] = "finetune"  # the file of recipes/ that `synthjax run` follows
   seed: int = 0  # every random choice derives from it
   world: World = World()  # the embedded world, for data.task = "world"
   data: Data = Data()  # problems, traces, tokenizer, rows
   model: Model = Model()  # the decoder; a config gives a preset's name and `model_overrides`
   mesh: Mesh = Mesh()  # devices along each axis
   train: Train = Train()  # loss, optimizer, steps, checkpoints
-  objective: Objective = Objective()  # pairs and loss of recipe = "preference"
+  objective: Objective = Objective()  # pairs and loss of recipe = "preference"; knobs of the losses of "math_rl"
+  study: Study = Study()  # recipe = "math_rl"
   evaluate: Evaluate = Evaluate()  # decoding

@@ -1,4 +1,4 @@
-"""Cached documents, read by index.
+"""Documents, read by index: cached on disk, or tokens in memory.
 
 A document is a little-endian int32 record, [prompt length, tokens...]: the tokens are those of inputs, then of targets, then end-of-text,
 and the first `prompt length` of them carry no loss.
@@ -43,3 +43,22 @@ class CachedDocuments:
   def ids(self) -> list[str]:
     """The documents' ids, by index; the pieces of a split document are `ID#0`, `ID#1`, ..."""
     return (self.folder / "ids.txt").read_text(encoding="utf-8").splitlines()
+
+
+class TokenDocuments:
+  """Documents in memory: what a recipe makes and trains on at once.
+
+  Args:
+    documents: (prompt, response) ids; the response ends with end-of-text where the document ends.
+  """
+
+  def __init__(self, documents: Sequence[tuple[Sequence[int], Sequence[int]]]):
+    self._records = [np.array([len(prompt), *prompt, *response], np.int32) for prompt, response in documents]
+    self.lengths = np.array([len(record) - 1 for record in self._records], np.int64)
+
+  def __len__(self) -> int:
+    return len(self.lengths)
+
+  def read(self, indices: Sequence[int]) -> list[np.ndarray]:
+    """As `CachedDocuments.read`."""
+    return [self._records[i] for i in indices]

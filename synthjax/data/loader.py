@@ -17,7 +17,7 @@ import grain
 import numpy as np
 
 from synthjax.data import packing
-from synthjax.data.documents import CachedDocuments
+from synthjax.data.documents import CachedDocuments, TokenDocuments
 
 _KEPT_EPOCHS = 2  # plans in memory: the one being read and the one being read ahead
 
@@ -34,12 +34,12 @@ class Rows:
   """The global order of a cache's rows, over as many epochs as asked for.
 
   Args:
-    documents: an open cache.
+    documents: an open cache, or documents in memory.
     row_length: T; no document may be longer.
     seed: of both permutations; None keeps the cache's order (for evaluation).
   """
 
-  def __init__(self, documents: CachedDocuments, row_length: int, seed: int | None):
+  def __init__(self, documents: CachedDocuments | TokenDocuments, row_length: int, seed: int | None):
     self.documents, self.row_length, self.seed = documents, row_length, seed
     self.plan = functools.lru_cache(_KEPT_EPOCHS)(self._plan)
     self._ends, self._lock = [len(self.plan(0))], threading.Lock()  # grain reads from several threads

@@ -20,6 +20,9 @@ import numpy as np
 from synthjax.data import packing
 
 
+_EVEN = 64  # predictions of a batch are a multiple of it, so that a mesh can share them out
+
+
 class TreeError(ValueError):
   """Trees that cannot be laid out; the message names the tree and what is wrong."""
 
@@ -139,7 +142,7 @@ def bounds(rows: Sequence[Sequence[Node]], batch_rows: int, row_length: int) -> 
   counts = [_counts(row) for row in rows]
   batches = [np.sum(counts[start:start + batch_rows], axis=0) for start in range(0, len(rows), batch_rows)]
   predictions, segments, trees = np.max(batches, axis=0)
-  return Bounds(batch_rows, row_length, int(predictions), int(segments), int(trees))
+  return Bounds(batch_rows, row_length, _even(int(predictions)), int(segments), int(trees))
 
 
 def bounds_of_any(rows: Sequence[Sequence[Node]], batch_rows: int, row_length: int) -> Bounds:
@@ -147,7 +150,11 @@ def bounds_of_any(rows: Sequence[Sequence[Node]], batch_rows: int, row_length: i
   counts = np.sort(np.array([_counts(row) for row in rows]), axis=0)[::-1]
   repeats = -(-batch_rows // len(rows))  # a batch may hold more rows than there are
   predictions, segments, trees = np.repeat(counts, repeats, axis=0)[:batch_rows].sum(axis=0)
-  return Bounds(batch_rows, row_length, int(predictions), int(segments), int(trees))
+  return Bounds(batch_rows, row_length, _even(int(predictions)), int(segments), int(trees))
+
+
+def _even(count: int) -> int:
+  return -(-count // _EVEN) * _EVEN
 
 
 def _counts(row) -> tuple[int, int, int]:

@@ -128,16 +128,17 @@ def compare(one: files.Path, other: files.Path) -> dict:
   Raises:
     DataError: they share no problem.
   """
-  shares = [_shares(one), _shares(other)]
-  both = [name for name in shares[0] if name in shares[1]]
+  of = [shares(one), shares(other)]
+  both = [name for name in of[0] if name in of[1]]
   if not both:
     raise files.DataError(f"{one} and {other} have no problem in common")
-  difference, error = metrics.paired(*[[share[name] for name in both] for share in shares])
-  return {"problems": len(both), "left_out": len(shares[0]) + len(shares[1]) - 2 * len(both), "difference": difference,
+  difference, error = metrics.paired(*[[share[name] for name in both] for share in of])
+  return {"problems": len(both), "left_out": len(of[0]) + len(of[1]) - 2 * len(both), "difference": difference,
           "standard_error": error, "interval": (difference - 1.96 * error, difference + 1.96 * error)}
 
 
-def _shares(path) -> dict[str, float]:
+def shares(path: files.Path) -> dict[str, float]:
+  """Problem id -> share of right responses, from a `responses.jsonl`."""
   return {row["id"]: sum(r["value"] == "equal" for r in row["responses"]) / len(row["responses"]) for row in files.read_jsonl(path)}
 
 

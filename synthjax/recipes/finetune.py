@@ -20,7 +20,7 @@ from synthjax.model.transformer import Params, Transformer, sized
 from synthjax.train import checkpoint, loop
 
 # What a training may be told to do differently without becoming another one (what lies in `init` is looked at, not its path).
-_BY_THE_WAY = ("init", "accumulate", "log_every", "checkpoint_every", "keep", "profile")
+BY_THE_WAY = ("init", "accumulate", "log_every", "checkpoint_every", "keep", "profile")
 
 
 class Job(NamedTuple):
@@ -181,7 +181,7 @@ def _training(job: Job) -> list:
 def settings(job: Job) -> list:
   """The config's part of what decides the outcome of a training, and what it starts from."""
   experiment = job.experiment
-  kept = {k: v for k, v in dataclasses.asdict(experiment.train).items() if k not in _BY_THE_WAY}
+  kept = {k: v for k, v in dataclasses.asdict(experiment.train).items() if k not in BY_THE_WAY}
   objective = dataclasses.asdict(experiment.objective) if experiment.recipe == "preference" else {}
   init = experiment.train.init and listing(pathlib.Path(experiment.train.init))
   return [kept, dataclasses.asdict(experiment.model), experiment.seed, init, objective]

@@ -5,13 +5,12 @@ import functools
 import pathlib
 from collections.abc import Sequence
 
-from synthjax import files, multihost, progress, records, sharding, stages
+from synthjax import files, multihost, progress, records, stages
 from synthjax.data import tokenizers, trees
-from synthjax.model.transformer import Transformer, sized
 from synthjax.recipes import finetune
 from synthjax.recipes.finetune import Job
 from synthjax.records import Pair
-from synthjax.train import loop, optimizer, preference
+from synthjax.train import policies, preference
 
 
 def run(job: Job) -> dict:
@@ -72,17 +71,11 @@ def _plan(job, tokenizer) -> trees.Plan:
 def _work(job, tokenizer, plan, folder) -> dict:
   experiment = job.experiment
   cfg, length = experiment.train, experiment.data.row_length
-  layout = sharding.make_layout(experiment.mesh)
-  model = Transformer(sized(experiment.model, tokenizer.size), layout.constrain)
-  sharding.check_fit(layout, model.cfg, cfg.batch_size, length)
   alone, params = finetune.load_policy(experiment, tokenizer, cfg.init)
   reference = preference.reference_sums(alone, params, plan.rows, cfg.batch_size, length, experiment.objective.reference
                                         or job.workdir / "reference", _made_of(job, tokenizer))
-  rows = trees.TreeRows(plan.rows, reference, cfg.batch_size, length, experiment.seed, plan.fill)
-  steps = cfg.steps or max(1, round(cfg.epochs * len(plan.rows) / cfg.batch_size))
-  trainer = preference.PreferenceTrainer(model, optimizer.make(cfg.optimizer, steps), layout, cfg, experiment.objective, rows.limits.trees)
   del params
-  result = loop.run(experiment, trainer, rows, steps, folder, (tokenizer.size, tokenizer.fingerprint))
+  result = policies.on_trees(experiment, plan, reference, folder, (tokenizer.size, tokenizer.fingerprint))
   return {**dataclasses.asdict(result), "pairs_left_out": len(plan.too_long)}
 
 

@@ -10,6 +10,7 @@ queue (up to float32 rounding where two ids are all but equally likely).
 
 import collections
 import dataclasses
+import functools
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from synthjax import files, progress, schema
 from synthjax.data.tokenizers import Tokenizer
 from synthjax.model.transformer import Params, Transformer
 from synthjax.rollout import slots
-from synthjax.rollout.prefixes import Page
+from synthjax.rollout.prefixes import Page, common
 from synthjax.rollout.requests import Request, RequestError, Result, Sample
 from synthjax.rollout.sampling import Filters
 from synthjax.rollout.slots import Sequences, Shape
@@ -30,7 +31,8 @@ from synthjax.sharding import Layout, make_layout
 
 _WINDOW = 20_000  # requests that are queued at once
 _LONGEST = 8192  # tokens of a prompt or a sample that an engine of no fixed shape makes room for
-_MANY = 16  # sequences that a page should serve at least, where prompts are short enough
+_MANY = 16  # sequences of a page from which on two pages a block are enough
+_SEEN = 4096  # sequences from which a shape is chosen
 
 
 class _Asked:
@@ -48,7 +50,7 @@ class _Sequence:
 
   asked: _Asked
   number: int
-  page: "_Room | None" = None
+  room: "_Room" = None  # type: ignore[assignment]  # once it is admitted
   end: int = 0  # place in the block
   row: int = 0  # of the block's results
 
@@ -105,10 +107,14 @@ class JaxEngine:
     self.fingerprint = ""
     self._layout = make_layout(mesh or schema.Mesh(), jax.local_devices())
     self._fixed, self._shape = shape, None
+    self._needed = (1, 1)  # tokens of the longest prompt and of the longest sample so far
     self._asked: dict[str, _Asked] = {}
-    self._waiting: collections.deque[_Sequence] = collections.deque()
+    self._cancelled: set[_Asked] = set()  # the device may be at work on them
     self._new: list[_Sequence] = []
-    self._dispatched = None
+    self._waiting: collections.deque[_Sequence] = collections.deque()
+    self._queues: list[collections.deque[_Sequence]] = []  # of the blocks
+    self._flying: list[dict[int, _Sequence]] = []  # of the blocks: row -> who has it
+    self._dispatched = self._results = None
     self.load(params)
     if shape:
       self._reshape(shape)
@@ -122,7 +128,7 @@ class JaxEngine:
 
   @property
   def busy(self) -> bool:
-    return bool(self._asked)
+    return bool(self._asked or self._cancelled)
 
   def generate(self, requests: Iterable[Request]) -> Iterator[Result]:
     """Yields one result a request, as they finish; equal requests are computed once.
@@ -150,15 +156,22 @@ class JaxEngine:
       except RequestError as e:
         for name in same.pop(key):
           yield Result(name, error=str(e))
-    while self.busy:
-      for result in self.step():
-        for name in same[result.id]:
-          yield dataclasses.replace(result, id=name)
+    try:
+      while self.busy:
+        for result in self.step():
+          for name in same[result.id]:
+            yield dataclasses.replace(result, id=name)
+    finally:  # the caller may have had enough
+      for key in same:
+        self.cancel(key)
+      if self.busy:
+        self.step()
 
   def add(self, request: Request) -> None:
     """Queues a request. Raises RequestError naming what is wrong with it."""
     prompt = self._check(request)
     asked = self._asked[request.id] = _Asked(request, prompt)
+    self._needed = max(self._needed[0], len(prompt)), max(self._needed[1], request.sampling.max_tokens)
     self._new += [_Sequence(asked, number) for number in range(request.n)]
 
   def _check(self, request: Request) -> tuple[int, ...]:
@@ -170,12 +183,13 @@ class JaxEngine:
       raise RequestError(f"n is {request.n}; expected at least 1")
     try:
       prompt = tuple(request.prompt_ids) or tuple(self.tokenizer.encode(request.prompt))
-    except files.DataError as e:
+    except ValueError as e:  # words that the tokenizer does not know, text that is not Unicode
       raise RequestError(f"prompt: {e}") from e
     if not prompt:
       raise RequestError("prompt is empty; expected at least one token")
-    if not 0 <= min(prompt) <= max(prompt) < self.tokenizer.size:
-      raise RequestError(f"prompt_ids span {min(prompt)} to {max(prompt)}; expected ids from 0 to {self.tokenizer.size - 1}")
+    for name, ids in (("prompt_ids", prompt), ("stop_ids", request.sampling.stop_ids)):
+      if ids and not 0 <= min(ids) <= max(ids) < self.tokenizer.size:
+        raise RequestError(f"{name} span {min(ids)} to {max(ids)}; expected ids from 0 to {self.tokenizer.size - 1}")
     longest = (self._fixed.page_length, self._fixed.max_tokens) if self._fixed else (_LONGEST, _LONGEST)
     for name, found, limit in (("prompt", len(prompt), longest[0]), ("max_tokens", request.sampling.max_tokens, longest[1])):
       if found > limit:
@@ -183,55 +197,56 @@ class JaxEngine:
     return prompt
 
   def cancel(self, id: str) -> None:
-    """Frees what a request holds."""
-    asked = self._asked.pop(id, None)
-    if asked is None:
-      return
-    self._new = [s for s in self._new if s.asked is not asked]
-    self._waiting = collections.deque(s for s in self._waiting if s.asked is not asked)
-    if self._shape is None:
-      return
-    for block in range(self._shape.blocks):
-      for sequence in [s for s in self._queues[block] if s.asked is asked]:
+    """Gives a request up; what it holds is freed by the next step, when the device is not at work on it."""
+    if asked := self._asked.pop(id, None):
+      self._cancelled.add(asked)
+
+  def _forget(self) -> None:
+    """Frees what cancelled requests hold. The device must have been collected."""
+    gone, self._cancelled = self._cancelled, set()
+    self._new = [s for s in self._new if s.asked not in gone]
+    self._waiting = collections.deque(s for s in self._waiting if s.asked not in gone)
+    for block, flying in enumerate(self._flying):
+      for sequence in [s for s in self._queues[block] if s.asked in gone]:
         self._queues[block].remove(sequence)
-        self._leave(sequence)
-      for sequence in [s for s in self._flying[block].values() if s.asked is asked]:
-        self._kill(sequence)
+        sequence.room.left -= 1
+      for sequence in [s for s in flying.values() if s.asked in gone]:
+        self._free(sequence, running=True)
 
   def partial(self, id: str) -> list[Sample]:
     """What the samples of an unfinished request have so far."""
     asked = self._asked[id]
     found = [sample or Sample("") for sample in asked.samples]
-    for flying in self._flying if self._shape else []:
+    for flying in self._flying:
       for sequence in flying.values():
-        if sequence.asked is asked and self._results is not None:
+        if sequence.asked is asked:
           found[sequence.number] = self._sample(sequence, self._ids(sequence), over=False)[0]
     return found
 
   def step(self) -> list[Result]:
     """Takes out what the device has finished and sets it to work again; while it works the caller has the results."""
     began = time.monotonic()
-    finished = self._collect()
+    self._collect()
+    if self._cancelled:
+      self._forget()
+    finished = [result for flying in self._flying for sequence in list(flying.values()) for result in self._look(sequence)]
     self._waiting.extend(sorted(self._new, key=lambda s: s.asked.prompt))
     self._new = []
-    if self._waiting or self._asked:
-      self._fit()
-      self._admit()
+    if self._asked:
+      if self._fit():
+        self._admit()
       self._dispatch()
     self.counts.seconds += time.monotonic() - began
     return finished
 
-  def _fit(self) -> None:
-    """A shape that has room for what waits; it changes only while nothing is in flight."""
-    if self._fixed or not self._waiting or any(self._flying_all()):
-      return
-    prompt = max(len(s.asked.prompt) for s in self._waiting)
-    tokens = max(s.asked.request.sampling.max_tokens for s in self._waiting)
-    if self._shape is None or prompt > self._shape.page_length or tokens > self._shape.max_tokens:
-      self._reshape(_shape(self._waiting, self.slots, self._layout.mesh))
-
-  def _flying_all(self):
-    return [] if self._shape is None else [s for flying, queue in zip(self._flying, self._queues) for s in (*flying.values(), *queue)]
+  def _fit(self) -> bool:
+    """Whether all that waits has room. The shape grows where it has not, once nothing is in flight."""
+    if self._shape and self._needed[0] <= self._shape.page_length and self._needed[1] <= self._shape.max_tokens:
+      return True
+    if any(self._flying) or any(self._queues):
+      return False
+    self._reshape(_shape(self._waiting, self._needed, self.slots, self._layout.mesh))
+    return True
 
   def _reshape(self, shape: Shape) -> None:
     self._shape = shape
@@ -241,17 +256,16 @@ class JaxEngine:
     self.counts.compilations += 2 * (slots.functions.cache_info().misses - misses)
     self._state = self._functions.empty()
     self._rooms = [_Room(block, page * shape.page_length) for page in range(shape.pages) for block in range(shape.blocks)]
-    self._queues = [collections.deque[_Sequence]() for _ in range(shape.blocks)]
-    self._flying: list[dict[int, _Sequence]] = [{} for _ in range(shape.blocks)]
+    self._queues = [collections.deque() for _ in range(shape.blocks)]
+    self._flying = [{} for _ in range(shape.blocks)]
     self._killed_BR = np.zeros((shape.blocks, shape.rows), bool)
-    self._results, self._dispatched = None, None
-    self._before = (0, 0)
+    self._before = np.zeros((2, self._functions.devices), np.int32)
 
   def _admit(self) -> None:
     """Fills free pages with the prompts that wait."""
     shape = self._shape
     blocks_of_device = shape.blocks // self._functions.devices
-    most = -(-len(self._waiting) // shape.blocks)  # of a page: few sequences are spread over the blocks
+    most = -(-len(self._waiting) // len(self._rooms))  # sequences of a page: the last ones are spread over the blocks
     while self._waiting:
       made: list[list[tuple[Page, _Room]]] = [[] for _ in range(self._functions.devices)]
       per_device = max(1, 512 // shape.page_length)
@@ -284,7 +298,7 @@ class JaxEngine:
       if end is None:
         break
       self._waiting.popleft()
-      sequence.page, sequence.end, room.left = room, room.start + end, room.left + 1
+      sequence.room, sequence.end, room.left = room, room.start + end, room.left + 1
       self._queues[room.block].append(sequence)
       self.counts.prompt_tokens += len(sequence.asked.prompt)
     self.counts.prefilled += page.filled
@@ -311,38 +325,32 @@ class JaxEngine:
     self._killed_BR = np.zeros_like(self._killed_BR)
     self._dispatched = results, taken_B, self._state.time, self._state.used
 
-  def _collect(self) -> list[Result]:
-    """Samples that the device has finished, and requests that are finished with them."""
+  def _collect(self) -> None:
+    """Waits for the device, and takes over what it has done."""
     if self._dispatched is None:
-      return []
-    results, taken_B, time_, used = jax.tree.map(np.asarray, self._dispatched)
-    self._dispatched, self._results = None, results
-    now = (int(time_.sum()), int(used.sum()))
-    self.counts.offered += (now[0] - self._before[0]) * self._shape.blocks // len(time_) * self._shape.slots
-    self.counts.used += now[1] - self._before[1]
-    self._before = now
-    finished = []
-    for block, flying in enumerate(self._flying):
-      for _ in range(taken_B[block]):
-        sequence = self._queues[block].popleft()
+      return
+    self._results, taken_B, *now = jax.tree.map(np.asarray, self._dispatched)
+    self._dispatched = None
+    steps, used = np.array(now) - self._before  # int32: right even where a count has wrapped around
+    self._before = np.array(now)
+    # Devices wait for the slowest one.
+    self.counts.offered += int(steps.max()) * self._shape.blocks * self._shape.slots
+    self.counts.used += int(used.sum())
+    for queue, flying, taken in zip(self._queues, self._flying, taken_B):
+      for _ in range(taken):
+        sequence = queue.popleft()
         flying[sequence.row] = sequence
-      for sequence in list(flying.values()):
-        finished += self._look(sequence, bool(results.done_BR[block, sequence.row]))
-    return finished
 
-  def _look(self, sequence: _Sequence, done: bool) -> list[Result]:
+  def _look(self, sequence: _Sequence) -> list[Result]:
     """The sequence's request, where this sample was its last one."""
+    done = bool(self._results.done_BR[sequence.room.block, sequence.row])
     how = sequence.asked.request.sampling
     if not done and not how.stop and not how.stop_ids:
       return []
     sample, stopped = self._sample(sequence, self._ids(sequence), done)
     if not done and not stopped:
       return []
-    if not done:
-      self._kill(sequence)
-    else:
-      del self._flying[sequence.page.block][sequence.row]
-      self._leave(sequence)
+    self._free(sequence, running=not done)
     asked = sequence.asked
     asked.samples[sequence.number] = sample
     asked.left -= 1
@@ -354,7 +362,7 @@ class JaxEngine:
     return [Result(asked.request.id, tuple(asked.samples), prompt_tokens=len(asked.prompt))]
 
   def _ids(self, sequence: _Sequence) -> list[int]:
-    block = sequence.page.block
+    block = sequence.room.block
     return self._results.tokens_BRC[block, sequence.row, :self._results.length_BR[block, sequence.row]].tolist()
 
   def _sample(self, sequence: _Sequence, drawn: list[int], over: bool) -> tuple[Sample, bool]:
@@ -368,23 +376,25 @@ class JaxEngine:
       count = logged = next(n for n in range(1, count + 1) if any(mark in self.tokenizer.decode(drawn[:n]) for mark in how.stop))
       text, stopped = self.tokenizer.decode(drawn[:count]), True
       text = text[:min(text.find(mark) for mark in how.stop if mark in text)]
-    log_probs = self._results.log_probs_BRC[sequence.page.block, sequence.row, :logged].tolist()
+    log_probs = self._results.log_probs_BRC[sequence.room.block, sequence.row, :logged].tolist()
     return Sample(text, tuple(drawn[:count]), tuple(log_probs), "stop" if stopped or not over else "length"), stopped
 
-  def _kill(self, sequence: _Sequence) -> None:
-    """Ends a sequence whose slot would go on."""
-    del self._flying[sequence.page.block][sequence.row]
-    self._killed_BR[sequence.page.block, sequence.row] = True
-    self._leave(sequence)
-
-  def _leave(self, sequence: _Sequence) -> None:
-    sequence.page.left -= 1
+  def _free(self, sequence: _Sequence, running: bool) -> None:
+    """Gives back a sequence's row, and its slot where it is still running."""
+    del self._flying[sequence.room.block][sequence.row]
+    self._killed_BR[sequence.room.block, sequence.row] = running
+    sequence.room.left -= 1
 
 
 def _place(model: Transformer, params: Params, layout: Layout) -> Params:
   """The parameters as the engine reads them: heads, MLP and vocabulary split over `tensor`, copies everywhere else."""
   layout = dataclasses.replace(layout, parameters=dataclasses.replace(layout.parameters, embed=()))
-  return jax.jit(model.unstacked)(jax.device_put(params, layout.of(model.leaves)))
+  return _unstacked(model)(jax.device_put(params, layout.of(model.leaves)))
+
+
+@functools.lru_cache(8)
+def _unstacked(model: Transformer):
+  return jax.jit(model.unstacked)
 
 
 def _key(sequence: _Sequence) -> tuple[int, int]:
@@ -393,23 +403,25 @@ def _key(sequence: _Sequence) -> tuple[int, int]:
   return zlib.crc32(np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, *sequence.asked.prompt], np.uint32).tobytes()), sequence.number
 
 
-def _shape(waiting: Sequence[_Sequence], most: int, mesh: jax.sharding.Mesh) -> Shape:
-  """Sizes for what waits: pages that serve many sequences each, blocks of half as many slots."""
-  devices = mesh.shape["replica"] * mesh.shape["fsdp"]
-  prompts, sequences = {s.asked.prompt for s in waiting}, len(waiting)
-  longest = max(len(prompt) for prompt in prompts)
-  page = _round(longest, 64)
-  each = lambda page: sequences / max(1.0, sum(len(p) for p in prompts) / page)  # at least; shared prefixes make it more
-  while each(page) < _MANY and page < 512:
+def _shape(waiting: Iterable[_Sequence], needed: tuple[int, int], most: int, mesh: jax.sharding.Mesh) -> Shape:
+  """Sizes for what waits, in lexicographic order of the prompts: pages that serve many sequences each, blocks that they keep busy.
+
+  A page is locked until the last of its sequences is finished, so a block has several. With few sequences a page it needs more of them:
+  2,000 uneven requests occupy 92 % of the slots with four pages, 88 % with two of twice the length.
+  """
+  devices, waiting = mesh.shape["replica"] * mesh.shape["fsdp"], list(waiting)
+  together = -(-min(most, len(waiting)) // devices) * devices
+  page = _round(needed[0], 64)
+  seen = [s.asked.prompt for s in waiting[:_SEEN]]
+  if len(waiting) <= together and seen[0] == seen[-1]:
+    return Shape(devices, together // devices, 1, page, _round(needed[1], 16))
+  tokens = sum(len(new) - common(old, new) for old, new in zip([(), *seen], seen))
+  while page * len(seen) < 4 * tokens and page < 256:
     page *= 2
-  together = -(-min(most, sequences) // devices) * devices
-  block = 1 << max(0, int(np.log2(min(each(page) / 2, together / devices))))
-  few = sequences <= together and len(prompts) == 1
-  if few:
-    block = together // devices
-  blocks = max(1, together // block // devices) * devices
-  max_tokens = _round(max(s.asked.request.sampling.max_tokens for s in waiting), 16)
-  return Shape(blocks, block, 1 if few else 2, page, max_tokens)
+  each = page * len(seen) / tokens  # sequences that a page serves
+  pages = 2 if each >= _MANY else 4
+  block = 1 << max(0, int(np.log2(min(each * pages / 3, together / devices))))
+  return Shape(max(1, together // block // devices) * devices, block, pages, page, _round(needed[1], 16))
 
 
 def _round(size: int, to: int) -> int:

@@ -23,7 +23,7 @@ class Page:
 
   def add(self, ids: Sequence[int]) -> int | None:
     """Lays out what of a prompt is not there yet. Returns the place of its last token; None where the page has no room for it."""
-    shared = _common(self._ids, ids)
+    shared = common(self._ids, ids)
     if self.filled + len(ids) - shared > self.length:
       return None
     places = range(self.filled, self.filled + len(ids) - shared)
@@ -34,7 +34,7 @@ class Page:
     return self._path[len(ids) - 1]
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def common(one: Sequence[int], other: Sequence[int]) -> int:
   """Length of the common prefix."""
   for n, (a, b) in enumerate(zip(one, other)):
     if a != b:

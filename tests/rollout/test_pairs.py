@@ -11,7 +11,9 @@ from synthjax.generate.worlds import shop
 from synthjax.recipes import preference
 from synthjax.records import Pair, Verdict
 from synthjax.rollout import pairs
-from synthjax.rollout.pairs import Pairing, Sampled, Samples
+from synthjax.rollout import pairing
+from synthjax.rollout.pairing import Pairing
+from synthjax.rollout.pairs import Sampled, Samples
 from synthjax.rollout.pits import Guards
 
 WORDS = tokenizers.Words(shop.vocabulary(shop.World()))
@@ -65,7 +67,7 @@ def test_each_mode_has_its_prefix_its_sides_and_its_ends(mode, prefix, chosen, r
     assert [place for place, i in enumerate(ids) if i == EOS] == ([len(ids) - 1] if ended else [])
 
 
-@pytest.mark.parametrize("mode", pairs.MODES)
+@pytest.mark.parametrize("mode", pairing.MODES)
 def test_training_reads_the_sampled_tokens_back_from_a_file(mode, tmp_path):
   built = _built(mode=mode, weighted=mode in ("paper", "random"))
   records.write(tmp_path / "pairs.jsonl", built.pairs)
@@ -153,7 +155,7 @@ def _many(problems, right=4, wrong=6, seed=0):
   return found
 
 
-@pytest.mark.parametrize("mode", pairs.MODES)
+@pytest.mark.parametrize("mode", pairing.MODES)
 def test_caps_hold_and_what_is_beyond_them_is_counted(mode):
   samples = _many(20)
   for per_problem, per_trace, expected in ((8, 1, 6), (4, 1, 4), (8, 2, 8), (99, 99, 18 if mode in ("branch", "step") else 24)):
@@ -165,7 +167,7 @@ def test_caps_hold_and_what_is_beyond_them_is_counted(mode):
     assert sum(built.report["pits"].values()) == (0 if mode in ("random", "distant") else 120)
 
 
-@pytest.mark.parametrize("mode", pairs.MODES)
+@pytest.mark.parametrize("mode", pairing.MODES)
 def test_pairs_of_a_problem_depend_on_the_seed_and_not_on_the_other_problems(mode):
   samples, cfg = _many(12), Pairing(mode=mode, per_problem=4, seed=3)
   forwards, backwards = pairs.build(samples, cfg, WORDS), pairs.build(samples[::-1], cfg, WORDS)

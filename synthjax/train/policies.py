@@ -1,0 +1,49 @@
+"""Training a policy on what a recipe holds in memory: documents by their likelihood, trees of traces by a preference loss."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from synthjax import files, schema
+from synthjax.data import loader, trees
+from synthjax.data.documents import TokenDocuments
+from synthjax.model.transformer import Transformer, sized
+from synthjax.sharding import check_fit, make_layout
+from synthjax.train import loop, optimizer
+from synthjax.train.loop import Result
+from synthjax.train.preference import PreferenceTrainer
+from synthjax.train.step import Trainer
+
+
+def on_documents(experiment: schema.Experiment, documents: TokenDocuments, folder: files.Path, tokenizer: tuple[int, str]) -> Result:
+  """Trains `experiment.train.init` by cross-entropy over the responses; see `loop.run`.
+
+  Args:
+    documents: none longer than `data.row_length`.
+    tokenizer: (number of ids, fingerprint).
+  """
+  cfg, length = experiment.train, experiment.data.row_length
+  rows = loader.Rows(documents, length, experiment.seed)
+  steps = cfg.steps or math.ceil(rows.count(cfg.epochs) / cfg.batch_size)
+  layout = make_layout(experiment.mesh)
+  model = Transformer(sized(experiment.model, tokenizer[0]), layout.constrain)
+  check_fit(layout, model.cfg, cfg.batch_size // cfg.accumulate, length)
+  return loop.run(experiment, Trainer(model, optimizer.make(cfg.optimizer, steps), layout, cfg), rows, steps, folder, tokenizer)
+
+
+def on_trees(experiment: schema.Experiment, plan: trees.Plan, reference: Sequence[np.ndarray], folder: files.Path,
+             tokenizer: tuple[int, str]) -> Result:
+  """Trains `experiment.train.init` by `experiment.objective` over planned trees.
+
+  Args:
+    reference: the reference's log-prob sums, from `preference.reference_sums`.
+  """
+  cfg, length = experiment.train, experiment.data.row_length
+  rows = trees.TreeRows(plan.rows, reference, cfg.batch_size, length, experiment.seed, plan.fill)
+  steps = cfg.steps or max(1, round(cfg.epochs * len(plan.rows) / cfg.batch_size))
+  layout = make_layout(experiment.mesh)
+  model = Transformer(sized(experiment.model, tokenizer[0]), layout.constrain)
+  check_fit(layout, model.cfg, cfg.batch_size, length)
+  trainer = PreferenceTrainer(model, optimizer.make(cfg.optimizer, steps), layout, cfg, experiment.objective, rows.limits.trees)
+  return loop.run(experiment, trainer, rows, steps, folder, tokenizer)
