@@ -30,5 +30,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
       "optimizer": {"learning_rate": 3e-3},
       "checkpoint_every": 10 if smoke else 100,
     },
-    "evaluate": {"batch_size": 128, "max_new_tokens": 64 if smoke else 256, "before": False},
+    "evaluate": {"slots": 128, "max_new_tokens": 64 if smoke else 256, "before": False},
   })

@@ -78,7 +78,7 @@ def check(experiment: schema.Experiment) -> None:
     ("data.threads", data.threads), ("data.prefetch", data.prefetch), ("data.tokenizer.vocab_size", data.tokenizer.vocab_size),
     ("train.batch_size", train.batch_size), ("train.accumulate", train.accumulate), ("train.log_every", train.log_every),
     ("train.checkpoint_every", train.checkpoint_every), ("train.keep", train.keep),
-    ("evaluate.batch_size", experiment.evaluate.batch_size), ("evaluate.max_new_tokens", experiment.evaluate.max_new_tokens),
+    ("evaluate.slots", experiment.evaluate.slots), ("evaluate.max_new_tokens", experiment.evaluate.max_new_tokens),
   ):
     _require(value >= 1, name, value, "at least 1")
   for name, value in (

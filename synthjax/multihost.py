@@ -68,6 +68,11 @@ def is_first() -> bool:
   return _started is None or _started.process == 0
 
 
+def share() -> tuple[int, int]:
+  """(number of this process, how many there are)."""
+  return (_started.process, _started.processes) if _started else (0, 1)
+
+
 def meet(name: str) -> None:
   """Waits until all processes have come to the same place; does nothing for a single process."""
   if _started is not None:

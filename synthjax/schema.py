@@ -170,7 +170,7 @@ class Evaluate:
   """How policies are evaluated."""
 
   protocol: str = ""  # name in evaluate/protocols.py; "": the test problems of data.task, as the policy was trained to answer them
-  batch_size: int = 128  # responses decoded together
+  slots: int = 128  # responses sampled together
   max_new_tokens: int = 64  # an answer longer than this counts as truncated
   samples: int = 1  # responses a problem; 1 is greedy unless `temperature` says otherwise
   temperature: float = 0.0  # of the samples; 0: greedy

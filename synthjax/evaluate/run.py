@@ -5,21 +5,29 @@ import pathlib
 from synthjax import files, schema
 from synthjax.data import sources
 from synthjax.data.tokenizers import Tokenizer
-from synthjax.evaluate import decode, protocols, score
+from synthjax.evaluate import protocols, score
 from synthjax.evaluate.score import Answered, Response
 from synthjax.model.transformer import Params, Transformer
+from synthjax.rollout.engine import JaxEngine
+from synthjax.rollout.requests import Request, Result, Sampling
 
 
 def evaluate(model: Transformer, params: Params, tokenizer: Tokenizer, experiment: schema.Experiment, out: files.Path) -> dict:
-  """Answers the protocol's problems as the config says and scores the answers into the folder `out`. Returns the results."""
+  """Answers the protocol's problems as the config says and scores the answers into the folder `out`. Returns the results.
+
+  A model that is evaluated again, with other parameters, is not compiled again.
+
+  Raises:
+    DataError: a problem cannot be asked, for example because its prompt is too long.
+  """
   cfg, protocol = experiment.evaluate, protocols.of(experiment)
   examples = problems(experiment)
-  prompts = [tokenizer.encode(protocol.prompt(example)) for example in examples for _ in range(cfg.samples)]
-  how = decode.Decoding(cfg.max_new_tokens, cfg.temperature, experiment.seed, cfg.batch_size)
-  decoded = iter(decode.decode(model, params, prompts, tokenizer, how))
-  answered = [Answered(example.id, example.question, example.answer,
-                       tuple(_response(tokenizer, *next(decoded), protocol.stop) for _ in range(cfg.samples)), example.group)
-              for example in examples]
+  sampling = Sampling(cfg.max_new_tokens, cfg.temperature, stop=protocol.stop)
+  requests = [Request(str(number), protocol.prompt(example), sampling=sampling, n=cfg.samples, seed=experiment.seed)
+              for number, example in enumerate(examples)]
+  found = {result.id: result for result in JaxEngine(model, params, tokenizer, slots=cfg.slots).generate(requests)}
+  answered = [Answered(example.id, example.question, example.answer, _responses(example, found[request.id]), example.group)
+              for example, request in zip(examples, requests)]
   decoding = {"temperature": cfg.temperature, "samples": cfg.samples, "max_new_tokens": cfg.max_new_tokens, "seed": experiment.seed}
   return score.score(answered, protocol, cfg.policy, cfg.pass_at, pathlib.Path(out), decoding)
 
@@ -46,8 +54,7 @@ def golds(experiment: schema.Experiment) -> dict[str, Answered]:
   return {e.id: Answered(e.id, e.question, e.answer, (), e.group) for e in problems(experiment)}
 
 
-def _response(tokenizer, ids, ended, stop) -> Response:
-  """Text up to the first stop string."""
-  text = tokenizer.decode(ids)
-  ends = [text.find(mark) for mark in stop if mark in text]
-  return Response(text[:min(ends)], True) if ends else Response(text, ended)
+def _responses(example: sources.Example, result: Result) -> tuple[Response, ...]:
+  if result.error:
+    raise files.DataError(f"problem {example.id!r} cannot be asked: {result.error}")
+  return tuple(Response(sample.text, sample.finish == "stop") for sample in result.samples)

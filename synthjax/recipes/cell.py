@@ -241,6 +241,9 @@ class Cell:
   def by_preference(self, name: str, roots: Sequence[trees.Node], objective: schema.Objective, start: Policy, cost: "Cost",
                     splittable: bool) -> Policy:
     """Trains on trees from `start`, which is the reference."""
+    if not roots:
+      progress.say(f"{self.folder.name}: {start.name!r} gave {name!r} nothing to learn from; the arm stays at {start.name!r}")
+      return Policy(name, start.checkpoints, cost.trained, cost.sampled)
     cfg, length = dataclasses.replace(self.study.preference, init=start.checkpoints), self.experiment.data.row_length
     experiment = dataclasses.replace(self.experiment, train=cfg, objective=objective)
     content = files.value_hash([_plain(root) for root in roots])
@@ -248,8 +251,7 @@ class Cell:
     def work(folder: pathlib.Path) -> dict:
       plan = trees.plan(roots, length, splittable)
       if not plan.rows:
-        raise files.DataError(f"{folder}: none of {len(roots)} trees fits a row of data.row_length={length}; the policy {start.name!r} gave "
-                              "nothing to learn from, or the rows are too short")
+        raise files.DataError(f"{folder}: none of {len(roots)} trees fits a row of data.row_length={length}; make the rows longer")
       model, params = finetune.load_policy(experiment, self.tokenizer, start.checkpoints)
       made_of = {"checkpoint": start.identity, "tokenizer": self.tokenizer.fingerprint, "data": content}
       reference = preference.reference_sums(model, params, plan.rows, cfg.batch_size, length, folder / "reference", made_of)

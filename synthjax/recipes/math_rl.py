@@ -127,7 +127,7 @@ def report(job: Job, runs: Sequence[resample.Run]) -> dict:
   found = efficiency.analyse(cells)
   steps = [arm for arm in job.experiment.study.arms if arm.startswith("step_dpo")]
   contrasts = [("sft", "rft"), *[(other, arm) for arm in steps for other in ("rft", "rft2")]]
-  differences = [efficiency.difference(cells, arm, other, count) for count in job.experiment.study.problems for other, arm in contrasts
+  differences = [efficiency.difference(cells, arm, other, count) for count in job.experiment.study.problems for arm, other in contrasts
                  if {(arm, count), (other, count)} <= set(cells)]
   result = {**found.to_json(), "differences": [dataclasses.asdict(d) for d in differences]}
   files.write_json(job.workdir / "results.json", result)

@@ -14,12 +14,12 @@ import functools
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from synthjax import files, progress, schema
+from synthjax import progress, schema
 from synthjax.data.tokenizers import Tokenizer
 from synthjax.model.transformer import Params, Transformer
 from synthjax.rollout import slots
@@ -79,9 +79,9 @@ class Counts:
 
   def line(self) -> str:
     """As a person reads it."""
-    return (f"{self.samples:,} samples, {self.tokens:,} tokens, {self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s; slots "
-            f"{100 * self.used / max(self.offered, 1):.1f} % occupied; {100 * (1 - self.prefilled / max(self.prompt_tokens, 1)):.1f} % of the "
-            f"prompts' tokens reused; {self.compilations} compilations")
+    occupied, reused = 100 * self.used / max(self.offered, 1), 100 * (1 - self.prefilled / max(self.prompt_tokens, 1))
+    return (f"{self.samples:,} samples, {self.tokens:,} tokens, {self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s; "
+            f"slots {occupied:.1f} % occupied; {reused:.1f} % of the prompts' tokens reused; {self.compilations} compilations")
 
 
 class JaxEngine:
@@ -99,14 +99,18 @@ class JaxEngine:
     ValueError: the model's vocabulary does not hold the tokenizer's ids.
   """
 
+  page: type[Page] = Page  # how prompts are laid out
+
   def __init__(self, model: Transformer, params: Params, tokenizer: Tokenizer, shape: Shape | None = None, mesh: schema.Mesh | None = None,
                slots: int = 128):
     if model.cfg.vocab_size < tokenizer.size:
-      raise ValueError(f"the model has {model.cfg.vocab_size} ids, the tokenizer {tokenizer.size}; use the tokenizer that it was trained with")
+      raise ValueError(f"the model has {model.cfg.vocab_size} ids, the tokenizer {tokenizer.size}; "
+                       "use the tokenizer that it was trained with")
     self.model, self.tokenizer, self.slots, self.counts = model, tokenizer, slots, Counts()
     self.fingerprint = ""
     self._layout = make_layout(mesh or schema.Mesh(), jax.local_devices())
-    self._fixed, self._shape = shape, None
+    self._fixed = shape
+    self._shape: Any = None  # a Shape, once there is one
     self._needed = (1, 1)  # tokens of the longest prompt and of the longest sample so far
     self._asked: dict[str, _Asked] = {}
     self._cancelled: set[_Asked] = set()  # the device may be at work on them
@@ -114,7 +118,8 @@ class JaxEngine:
     self._waiting: collections.deque[_Sequence] = collections.deque()
     self._queues: list[collections.deque[_Sequence]] = []  # of the blocks
     self._flying: list[dict[int, _Sequence]] = []  # of the blocks: row -> who has it
-    self._dispatched = self._results = None
+    self._dispatched: Any = None
+    self._results: Any = None  # a Results of arrays of the host
     self.load(params)
     if shape:
       self._reshape(shape)
@@ -141,7 +146,8 @@ class JaxEngine:
         for result in self._window(requests[start:start + _WINDOW]):
           yield result
           advance(1)
-    progress.say(f"sampled: {self.counts.line()}")
+    if requests:
+      progress.say(f"sampled: {self.counts.line()}")
 
   def _window(self, requests: Sequence[Request]) -> Iterator[Result]:
     same: dict[str, list[str]] = {}
@@ -280,8 +286,8 @@ class JaxEngine:
       tokens_PT, positions_PT, until_PT = (np.zeros((P, shape.page_length), np.int32) for _ in range(3))
       places_P2, real_P = np.zeros((P, 2), np.int32), np.zeros(P, bool)
       until_PT[:] = np.arange(1, shape.page_length + 1)
-      for device, pages in enumerate(made):
-        for i, (page, room) in enumerate(pages, device * per_device):
+      for number, pages in enumerate(made):
+        for i, (page, room) in enumerate(pages, number * per_device):
           tokens_PT[i], positions_PT[i], until_PT[i], real_P[i] = page.tokens_T, page.positions_T, page.until_T, True
           places_P2[i] = room.block % blocks_of_device, room.start
       self._state = self._functions.admit(self._params, self._state, tokens_PT, positions_PT, until_PT, places_P2, real_P)
@@ -291,7 +297,7 @@ class JaxEngine:
 
   def _fill(self, room: _Room, most: int) -> Page:
     """A page of the next prompts for up to that many sequences, which join the block's queue."""
-    page = Page(self._shape.page_length)
+    page = self.page(self._shape.page_length)
     while self._waiting and room.left < most:
       sequence = self._waiting[0]
       end = page.add(sequence.asked.prompt)
@@ -320,8 +326,8 @@ class JaxEngine:
         key_BQ2[block, i] = _key(sequence)
     end, row, max_tokens, top_k = integers
     temperature, top_p, min_p = reals
-    queue = Sequences(end, row, max_tokens, key_BQ2, Filters(temperature, top_k, top_p, min_p))
-    self._state, results, taken_B = self._functions.decode(self._params, self._state, queue, waiting_B, self._killed_BR)
+    new: Any = Sequences(end, row, max_tokens, key_BQ2, Filters(temperature, top_k, top_p, min_p))  # type: ignore[arg-type]
+    self._state, results, taken_B = self._functions.decode(self._params, self._state, new, waiting_B, self._killed_BR)
     self._killed_BR = np.zeros_like(self._killed_BR)
     self._dispatched = results, taken_B, self._state.time, self._state.used
 
@@ -359,7 +365,7 @@ class JaxEngine:
     if asked.left:
       return []
     del self._asked[asked.request.id]
-    return [Result(asked.request.id, tuple(asked.samples), prompt_tokens=len(asked.prompt))]
+    return [Result(asked.request.id, tuple(s for s in asked.samples if s), prompt_tokens=len(asked.prompt))]
 
   def _ids(self, sequence: _Sequence) -> list[int]:
     block = sequence.room.block
@@ -407,7 +413,7 @@ def _shape(waiting: Iterable[_Sequence], needed: tuple[int, int], most: int, mes
   """Sizes for what waits, in lexicographic order of the prompts: pages that serve many sequences each, blocks that they keep busy.
 
   A page is locked until the last of its sequences is finished, so a block has several. With few sequences a page it needs more of them:
-  2,000 uneven requests occupy 92 % of the slots with four pages, 88 % with two of twice the length.
+  2,000 uneven requests occupy 92 % of the slots with four pages of 128, 88 % with two of 512.
   """
   devices, waiting = mesh.shape["replica"] * mesh.shape["fsdp"], list(waiting)
   together = -(-min(most, len(waiting)) // devices) * devices
@@ -416,12 +422,17 @@ def _shape(waiting: Iterable[_Sequence], needed: tuple[int, int], most: int, mes
   if len(waiting) <= together and seen[0] == seen[-1]:
     return Shape(devices, together // devices, 1, page, _round(needed[1], 16))
   tokens = sum(len(new) - common(old, new) for old, new in zip([(), *seen], seen))
-  while page * len(seen) < 4 * tokens and page < 256:
+  while page * len(seen) < 3 * tokens and page < 256:
     page *= 2
   each = page * len(seen) / tokens  # sequences that a page serves
   pages = 2 if each >= _MANY else 4
   block = 1 << max(0, int(np.log2(min(each * pages / 3, together / devices))))
   return Shape(max(1, together // block // devices) * devices, block, pages, page, _round(needed[1], 16))
+
+
+def serving_shape(slots: int, prompt: int, max_tokens: int, devices: int) -> Shape:
+  """Sizes for requests that are not known yet: every slot may have a prompt of its own, and the host looks often."""
+  return Shape(-(-slots // (4 * devices)) * devices, 4, 4, prompt, max_tokens, steps=8)
 
 
 def _round(size: int, to: int) -> int:

@@ -6,9 +6,11 @@ fingerprint are there; another policy, or a changed request under an old id, is 
 
 import collections
 import dataclasses
+import itertools
+import pathlib
 from collections.abc import Iterable, Iterator
 
-from synthjax import files, progress, records
+from synthjax import files, multihost, progress, records
 from synthjax.records import Record
 from synthjax.rollout.requests import Engine, Request, Result
 
@@ -64,6 +66,36 @@ def generate(engine: Engine, requests: Iterable[Request], path: files.Path) -> I
     first = next(iter(waiting.values()))[0]
     raise UnansweredError(f"{engine.fingerprint} ended without an answer to {len(waiting):,} requests, the first of them {first.id!r}; "
                           f"what it answered is in {path}")
+
+
+def together(engine: Engine, requests: Iterable[Request], path: files.Path) -> Iterator[Result]:
+  """As `generate`, the requests shared out to all processes; each of them yields all results, ordered by the process that sampled them.
+
+  Process k keeps its journal, and beside it what ended with an error, in files of its own: NAME.k.jsonl. A job that is run again by the
+  same number of processes goes on where it was; by another number, what has changed hands is sampled again.
+  """
+  process, processes = multihost.share()
+  if processes == 1:
+    yield from generate(engine, requests, path)
+    return
+  path = pathlib.Path(path)
+  journals = [path.with_suffix(f".{k}{path.suffix}") for k in range(processes)]
+  waiting = _by_key(requests)
+  mine = [same[0] for number, same in enumerate(waiting.values()) if number % processes == process]
+  files.write_jsonl(_errors(journals[process]), (result.to_json() for result in generate(engine, mine, journals[process]) if result.error))
+  multihost.meet(f"{path} sampled")
+  key_of = {same[0].id: key for key, same in waiting.items()}
+  for journal in journals:
+    answered = ((row.key, row.result) for row in records.read(Row, journal) if row.engine == engine.fingerprint)
+    refused = ((key_of[result.id], result) for result in records.read(Result, _errors(journal)))
+    for key, result in itertools.chain(answered, refused):
+      for request in waiting.pop(key, ()):
+        yield dataclasses.replace(result, id=request.id)
+  multihost.meet(f"{path} read")  # nobody samples again before all have read
+
+
+def _errors(journal: pathlib.Path) -> pathlib.Path:
+  return journal.with_suffix(f".errors{journal.suffix}")
 
 
 def _by_key(requests: Iterable[Request]) -> dict[str, list[Request]]:

@@ -86,7 +86,10 @@ class Engine(Protocol):
 class Session(Protocol):
   """A running engine that takes requests at any time: what `serve` drives. One thread calls it."""
 
-  busy: bool  # there is something to do
+  @property
+  def busy(self) -> bool:
+    """There is something to do."""
+    ...
 
   def add(self, request: Request) -> None:
     """Queues a request. Raises RequestError for one that cannot be served."""

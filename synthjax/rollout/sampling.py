@@ -1,6 +1,8 @@
 """Drawing a token from logits: greedy, or by temperature with top-k, top-p and min-p.
 
-One uniform number a sequence is enough: the token is found by inverting the cumulated probabilities, block by block.
+A block of ids is drawn by the Gumbel-max trick, then an id of it by inverting its cumulated probabilities. That takes V / 64 + 1 random
+numbers instead of V; and a rounding error changes a draw about as rarely as with V of them, 100 times more rarely than where all of V is
+inverted by one number.
 
 Shapes: S sequences, V vocabulary, U blocks of the vocabulary, J ids of a block.
 """
@@ -11,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 _BLOCK = 64
-_BELOW_ONE = 1 - 2.0**-22
 
 
 class Filters(NamedTuple):
@@ -23,12 +24,12 @@ class Filters(NamedTuple):
   min_p: jax.Array  # float32; 0: all
 
 
-def draw(logits_SV: jax.Array, uniform_S: jax.Array, filters: Filters, size: int) -> tuple[jax.Array, jax.Array]:
+def draw(logits_SV: jax.Array, key_S: jax.Array, filters: Filters, size: int) -> tuple[jax.Array, jax.Array]:
   """(token, its log-prob) of every sequence. The log-prob is that of the untempered, unfiltered policy.
 
   Args:
     logits_SV: float32.
-    uniform_S: in [0, 1).
+    key_S: of each sequence; a token depends on its own row alone.
     filters: in the order temperature, top-k, top-p, min-p; ids that tie with the last one kept are kept too.
     size: ids from here on are never drawn (the vocabulary is rounded up).
   """
@@ -36,7 +37,7 @@ def draw(logits_SV: jax.Array, uniform_S: jax.Array, filters: Filters, size: int
   scaled_SV = (known_SV - known_SV.max(-1, keepdims=True)) / jnp.maximum(filters.temperature, 1e-6)[:, None]
   filtering = jnp.any((filters.top_k > 0) | (filters.top_p < 1) | (filters.min_p > 0))
   scaled_SV = jax.lax.cond(filtering, lambda: _filtered(scaled_SV, filters), lambda: scaled_SV)
-  token_S = jnp.where(filters.temperature > 0, _inverse(jnp.exp(scaled_SV), uniform_S), jnp.argmax(known_SV, axis=-1))
+  token_S = jnp.where(filters.temperature > 0, _weighted(jnp.exp(scaled_SV), key_S), jnp.argmax(known_SV, axis=-1))
   chosen_S = jnp.take_along_axis(logits_SV, token_S[:, None], axis=1)[:, 0]
   return token_S.astype(jnp.int32), chosen_S - jax.nn.logsumexp(logits_SV, axis=-1)
 
@@ -53,15 +54,20 @@ def _filtered(scaled_SV, filters):
   return jnp.where(scaled_SV >= least_S[:, None], scaled_SV, -jnp.inf)
 
 
-def _inverse(weights_SV, uniform_S):
-  """The id at which the cumulated weights pass `uniform` of their sum; never one of weight 0."""
+def _weighted(weights_SV, key_S):
+  """An id with probability proportional to its weight."""
   S, V = weights_SV.shape
   weights_SUJ = jnp.pad(weights_SV, ((0, 0), (0, -V % _BLOCK))).reshape(S, -1, _BLOCK)
-  upto_SU = jnp.cumsum(weights_SUJ.sum(-1), axis=-1)
-  goal_S = jnp.minimum(uniform_S, _BELOW_ONE) * upto_SU[:, -1]
-  block_S = jnp.sum(upto_SU <= goal_S[:, None], axis=-1)
+  key_S2 = jax.vmap(jax.random.split)(key_S)
+  noise_SU = jax.vmap(lambda key: jax.random.gumbel(key, weights_SUJ.shape[1:2]))(key_S2[:, 0])
+  block_S = jnp.argmax(jnp.log(weights_SUJ.sum(-1)) + noise_SU, axis=-1)
   inside_SJ = jnp.take_along_axis(weights_SUJ, block_S[:, None, None], axis=1)[:, 0]
-  before_S = jnp.take_along_axis(upto_SU, block_S[:, None], axis=1)[:, 0] - inside_SJ.sum(-1)
-  passed_SJ = jnp.cumsum(inside_SJ, axis=-1) <= (goal_S - before_S)[:, None]
-  last_S = _BLOCK - 1 - jnp.argmax(inside_SJ[:, ::-1] > 0, axis=-1)  # where rounding passes them all
-  return block_S * _BLOCK + jnp.minimum(passed_SJ.sum(-1), last_S)
+  return block_S * _BLOCK + _inverse(inside_SJ, jax.vmap(jax.random.uniform)(key_S2[:, 1]))
+
+
+def _inverse(weights_SJ, uniform_S):
+  """Where the cumulated weights pass `uniform` of their sum; never at a weight of 0."""
+  upto_SJ = jnp.cumsum(weights_SJ, axis=-1)
+  passed_S = jnp.sum(upto_SJ <= uniform_S[:, None] * upto_SJ[:, -1:], axis=-1)
+  last_S = weights_SJ.shape[1] - 1 - jnp.argmax(weights_SJ[:, ::-1] > 0, axis=-1)  # where rounding passes them all
+  return jnp.minimum(passed_S, last_S)

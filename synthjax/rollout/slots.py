@@ -105,7 +105,8 @@ def functions(model: Transformer, shape: Shape, mesh: jax.sharding.Mesh, size: i
   admit = split(functools.partial(_admit, model), in_specs=(whole, *(blocks,) * 6), out_specs=blocks)
   decode = split(functools.partial(_decode, model, shape, size, eos_id), in_specs=(whole, *(blocks,) * 4), out_specs=blocks)
   state = jax.tree.map(lambda _: NamedSharding(mesh, blocks), jax.eval_shape(empty))
-  heads = LayerCache(*(NamedSharding(mesh, PartitionSpec(_DATA, *axes)) for axes in (("tensor",), ("tensor",), (None, "tensor"), (None, "tensor"))))
+  shared, own = (NamedSharding(mesh, PartitionSpec(_DATA, *axes)) for axes in (("tensor",), (None, "tensor")))
+  heads = LayerCache(shared, shared, own, own)  # type: ignore[arg-type]
   state = state._replace(cache=(heads,) * model.cfg.layers)
   others = NamedSharding(mesh, blocks)
   return Functions(jax.jit(empty, out_shardings=state), jax.jit(admit, donate_argnums=1, out_shardings=state),
@@ -185,8 +186,7 @@ def _step(model: Transformer, size: int, eos_id: int, params: Params, state: Sta
   (B, N), sequences, count_BN, results = state.alive_BN.shape, state.sequences, state.count_BN, state.results
   flat = lambda x: x.reshape(B * N, *x.shape[2:])
   keys_S = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(flat(sequences.key)), flat(count_BN))
-  token_S, log_prob_S = draw(flat(model.logits(params, state.hidden_BND)), jax.vmap(jax.random.uniform)(keys_S),
-                             jax.tree.map(flat, sequences.filters), size)
+  token_S, log_prob_S = draw(flat(model.logits(params, state.hidden_BND)), keys_S, jax.tree.map(flat, sequences.filters), size)
   token_BN, log_prob_BN = token_S.reshape(B, N), log_prob_S.reshape(B, N)
   over_BN = (token_BN == eos_id) | (count_BN + 1 >= sequences.max_tokens)
   results = jax.vmap(_record)(results, sequences.row, count_BN, token_BN, log_prob_BN, over_BN, state.alive_BN)

@@ -85,22 +85,56 @@ def test_generations_of_others_are_scored_without_a_model(tmp_path):
   assert run.returncode == 1 and "g.jsonl, row 1: no `gold` in the row, and the task has no problem 'unknown'" in run.stderr
 
 
-def test_a_sample_depends_on_its_prompt_number_and_seed_not_on_its_neighbours():
+def _policy(**more):
   import jax
 
+  from synthjax import schema
   from synthjax.data import tokenizers
-  from synthjax.evaluate import decode
   from synthjax.generate.worlds import shop
   from synthjax.model.transformer import Transformer, sized
-  from synthjax.schema import Model
 
   tokenizer = tokenizers.Words(shop.vocabulary(shop.World()))
-  model = Transformer(sized(Model(d_model=32, layers=2, heads=2, kv_heads=2, head_dim=16, mlp_dim=64, mlp="relu"), tokenizer.size))
-  params = model.init(jax.random.key(0))
-  prompts = [tokenizer.encode(p.question) for p in shop.problems(shop.World(), "test", 12)]
-  drawn = [decode.decode(model, params, prompts, tokenizer, decode.Decoding(8, 1.0, 3, size)) for size in (4, 12)]
-  assert drawn[0] == drawn[1]
-  assert decode.decode(model, params, prompts, tokenizer, decode.Decoding(8, 1.0, 4, 12)) != drawn[0]
-  greedy = decode.decode(model, params, prompts, tokenizer, decode.Decoding(8, 0.0, 3, 12))
-  cold = decode.decode(model, params, prompts, tokenizer, decode.Decoding(8, 1e-4, 3, 12))
-  assert cold == greedy
+  cfg = sized(schema.Model(d_model=32, layers=1, heads=2, kv_heads=2, head_dim=16, mlp_dim=64, mlp="relu"), tokenizer.size)
+  experiment = schema.Experiment(data=schema.Data(test_problems=12), model=cfg, evaluate=schema.Evaluate(max_new_tokens=8, **more))
+  model = Transformer(cfg)
+  return model, model.init(jax.random.key(0)), tokenizer, experiment
+
+
+def _texts(folder):
+  return {row["id"]: [response["text"] for response in row["responses"]] for row in files.read_jsonl(folder / "responses.jsonl")}
+
+
+def test_responses_do_not_depend_on_the_slots_and_a_cold_policy_is_greedy(tmp_path):
+  from synthjax.evaluate import run
+
+  found = {}
+  for name, more in {"one": {"slots": 8}, "two": {"slots": 16}, "cold": {"temperature": 1e-4, "samples": 1}, "greedy": {"temperature": 0.0}}.items():
+    results = run.evaluate(*_policy(**{"temperature": 1.0, "samples": 2, **({"samples": 1} if name == "greedy" else {}), **more}), tmp_path / name)
+    assert results["problems"] == 12
+    found[name] = _texts(tmp_path / name)
+  assert found["one"] == found["two"] and found["cold"] == found["greedy"]
+  assert any(one != other for one, other in found["one"].values())
+
+
+def test_checkpoints_of_one_model_are_evaluated_without_compiling_again(tmp_path):
+  import jax
+
+  from synthjax.evaluate import run
+  from synthjax.rollout import slots
+
+  model, params, tokenizer, experiment = _policy(temperature=1.0)
+  run.evaluate(model, params, tokenizer, experiment, tmp_path / "one")
+  misses = slots.functions.cache_info().misses
+  run.evaluate(model, model.init(jax.random.key(1)), tokenizer, experiment, tmp_path / "two")
+  assert slots.functions.cache_info().misses == misses and _texts(tmp_path / "one") != _texts(tmp_path / "two")
+
+
+def test_a_problem_that_cannot_be_asked_is_named(tmp_path):
+  import dataclasses
+
+  from synthjax.evaluate import run
+
+  model, params, tokenizer, experiment = _policy()
+  far = dataclasses.replace(experiment, evaluate=dataclasses.replace(experiment.evaluate, max_new_tokens=10_000))
+  with pytest.raises(files.DataError, match=r"problem '.+' cannot be asked: max_tokens is 10000 tokens long; this engine has room for 8192"):
+    run.evaluate(model, params, tokenizer, far, tmp_path)

@@ -1,0 +1,56 @@
+"""How far the engine's log-probs are from the trainer's, of the same tokens under the same parameters.
+
+Shapes: B rows, T tokens.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from synthjax.model.transformer import Params, Transformer
+from synthjax.rollout.requests import Request, Result
+
+_ROWS = 16
+
+
+class Parity(NamedTuple):
+  """Differences of log-probs."""
+
+  tokens: int
+  largest: float
+  mean: float
+
+
+def measure(model: Transformer, params: Params, sampled: Iterable[tuple[Request, Result]], eos_id: int) -> Parity:
+  """Recomputes the log-probs of sampled tokens with the trainer's forward pass.
+
+  Args:
+    model: the engine's.
+    params: the engine's, as the trainer has them.
+    sampled: requests with `prompt_ids`, and their samples; no stop ids.
+    eos_id: ends the samples that have one log-prob more than ids.
+  """
+  rows = [((*request.prompt_ids, *sample.ids, eos_id)[:len(request.prompt_ids) + len(sample.log_probs)], sample.log_probs)
+          for request, result in sampled for sample in result.samples]
+  T = -(-max(len(ids) for ids, _ in rows) // 64) * 64
+
+  @jax.jit
+  def log_probs(params, tokens_BT):
+    positions_BT = jnp.broadcast_to(jnp.arange(T), tokens_BT.shape)
+    hidden_BTD = model.hidden(params, tokens_BT, positions_BT, jnp.full_like(tokens_BT, T))
+    return model.log_prob(params, hidden_BTD[:, :-1], tokens_BT[:, 1:]).log_prob
+
+  differences = []
+  for start in range(0, len(rows), _ROWS):
+    batch = rows[start:start + _ROWS]
+    tokens_BT = np.zeros((_ROWS, T), np.int32)
+    for row, (ids, _) in enumerate(batch):
+      tokens_BT[row, :len(ids)] = ids
+    theirs_BT = np.asarray(log_probs(params, tokens_BT))
+    for row, (ids, ours) in enumerate(batch):
+      differences.append(np.abs(theirs_BT[row, len(ids) - 1 - len(ours):len(ids) - 1] - ours))
+  found = np.concatenate(differences)
+  return Parity(len(found), float(found.max()), float(found.mean()))

@@ -1,0 +1,98 @@
+"""`synthjax sample`, `serve` and `doctor` in real processes, on the shipped policy of the embedded world."""
+
+import os
+import pathlib
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from synthjax import files
+from synthjax.rollout.remote import Remote, Server
+from synthjax.rollout.requests import Request, Sampling
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _start(verb, workdir, *more, **variables):
+  command = [sys.executable, "-m", "synthjax", verb, "--config", "configs/quickstart.py:smoke", "--workdir", str(workdir), *map(str, more)]
+  return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", **variables},
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _requests(path, count):
+  numbers = random.Random(0)
+  rows = [Request(f"r{i}", prompt_ids=tuple(numbers.randrange(2, 65) for _ in range(numbers.randrange(1, 12))), seed=i, n=1 + i % 2,
+                  sampling=Sampling(max_tokens=numbers.randrange(1, 17))).to_json() for i in range(count)]
+  files.write_jsonl(path, rows)
+
+
+def _same(one, other):
+  """The same samples in the same order; log-probs up to rounding: what is left after a kill is laid out differently."""
+  one, other = (list(files.read_jsonl(path)) for path in (one, other))
+  log_probs = [[sample.pop("log_probs", []) for row in rows for sample in row.get("samples", [])] for rows in (one, other)]
+  assert one == other
+  np.testing.assert_allclose(*[np.concatenate(list(map(np.asarray, of))) for of in log_probs], atol=2e-5)
+
+
+@pytest.mark.slow
+def test_a_job_of_5000_requests_killed_five_times_ends_like_an_uninterrupted_one_and_samples_nothing_twice(tmp_path):
+  _requests(tmp_path / "requests.jsonl", 5000)
+  start = lambda name: _start("sample", tmp_path, "--requests", tmp_path / "requests.jsonl", "--out", tmp_path / name, "--slots", 32)
+  output, _ = (whole := start("whole.jsonl")).communicate(timeout=300)
+  assert whole.returncode == 0, output
+  journal, goals = tmp_path / "killed.jsonl.journal", sorted(random.Random(1).sample(range(1, 5000), 5))
+  for goal in goals:  # killed once that many are in the journal, wherever it is by then
+    run = start("killed.jsonl")
+    while run.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < goal):
+      pass
+    assert run.poll() is None, run.stdout.read()
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+  output, _ = (run := start("killed.jsonl")).communicate(timeout=300)
+  assert run.returncode == 0 and re.search(r"[\d,]+ of 5,000 requests were answered before", output), output
+  _same(tmp_path / "whole.jsonl", tmp_path / "killed.jsonl")
+  ids = [row["id"] for row in files.read_jsonl(journal)]
+  assert len(ids) == len(set(ids)) == 5000
+
+
+def test_two_processes_share_a_job_and_both_kinds_of_answers_are_merged(tmp_path):
+  _requests(tmp_path / "requests.jsonl", 60)
+  rows = [*files.read_jsonl(tmp_path / "requests.jsonl"), {"id": "bad", "prompt": "unheard"}]
+  files.write_jsonl(tmp_path / "requests.jsonl", [*rows, {**rows[3], "id": "again"}])
+  more = ["--requests", tmp_path / "requests.jsonl", "--out"]
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    who = {"SYNTHJAX_COORDINATOR": f"127.0.0.1:{s.getsockname()[1]}", "SYNTHJAX_PROCESSES": "2"}
+  runs = [_start("sample", tmp_path / "w", *more, tmp_path / "two.jsonl", **who, SYNTHJAX_PROCESS=str(k)) for k in range(2)]
+  runs.append(_start("sample", tmp_path / "w", *more, tmp_path / "one.jsonl"))
+  outputs = [run.communicate(timeout=120)[0] for run in runs]
+  assert [run.returncode for run in runs] == [1, 1, 1], outputs  # one request ended with an error
+  assert "62 results, 1 of them errors; the first one, of request 'bad': prompt: word 0 of 'unheard'" in outputs[0]
+  _same(tmp_path / "one.jsonl", tmp_path / "two.jsonl")
+  shares = [[row["id"] for row in files.read_jsonl(tmp_path / f"two.jsonl.{k}.journal")] for k in range(2)]
+  assert len(shares[0]) == len(shares[1]) == 30 and not set(shares[0]) & set(shares[1])
+
+
+def test_the_engine_behind_http_gives_what_it_gives_alone_and_the_doctor_finds_parity(tmp_path):
+  _requests(tmp_path / "requests.jsonl", 30)
+  server = _start("serve", tmp_path, "--port", 0, "--slots", 16, "--prompt", 32, "--max-tokens", 32)
+  doctor = _start("doctor", tmp_path, "--logprob-parity", "--slots", 32)
+  alone = _start("sample", tmp_path, "--requests", tmp_path / "requests.jsonl", "--out", tmp_path / "alone.jsonl")
+  assert alone.wait(120) == 0
+  output, _ = doctor.communicate(timeout=120)
+  assert doctor.returncode == 0 and re.search(r"differ by \S+ at most, \S+ on average; below 1e-4", output), output
+  url = next(line for line in server.stdout if line.startswith("serving")).split()[-1]
+  requests = [Request.from_json(row) for row in files.read_jsonl(tmp_path / "requests.jsonl")]
+  found = {result.id: [sample.text for sample in result.samples] for result in Remote(Server(url, "quickstart")).generate(requests)}
+  expected = {row["id"]: [sample["text"] for sample in row["samples"]] for row in files.read_jsonl(tmp_path / "alone.jsonl")}
+  (refused,) = Remote(Server(url, "quickstart", retries=0)).generate([Request("long", prompt_ids=(5,) * 33)])
+  server.send_signal(signal.SIGTERM)
+  output, _ = server.communicate(timeout=60)
+  assert server.returncode == 0, output
+  assert found == expected and "prompt is 33 tokens long; this engine has room for 32" in refused.error
