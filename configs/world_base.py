@@ -18,12 +18,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict({
     "name": "world_base",
     "model": "world_160k",
-    "world": {"verbs": 4},
+    "world": {"verbs": 4, "largest": 30, "operand": 9},  # numbers as in the studies that start from it
     "data": {"task": "world", "traces": "base", "train_problems": 200 if smoke else 50_000, "test_problems": 50 if smoke else 1000},
     "train": {
       "batch_size": 64,
       "steps": 20 if smoke else 0,
-      "epochs": 5.0,
+      "epochs": 6.0,
       "optimizer": {"learning_rate": 3e-3, "schedule": "wsd", "final": 0.0},
       "checkpoint_every": 10 if smoke else 200,
     },

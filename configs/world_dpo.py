@@ -23,6 +23,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     "name": "world_dpo",
     "recipe": "preference",
     "model": "world_160k",
+    "world": {"largest": 30, "operand": 9},  # the shipped base policy's numbers
     "objective": {"loss": "step_dpo", "preference": {"beta": 0.1, "nll": 1.0}},
     "data": {"task": "world", "test_problems": 50 if smoke else 1000},
     "train": {

@@ -188,6 +188,7 @@ class Study:
   baseline_problems: tuple[int, ...] = ()  # further N at which SFT alone is trained: multiples are read off its curve
   seeds: tuple[int, ...] = (0, 1, 2)  # each draws its own problems and trains anew
   arms: tuple[str, ...] = ("sft", "rft", "rft2", "dpo", "step_dpo.paper")  # see recipes/math_rl.py; NAME*k is k on-policy rounds
+  control: tuple[int, ...] = ()  # world only: N at which everything is run again with a teacher that never leaps, the negative control
   split: Literal["test", "dev"] = "test"  # which problems the arms are evaluated on; choose settings on dev
   start: Literal["sft", "rft"] = "rft"  # the policy that preference arms sample from, start from and refer to
   sampling: Sampling = Sampling(max_tokens=64, temperature=0.7)  # of the traces

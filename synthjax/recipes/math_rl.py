@@ -5,20 +5,23 @@ problems + teacher traces -> SFT -> its samples -> RFT -> its samples -> step va
 Arms (`config.study.arms`); `sft` and, where preference arms start from it, `rft` are always trained:
   sft, sft_long (with as many tokens as rft), rft, rft_many (more right traces a problem), rft2 (a second round of likelihood on the same
   samples as the preference arms: the control), dpo, dpo_distant, step_dpo.paper|branch|step|weighted, awr, filtered_sft.
-`NAME*k` is k on-policy rounds of an arm: each samples, values and starts from the policy of the round before.
+`NAME*k` is k on-policy rounds of rft2 or a preference arm: each samples and starts from the policy of the round before.
 """
 
 import dataclasses
 from collections.abc import Sequence
 
-from synthjax import files, multihost, progress
+import jax
+
+from synthjax import files, progress, schema
 from synthjax.recipes import finetune
-from synthjax.recipes.cell import Cell, Cost, Policy, open_cell, test_problems
+from synthjax.recipes.cell import Cell, Cost, Policy, Solution, open_cell, test_problems
 from synthjax.recipes.finetune import Job
 from synthjax.recipes.preference import tree_of
 from synthjax.rollout.draw import Drawn
 from synthjax.scaling import efficiency, resample
 from synthjax.scaling import table as tables
+from synthjax.scaling.efficiency import Difference, Efficiency
 
 # mode of the pairs, whether steps are weighted by their |advantage|, and the loss
 _PAIRED = {
@@ -28,8 +31,8 @@ _PAIRED = {
 }
 _ON_TREES = ("awr", "filtered_sft")  # every sampled trace with the values of all its steps
 _VALUED = tuple(name for name, (mode, weighted, _) in _PAIRED.items() if weighted or mode not in ("random", "distant"))
-_BY_LIKELIHOOD = ("sft", "sft_long", "rft", "rft_many", "rft2")
-ARMS = (*_BY_LIKELIHOOD, *_PAIRED, *_ON_TREES)
+_FIRST = ("sft", "sft_long", "rft", "rft_many")  # arms that need no samples of the start policy
+ARMS = (*_FIRST, "rft2", *_PAIRED, *_ON_TREES)
 
 
 def run(job: Job) -> dict:
@@ -39,28 +42,48 @@ def run(job: Job) -> dict:
     ValueError: an unknown arm. DataError, TooWeakError, TrainingStopped: see the rooms; running again goes on where it stopped.
   """
   study = job.experiment.study
-  _check(study.arms)
+  _check(study)
   files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
+  found, differences = _measured(job, study.problems, study.baseline_problems)
+  control = None
+  if study.control:
+    experiment = dataclasses.replace(job.experiment, world=dataclasses.replace(job.experiment.world, leap=0.0))
+    control = _measured(job._replace(experiment=experiment, workdir=job.workdir / "control"), study.control, ())[0]
+  return report(job, found, differences, control)
+
+
+def _measured(job: Job, problems: Sequence[int], baseline: Sequence[int]) -> tuple[Efficiency, list[Difference]]:
+  """All arms at every N and seed: multiples, and paired differences between arms."""
+  study, runs = job.experiment.study, []
   tokenizer, test = finetune.tokenizer_of(job), test_problems(job.experiment)
-  runs: list[resample.Run] = []
-  for count in sorted({*study.problems, *study.baseline_problems}):
+  for count in sorted({*problems, *baseline}):
     for seed in study.seeds:
       cell = open_cell(job, tokenizer, count, seed)
-      for arm, policy in train_arms(cell, study.arms if count in study.problems else ("sft",)).items():
+      for arm, policy in train_arms(cell, study.arms if count in problems else ("sft",)).items():
         marks = cell.evaluate(policy, test)
         runs.append(resample.Run(arm, count, seed, marks, policy.trained, policy.sampled))
-        progress.say(f"N={count:,} seed {seed}: {arm:16} {100 * marks.mean():5.1f} %")
-  return report(job, runs)
+        progress.say(f"{job.workdir.name}, N={count:,} seed {seed}: {arm:18} {100 * marks.mean():5.1f} %")
+  cells = resample.resample(runs, resample.Bootstrap())
+  steps = [arm for arm in study.arms if arm.startswith("step_dpo")]
+  contrasts = [("sft", "rft"), *[(other, arm) for arm in steps for other in study.arms if other.startswith(("rft", "dpo"))]]
+  differences = [efficiency.difference(cells, arm, other, count) for count in problems for arm, other in contrasts
+                 if {(arm, count), (other, count)} <= set(cells)]
+  return efficiency.analyse(cells), differences
 
 
-def _check(arms: Sequence[str]) -> None:
-  for arm in arms:
+def _check(study: schema.Study) -> None:
+  for arm in study.arms:
     name, _, rounds = arm.partition("*")
-    if name not in ARMS or (rounds and not (rounds.isdigit() and int(rounds) > 1 and name not in _BY_LIKELIHOOD)):
-      raise ValueError(f"config.study.arms has {arm!r}; expected one of {', '.join(ARMS)}, or NAME*k (k of 2 and more) for rounds of a "
-                       "preference arm")
-  if multihost.is_first() is False:
-    raise ValueError("recipe 'math_rl' runs in one process; give each its own config.study.problems or seeds")
+    if name not in ARMS or (rounds and not (rounds.isdigit() and int(rounds) > 1 and name not in _FIRST)):
+      raise ValueError(f"config.study.arms has {arm!r}; expected one of {', '.join(ARMS)}, or NAME*k (k of 2 and more) for rounds of rft2 or "
+                       "a preference arm")
+  if len({*study.problems, *study.baseline_problems}) < 2:
+    raise ValueError(f"config.study.problems is {study.problems} and baseline_problems {study.baseline_problems}: a multiple is read off SFT at "
+                     "two sizes at least; name more in baseline_problems")
+  if len(study.control) == 1:
+    raise ValueError(f"config.study.control is {study.control}: two sizes at least, or none")
+  if jax.process_count() > 1:
+    raise ValueError("recipe 'math_rl' runs in one process; give each process its own config.study.seeds and one WORKDIR, then run all once")
 
 
 def train_arms(cell: Cell, arms: Sequence[str]) -> dict[str, Policy]:
@@ -83,29 +106,33 @@ def train_arms(cell: Cell, arms: Sequence[str]) -> dict[str, Policy]:
     found["rft_many"] = cell.by_likelihood("rft_many", teacher + cell.right(many, study.kept_many), study.rft, None, Cost(sft.trained, more))
 
   start = found[study.start]
-  if set(arms) - {"sft", "sft_long", "rft", "rft_many"}:
+  if set(arms) - set(_FIRST):
     on_policy, tokens = (drawn, 0) if study.start == "sft" else cell.sample(start, study.samples)
-    sampled = Cost(start.trained, start.sampled + tokens)
-    if "rft2" in arms:
-      found["rft2"] = cell.by_likelihood("rft2", teacher + own + cell.right(on_policy, study.kept), study.rft, start, sampled)
     cell.check(on_policy, start)
     for arm in arms:
-      if arm not in _BY_LIKELIHOOD:
-        found[arm] = _preference(cell, arm, start, on_policy, sampled)
+      if arm not in _FIRST:
+        found[arm] = _rounds(cell, arm, start, on_policy, Cost(start.trained, start.sampled + tokens), teacher + own)
   return {arm: found[arm] for arm in arms}
 
 
-def _preference(cell: Cell, arm: str, start: Policy, drawn: list[Drawn], cost: Cost) -> Policy:
-  """One preference arm: as many on-policy rounds as its name says."""
+def _rounds(cell: Cell, arm: str, start: Policy, drawn: list[Drawn], cost: Cost, solutions: list[Solution]) -> Policy:
+  """As many on-policy rounds of an arm as its name says."""
   name, _, rounds = arm.partition("*")
-  policy = _round(cell, name, name, start, drawn, cost)
-  for number in range(2, int(rounds or 1) + 1):
-    drawn, tokens = cell.sample(policy, cell.study.samples)
-    policy = _round(cell, name, f"{name}*{number}", policy, drawn, Cost(policy.trained, policy.sampled + tokens))
+  policy = start
+  for number in range(1, int(rounds or 1) + 1):
+    if number > 1:
+      drawn, tokens = cell.sample(policy, cell.study.samples)
+      cost = Cost(policy.trained, policy.sampled + tokens)
+    called = name if number == 1 else f"{name}*{number}"
+    if name == "rft2":
+      solutions = solutions + cell.right(drawn, cell.study.kept)
+      policy = cell.by_likelihood(called, solutions, cell.study.rft, policy, cost)
+    else:
+      policy = _preference(cell, name, called, policy, drawn, cost)
   return policy
 
 
-def _round(cell: Cell, arm: str, name: str, start: Policy, drawn: list[Drawn], cost: Cost) -> Policy:
+def _preference(cell: Cell, arm: str, called: str, start: Policy, drawn: list[Drawn], cost: Cost) -> Policy:
   """Values where the arm needs them, pairs or trees, training from `start`."""
   objective = cell.experiment.objective
   samples = cell.unvalued(drawn)
@@ -113,35 +140,29 @@ def _round(cell: Cell, arm: str, name: str, start: Policy, drawn: list[Drawn], c
     samples, tokens = cell.value(start, drawn, right_too=arm in _ON_TREES or arm == "step_dpo.weighted")
     cost = Cost(cost.trained, cost.sampled + tokens)
   if arm in _ON_TREES:
-    roots = cell.merged(samples)
-    return cell.by_preference(name, roots, dataclasses.replace(objective, loss=arm), start, cost, splittable=True)
+    return cell.by_preference(called, cell.merged(samples), dataclasses.replace(objective, loss=arm), start, cost, splittable=True)
   mode, weighted, loss = _PAIRED[arm]
-  made = cell.pairs(name, samples, dataclasses.replace(cell.study.pairs, mode=mode, weighted=weighted))
+  made = cell.pairs(called, samples, dataclasses.replace(cell.study.pairs, mode=mode, weighted=weighted))
   roots = [tree_of(pair, cell.tokenizer, number) for number, pair in enumerate(made)]
-  return cell.by_preference(name, roots, dataclasses.replace(objective, loss=loss), start, cost, splittable=False)
+  return cell.by_preference(called, roots, dataclasses.replace(objective, loss=loss), start, cost, splittable=False)
 
 
-def report(job: Job, runs: Sequence[resample.Run]) -> dict:
+def report(job: Job, found: Efficiency, differences: Sequence[Difference], control: Efficiency | None) -> dict:
   """Multiples with their intervals, paired differences, table and figure, in the work folder."""
-  cells = resample.resample(runs, resample.Bootstrap())
-  found = efficiency.analyse(cells)
-  steps = [arm for arm in job.experiment.study.arms if arm.startswith("step_dpo")]
-  contrasts = [("sft", "rft"), *[(other, arm) for arm in steps for other in ("rft", "rft2")]]
-  differences = [efficiency.difference(cells, arm, other, count) for count in job.experiment.study.problems for arm, other in contrasts
-                 if {(arm, count), (other, count)} <= set(cells)]
-  result = {**found.to_json(), "differences": [dataclasses.asdict(d) for d in differences]}
+  result = {**found.to_json(), "differences": [dataclasses.asdict(d) for d in differences], "control": control and control.to_json()}
   files.write_json(job.workdir / "results.json", result)
   from synthjax.report import plots
 
-  figures = plots.efficiency_figure(found, job.workdir / "multiples")
-  lines = [tables.table(found), "", *[_difference(d) for d in differences],
-           f"everything is in {job.workdir}: results.json, {', '.join(path.name for path in figures)}; a folder a cell"]
-  text = "\n".join(lines)
+  figures = plots.efficiency_figure(found, job.workdir / "multiples", control)
+  lines = [tables.table(found), "", *map(_difference, differences)]
+  if control:
+    lines += ["", "negative control, a teacher that never leaps:", tables.table(control)]
+  lines.append(f"everything is in {job.workdir}: table.txt, results.json, {', '.join(path.name for path in figures)}; a folder a cell")
   with files.replacing(job.workdir / "table.txt") as f:
-    f.write(text + "\n")
-  progress.say(text)
+    f.write("\n".join(lines) + "\n")
+  progress.say("\n".join(lines))
   return result
 
 
-def _difference(d: efficiency.Difference) -> str:
-  return (f"N={d.problems:,}: {d.other} - {d.arm} = {100 * d.value:+.1f} points, 95 % interval {100 * d.low:+.1f} to {100 * d.high:+.1f}")
+def _difference(d: Difference) -> str:
+  return f"N={d.problems:,}: {d.other} - {d.arm} = {100 * d.value:+.1f} points, 95 % interval {100 * d.low:+.1f} to {100 * d.high:+.1f}"
