@@ -20,7 +20,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     "name": "math_scaling_world",
     "recipe": "math_rl",
     "model": "world_160k",
-    "world": {"largest": 30, "operand": 9},  # the shipped base policy's numbers; leaps over them are learned slowly
     "data": {"task": "world", "test_problems": 100 if smoke else 1000},
     "train": {"batch_size": 8, "init": str(BASE), "epochs": 20.0, "optimizer": {"learning_rate": 1e-3}, **rare},
     "objective": {"preference": {"beta": 0.1, "nll": 1.0}, "advantage": {"beta": 0.15}},

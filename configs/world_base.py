@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict({
     "name": "world_base",
     "model": "world_160k",
-    "world": {"verbs": 4, "largest": 30, "operand": 9},  # numbers as in the studies that start from it
+    "world": {"verbs": 4},
     "data": {"task": "world", "traces": "base", "train_problems": 200 if smoke else 50_000, "test_problems": 50 if smoke else 1000},
     "train": {
       "batch_size": 64,

@@ -1,7 +1,7 @@
 """Preference training on the embedded world from a file of pairs.
 
 Command:   python -m synthjax run --config configs/world_dpo.py --workdir runs/world_dpo \\
-             --config.objective.pairs=PAIRS.jsonl --config.train.init=runs/quickstart/train/checkpoints
+             --config.objective.pairs=PAIRS.jsonl --config.train.init=runs/world_sft/train/checkpoints
 Hardware:  2 CPU cores, a minute for a thousand pairs.
 Source:    Rafailov et al. 2023 (DPO); per-step weights after Setlur et al. 2024. Rates and steps are our choice.
 
@@ -23,7 +23,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     "name": "world_dpo",
     "recipe": "preference",
     "model": "world_160k",
-    "world": {"largest": 30, "operand": 9},  # the shipped base policy's numbers
     "objective": {"loss": "step_dpo", "preference": {"beta": 0.1, "nll": 1.0}},
     "data": {"task": "world", "test_problems": 50 if smoke else 1000},
     "train": {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Several processes on this machine, as a rehearsal of a pod:
-#   launch/local.sh 2 run --config configs/quickstart.py:smoke --workdir runs/two
+#   launch/local.sh 2 run --config configs/world_sft.py:smoke --workdir runs/two
 # DEVICES=2 gives every process that many simulated CPU devices.
 set -euo pipefail
 processes=$1

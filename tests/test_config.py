@@ -7,7 +7,7 @@ from synthjax import config
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted(str(p) for p in (ROOT / "configs").glob("*.py"))
-QUICKSTART = str(ROOT / "configs/quickstart.py")
+QUICKSTART = str(ROOT / "configs/world_sft.py")
 
 
 @pytest.mark.parametrize("argument", ["", ":smoke"])

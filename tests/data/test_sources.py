@@ -144,12 +144,12 @@ def test_a_cache_follows_its_inputs(tmp_path):
 
 def test_a_mixture_names_its_parts_and_needs_steps():
   spec = ["data.mixture=({'task': 'world', 'rate': 3.0}, {'task': 'world', 'traces': 'clean'})", "train.steps=10"]
-  experiment = config.load("configs/quickstart.py", spec)
+  experiment = config.load("configs/world_sft.py", spec)
   assert [source.rate for source in sources.of_split(experiment.data, "train")] == [3.0, 1.0]
   with pytest.raises(config.ConfigError, match="train.steps is 0; expected above 0 with data.mixture"):
-    config.load("configs/quickstart.py", spec[:1])
+    config.load("configs/world_sft.py", spec[:1])
   with pytest.raises(config.ConfigError, match=r"data.mixture\[0\].rate is 0"):
-    config.load("configs/quickstart.py", ["data.mixture=({'rate': 0},)", "train.steps=10"])
+    config.load("configs/world_sft.py", ["data.mixture=({'rate': 0},)", "train.steps=10"])
 
 
 def test_gzip_that_is_cut_off_is_named(tmp_path):

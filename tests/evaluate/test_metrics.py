@@ -120,7 +120,7 @@ def test_the_problems_of_every_protocol_are_there_and_their_own_solutions_score_
   from synthjax import config
   from synthjax.evaluate import run
 
-  experiment = config.load("configs/quickstart.py", [f"evaluate.protocol={protocol}", f"data.folder={shared_data}", "data.test_problems=0"])
+  experiment = config.load("configs/world_sft.py", [f"evaluate.protocol={protocol}", f"data.folder={shared_data}", "data.test_problems=0"])
   examples = run.problems(experiment)
   assert len(examples) == count and all(example.question and example.answer for example in examples)
   if protocol.startswith(("gsm8k", "gsm_hard")):

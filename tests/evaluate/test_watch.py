@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def _start(verb, workdir, *more):
-  command = [sys.executable, "-m", "synthjax", verb, "--config", "configs/quickstart.py:smoke", "--config.train.steps=160",
+  command = [sys.executable, "-m", "synthjax", verb, "--config", "configs/world_sft.py:smoke", "--config.train.steps=160",
              "--config.train.checkpoint_every=8", "--config.train.keep=1", "--workdir", str(workdir), *more]
   return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -74,7 +74,7 @@ def test_other_settings_are_refused_in_the_same_folder(tmp_path):
 def test_generations_of_others_are_scored_without_a_model(tmp_path):
   files.write_jsonl(tmp_path / "g.jsonl", [{"id": "a", "responses": [r"\boxed{1}", r"\boxed{2}"], "gold": "1"},
                                            {"id": "test/algebra/1.json", "response": r"\boxed{2}"}])
-  command = [sys.executable, "-m", "synthjax", "evaluate", "--config", "configs/quickstart.py", "--config.evaluate.protocol=math_boxed",
+  command = [sys.executable, "-m", "synthjax", "evaluate", "--config", "configs/world_sft.py", "--config.evaluate.protocol=math_boxed",
              "--config.data.test_problems=5", "--generations", str(tmp_path / "g.jsonl"), "--workdir", str(tmp_path)]
   run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   assert run.returncode == 0, run.stderr

@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def _start(verb, workdir, *more, **variables):
-  command = [sys.executable, "-m", "synthjax", verb, "--config", "configs/quickstart.py:smoke", "--workdir", str(workdir), *map(str, more)]
+  command = [sys.executable, "-m", "synthjax", verb, "--config", "configs/world_sft.py:smoke", "--workdir", str(workdir), *map(str, more)]
   return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", **variables},
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

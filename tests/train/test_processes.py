@@ -17,7 +17,7 @@ import pytest
 from synthjax.train import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[2]
-SMALL = ["--config", "configs/quickstart.py:smoke", "--config.train.steps=60", "--config.train.checkpoint_every=5"]
+SMALL = ["--config", "configs/world_sft.py:smoke", "--config.train.steps=60", "--config.train.checkpoint_every=5"]
 
 
 def _start(verb, workdir, *more, program=("-m", "synthjax"), devices=1, **environment):
@@ -41,7 +41,7 @@ def _shapes(workdir):
   from synthjax import config
   from synthjax.model.transformer import Transformer, sized
 
-  return Transformer(sized(config.load(str(ROOT / "configs/quickstart.py")).model, 65)).abstract()
+  return Transformer(sized(config.load(str(ROOT / "configs/world_sft.py")).model, 65)).abstract()
 
 
 def _losses(workdir):

@@ -89,7 +89,7 @@ def test_a_whole_run_compiles_its_step_once(tmp_path):
   from synthjax.recipes import finetune
   from synthjax.train import loop
 
-  experiment = config.load("configs/quickstart.py:smoke", ["train.log_every=1"])
+  experiment = config.load("configs/world_sft.py:smoke", ["train.log_every=1"])
   job = finetune.Job(experiment, tmp_path)
   tokenizer, caches = finetune.prepare(job)
   compiled, at_step = [], []
@@ -164,7 +164,7 @@ def test_training_imports_no_tensorflow():
 
 
 def test_a_config_error_is_one_readable_line():
-  command = [sys.executable, "-m", "synthjax", "config", "--config", "configs/quickstart.py", "--config.train.stepz=1"]
+  command = [sys.executable, "-m", "synthjax", "config", "--config", "configs/world_sft.py", "--config.train.stepz=1"]
   run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   assert run.returncode == 1 and run.stderr.startswith("synthjax: config.train.stepz: unknown key") and run.stderr.count("\n") == 1
-  assert config.load(str(ROOT / "configs/quickstart.py")).name == "quickstart"
+  assert config.load(str(ROOT / "configs/world_sft.py")).name == "world_sft"

@@ -33,8 +33,8 @@ class World:
   verbs: int = 12  # plus verbs and minus verbs in use, of twelve each
   base_verbs: int = 4  # most frequent verbs of each sign that the base policy has seen
   zipf: float = 1.0  # exponent of the verbs' frequencies; 0 is uniform
-  largest: int = 20  # every quantity stays within 0..largest
-  operand: int = 5  # an event moves 1..operand things
+  largest: int = 30  # every quantity stays within 0..largest
+  operand: int = 9  # an event moves 1..operand things
   min_events: int = 2  # fewest events of a problem
   max_events: int = 4  # most events of a problem
   seed: int = 0  # of the order in which problems come and of the teacher's leaps
