@@ -4,12 +4,15 @@ On a terminal the bar is tqdm's; in a log file it becomes a line every ten secon
 """
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import TextIO
 
 _SECONDS_BETWEEN_LINES = 10.0
 _quiet = False
+_log: TextIO | None = None
 
 
 def quiet(yes: bool) -> None:
@@ -18,9 +21,24 @@ def quiet(yes: bool) -> None:
   _quiet = yes
 
 
+@contextlib.contextmanager
+def logged(path: str | os.PathLike) -> Iterator[None]:
+  """Within the block lines go to a file, which they are added to, instead of the screen: for one stage among many."""
+  global _log
+  before = _log
+  with open(path, "a", encoding="utf-8") as _log:
+    try:
+      yield
+    finally:
+      _log = before
+
+
 def say(line: str) -> None:
-  """Prints a line above the bar."""
+  """Prints a line above the bar, or where `logged` says."""
   if _quiet:
+    return
+  if _log:
+    print(line, file=_log, flush=True)
     return
   if sys.stderr.isatty():
     import tqdm
