@@ -9,6 +9,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -71,9 +72,19 @@ def against_peers(model: Transformer, params: Params, length: int, seconds: floa
 
 
 def _peers(cfg: schema.Model, params: Params, prompt: list[int]) -> dict[str, Callable[[], Any]]:
-  """The peers that are installed, by name and version."""
-  if not importlib.util.find_spec("transformers") or not importlib.util.find_spec("torch"):
-    return {}
+  """The peers that are installed, by name and version: Hugging Face (make parity), Tunix (in an environment of its own)."""
+  found: dict[str, Callable[[], Any]] = {}
+  if importlib.util.find_spec("tunix"):
+    from synthjax.bench import tunix_peer
+
+    found[f"tunix {metadata.version('google-tunix')}"] = tunix_peer.generate(cfg, prompt, _SAMPLES, _NEW)
+  if importlib.util.find_spec("transformers") and importlib.util.find_spec("torch"):
+    found |= _hugging_face(cfg, params, prompt)
+  return found
+
+
+def _hugging_face(cfg, params, prompt) -> dict[str, Callable[[], Any]]:
+  """`generate` with a static cache, all prompts in one call: its best here."""
   import torch
   import transformers
 
