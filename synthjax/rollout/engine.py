@@ -23,16 +23,15 @@ from synthjax import progress, schema
 from synthjax.data.tokenizers import Tokenizer
 from synthjax.model.transformer import Params, Transformer
 from synthjax.rollout import slots
-from synthjax.rollout.prefixes import Page, common
+from synthjax.rollout.prefixes import Page
 from synthjax.rollout.requests import Request, RequestError, Result, Sample
 from synthjax.rollout.sampling import Filters
+from synthjax.rollout.shapes import batch_shape
 from synthjax.rollout.slots import Sequences, Shape
 from synthjax.sharding import Layout, make_layout
 
 _WINDOW = 20_000  # requests that are queued at once
 _LONGEST = 8192  # tokens of a prompt or a sample that an engine of no fixed shape makes room for
-_MANY = 16  # sequences of a page from which on two pages a block are enough
-_SEEN = 4096  # sequences from which a shape is chosen
 
 
 class _Asked:
@@ -251,7 +250,8 @@ class JaxEngine:
       return True
     if any(self._flying) or any(self._queues):
       return False
-    self._reshape(_shape(self._waiting, self._needed, self.slots, self._layout.mesh))
+    mesh = self._layout.mesh.shape
+    self._reshape(batch_shape([s.asked.prompt for s in self._waiting], self._needed, self.slots, mesh["replica"] * mesh["fsdp"]))
     return True
 
   def _reshape(self, shape: Shape) -> None:
@@ -407,33 +407,3 @@ def _key(sequence: _Sequence) -> tuple[int, int]:
   """Of a sample's random numbers: from its seed, its prompt and its number alone."""
   seed = sequence.asked.request.seed
   return zlib.crc32(np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, *sequence.asked.prompt], np.uint32).tobytes()), sequence.number
-
-
-def _shape(waiting: Iterable[_Sequence], needed: tuple[int, int], most: int, mesh: jax.sharding.Mesh) -> Shape:
-  """Sizes for what waits, in lexicographic order of the prompts: pages that serve many sequences each, blocks that they keep busy.
-
-  A page is locked until the last of its sequences is finished, so a block has several. With few sequences a page it needs more of them:
-  2,000 uneven requests occupy 92 % of the slots with four pages of 128, 88 % with two of 512.
-  """
-  devices, waiting = mesh.shape["replica"] * mesh.shape["fsdp"], list(waiting)
-  together = -(-min(most, len(waiting)) // devices) * devices
-  page = _round(needed[0], 64)
-  seen = [s.asked.prompt for s in waiting[:_SEEN]]
-  if len(waiting) <= together and seen[0] == seen[-1]:
-    return Shape(devices, together // devices, 1, page, _round(needed[1], 16))
-  tokens = sum(len(new) - common(old, new) for old, new in zip([(), *seen], seen))
-  while page * len(seen) < 3 * tokens and page < 256:
-    page *= 2
-  each = page * len(seen) / tokens  # sequences that a page serves
-  pages = 2 if each >= _MANY else 4
-  block = 1 << max(0, int(np.log2(min(each * pages / 3, together / devices))))
-  return Shape(max(1, together // block // devices) * devices, block, pages, page, _round(needed[1], 16))
-
-
-def serving_shape(slots: int, prompt: int, max_tokens: int, devices: int) -> Shape:
-  """Sizes for requests that are not known yet: every slot may have a prompt of its own, and the host looks often."""
-  return Shape(-(-slots // (4 * devices)) * devices, 4, 4, prompt, max_tokens, steps=8)
-
-
-def _round(size: int, to: int) -> int:
-  return -(-size // to) * to
