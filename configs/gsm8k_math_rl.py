@@ -4,7 +4,8 @@ Command:   python -m synthjax run --config configs/gsm8k_math_rl.py --workdir ru
 Hardware:  2 CPU cores, under 30 minutes: a small model from scratch on 256 problems, whose numbers are near the floor. What it shows is the
            loop. With so few right samples pits are noise, so the guard on sample accuracy is off here; leave it on for a real model.
 At 7B:     python -m synthjax plan --config configs/gsm8k_math_rl.py:7b --devices 8
-Source:    Setlur et al. 2024 (arXiv 2406.14532): SFT 5 epochs at 1e-5, samples at T = 0.7, beta 0.1, lr 5e-7; sizes of the small variant are ours.
+Source:    Setlur et al. 2024 (arXiv 2406.14532): SFT 5 epochs at 1e-5, samples at T = 0.7, beta 0.1, lr 5e-7; sizes of the small variant
+           are ours.
 """
 
 import ml_collections

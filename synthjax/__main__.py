@@ -73,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
   for added in (sampling, serving, doctor):
     added.add_argument("--checkpoint", default="", help="folder of checkpoints (default: the workdir's, else train.init of the config)")
     added.add_argument("--slots", type=int, default=128, help="sequences that are sampled together")
+  reporting = verb("report", _report, "count the leaps and wrong steps of a finished study A on the embedded world, and their advantages")
+  reporting.add_argument("--workdir", required=True, help="folder of a run of recipe math_rl; unfinished stages are left out")
   verb("config", _config, "print the resolved config")
   verb("plan", _plan, "parameters, memory and FLOPs of a config, without allocating anything").add_argument(
     "--devices", type=int, default=0, help="plan for that many simulated devices instead of those that are here")
@@ -211,8 +213,9 @@ def _serve(parsed, overrides) -> int:
   experiment, tokenizer, model, params, _ = _policy(parsed, overrides)
   import jax
 
-  from synthjax.rollout.engine import JaxEngine, serving_shape
+  from synthjax.rollout.engine import JaxEngine
   from synthjax.rollout.requests import Request, Sampling
+  from synthjax.rollout.shapes import serving_shape
   from synthjax.serve import server
 
   shape = serving_shape(parsed.slots, parsed.prompt, parsed.max_tokens, jax.local_device_count())
@@ -280,6 +283,14 @@ def _export(parsed, overrides) -> int:
   model = Transformer(sized(job.experiment.model, tokenizer.size))
   step = checkpoint.export_params(job.workdir / "train/checkpoints", parsed.to, model.abstract())
   print(f"{parsed.to}: the parameters after step {step:,}")
+  return 0
+
+
+def _report(parsed, overrides) -> int:
+  experiment = _experiment(parsed, overrides)
+  from synthjax.report import spurious
+
+  spurious.report(experiment, parsed.workdir)
   return 0
 
 

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Literal
 
 from synthjax.generate.worlds.shop import World
+from synthjax.generate.worlds.star import Star
 from synthjax.rollout.pairing import Pairing
 from synthjax.rollout.requests import Sampling
 from synthjax.rollout.schedules import Values
@@ -206,11 +207,38 @@ class Study:
 
 
 @dataclasses.dataclass(frozen=True)
+class Attempt:
+  """One way to train a policy out of the star's shortcut, with exact advantages."""
+
+  name: str = ""  # of its folder and row
+  arm: Literal["step_dpo", "weighted", "awr", "filtered_sft"] = "awr"  # weighted: step_dpo with |advantage| on every step of whole traces
+  early: bool = False  # from the early checkpoint of SFT instead of the late one
+  temperature: float = 1.0  # of the samples that it learns from
+  rounds: int = 1  # on-policy rounds
+  d_model: int = 0  # another width of the model, mlp_dim four times it; 0: the config's
+
+
+@dataclasses.dataclass(frozen=True)
+class StarStudy:
+  """The star-graph study, for recipe = "star". Sizes are our choice; see docs/log.md."""
+
+  graphs: tuple[Star, ...] = (Star(2), Star(3), Star(4), Star(5))  # G(d, l, n): SFT on each; values and attempts on the first
+  problems: int = 10_000  # training problems of SFT
+  early_steps: int = 100  # of the early checkpoint; the late one follows config.train
+  test_problems: int = 500  # on which policies are evaluated
+  valued: int = 200  # problems, a sampled trace each, whose Monte-Carlo values are compared with exact ones
+  rollouts: int = 16  # of every prefix there
+  explored: int = 2000  # further problems from whose samples the attempts learn
+  samples: int = 8  # of each
+  attempts: tuple[Attempt, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
   """One config file."""
 
   name: str = "experiment"  # shown in tables and logs
-  recipe: Literal["finetune", "preference", "math_rl"] = "finetune"  # the file of recipes/ that `synthjax run` follows
+  recipe: Literal["finetune", "preference", "math_rl", "star"] = "finetune"  # the file of recipes/ that `synthjax run` follows
   seed: int = 0  # every random choice derives from it
   world: World = World()  # the embedded world, for data.task = "world"
   data: Data = Data()  # problems, traces, tokenizer, rows
@@ -219,4 +247,5 @@ class Experiment:
   train: Train = Train()  # loss, optimizer, steps, checkpoints
   objective: Objective = Objective()  # pairs and loss of recipe = "preference"; knobs of the losses of "math_rl"
   study: Study = Study()  # recipe = "math_rl"
+  star: StarStudy = StarStudy()  # recipe = "star"
   evaluate: Evaluate = Evaluate()  # decoding

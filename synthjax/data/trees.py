@@ -19,7 +19,6 @@ import numpy as np
 
 from synthjax.data import packing
 
-
 _EVEN = 64  # predictions of a batch are a multiple of it, so that a mesh can share them out
 
 

@@ -1,6 +1,7 @@
 """Evaluating a policy: problems, prompts, responses, score."""
 
 import pathlib
+from collections.abc import Sequence
 
 from synthjax import files, schema
 from synthjax.data import sources
@@ -9,7 +10,7 @@ from synthjax.evaluate import protocols, score
 from synthjax.evaluate.score import Answered, Response
 from synthjax.model.transformer import Params, Transformer
 from synthjax.rollout.engine import JaxEngine
-from synthjax.rollout.requests import Request, Result, Sampling
+from synthjax.rollout.requests import Engine, Request, Result, Sampling
 
 
 def evaluate(model: Transformer, params: Params, tokenizer: Tokenizer, experiment: schema.Experiment, out: files.Path) -> dict:
@@ -20,16 +21,25 @@ def evaluate(model: Transformer, params: Params, tokenizer: Tokenizer, experimen
   Raises:
     DataError: a problem cannot be asked, for example because its prompt is too long.
   """
+  engine = JaxEngine(model, params, tokenizer, slots=experiment.evaluate.slots)
+  return answer(engine, problems(experiment), experiment, pathlib.Path(out))
+
+
+def answer(engine: Engine, examples: Sequence[sources.Example], experiment: schema.Experiment, out: pathlib.Path) -> dict:
+  """The same with an engine's answers to problems of the protocol's task.
+
+  Raises:
+    DataError: as `evaluate`.
+  """
   cfg, protocol = experiment.evaluate, protocols.of(experiment)
-  examples = problems(experiment)
   sampling = Sampling(cfg.max_new_tokens, cfg.temperature, stop=protocol.stop)
   requests = [Request(str(number), protocol.prompt(example), sampling=sampling, n=cfg.samples, seed=experiment.seed)
               for number, example in enumerate(examples)]
-  found = {result.id: result for result in JaxEngine(model, params, tokenizer, slots=cfg.slots).generate(requests)}
+  found = {result.id: result for result in engine.generate(requests)}
   answered = [Answered(example.id, example.question, example.answer, _responses(example, found[request.id]), example.group)
               for example, request in zip(examples, requests)]
   decoding = {"temperature": cfg.temperature, "samples": cfg.samples, "max_new_tokens": cfg.max_new_tokens, "seed": experiment.seed}
-  return score.score(answered, protocol, cfg.policy, cfg.pass_at, pathlib.Path(out), decoding)
+  return score.score(answered, protocol, cfg.policy, cfg.pass_at, out, decoding)
 
 
 def problems(experiment: schema.Experiment) -> list[sources.Example]:

@@ -2,8 +2,8 @@
 
 `Transformer` splits the NNX module once; `params` is then a plain nested dict of arrays for `jax.jit`, `jax.grad` and Orbax.
 
-Shapes: B batch or blocks, N sequences of a block, S = B * N, T tokens, W shared and C own cached positions, D model, H query heads, G key/value
-heads, R = H / G, K head dim, V vocabulary, L layers.
+Shapes: B batch or blocks, N sequences of a block, S = B * N, T tokens, W shared and C own cached positions, D model, H query heads,
+G key/value heads, R = H / G, K head dim, V vocabulary, L layers.
 """
 
 import dataclasses

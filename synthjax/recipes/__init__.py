@@ -7,9 +7,9 @@ A recipe is a module with `run(job)`, the whole study, and where it has such par
 from collections.abc import Callable
 from typing import Any
 
-from synthjax.recipes import finetune, math_rl, preference
+from synthjax.recipes import finetune, math_rl, preference, star
 
-RECIPES = {"finetune": finetune, "preference": preference, "math_rl": math_rl}
+RECIPES = {"finetune": finetune, "preference": preference, "math_rl": math_rl, "star": star}
 _VERBS = {"run": "run", "prepare": "cache", "train": "train"}  # part -> the verb that calls it
 
 

@@ -8,31 +8,29 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from synthjax import files, progress, records, schema, stages
-from synthjax.data import sources, steps, trees
+from synthjax.data import trees
 from synthjax.data.documents import TokenDocuments
 from synthjax.data.sources import Example
 from synthjax.data.tokenizers import Tokenizer
 from synthjax.evaluate import protocols, score
-from synthjax.evaluate.score import Answered, Response
-from synthjax.recipes import finetune
-from synthjax.records import Pair, StepValue, Trace, Verdict
-from synthjax.rollout import journal, pairs, values
-from synthjax.rollout.draw import Drawn, Judge, Splitting, draw
+from synthjax.evaluate import run as evaluate_lib
+from synthjax.recipes import finetune, splits
+from synthjax.records import Verdict
+from synthjax.rollout import journal
+from synthjax.rollout.draw import Drawn, Judge, Splitting, draw, right
 from synthjax.rollout.engine import JaxEngine
-from synthjax.rollout.pairing import Pairing
-from synthjax.rollout.pairs import Sampled, Samples
-from synthjax.rollout.requests import Sampling
 from synthjax.train import policies, preference
-from synthjax.verify import extract, pool, sets
+from synthjax.verify import extract, pool
 from synthjax.verify.policy import POLICIES
 
 _RULES = {"world": "world", "math": "math", "math500": "math"}  # of steps, by task; others have a step a line
+_ON_STEPS = ("awr", "filtered_sft")  # losses that read `objective.advantage`; the others read `objective.preference`
 
 
 class Policy(NamedTuple):
@@ -42,10 +40,18 @@ class Policy(NamedTuple):
   checkpoints: str  # folder
   trained: int  # target tokens
   sampled: int  # tokens
+  notes: tuple[str, ...] = ()  # what a reader of its numbers must know
 
   @property
   def identity(self) -> str:
     return files.value_hash(finetune.listing(pathlib.Path(self.checkpoints)))
+
+
+class Cost(NamedTuple):
+  """What a policy took before its own training."""
+
+  trained: int = 0  # target tokens
+  sampled: int = 0  # tokens
 
 
 class Solution(NamedTuple):
@@ -86,51 +92,77 @@ class Cell:
   def study(self) -> schema.Study:
     return self.experiment.study
 
+  @property
+  def splitting(self) -> Splitting:
+    """How responses fall into steps."""
+    return Splitting(_RULES.get(self.experiment.data.task, "gsm8k"), self.study.step_limit)
+
+  @functools.cached_property
+  def judging(self) -> list[str]:
+    """What verdicts depend on, for the inputs of a stage."""
+    return [files.value_hash([[p.id, p.inputs, p.answer] for p in self.problems]), self.judge.mode, self.experiment.evaluate.policy]
+
   def stage(self, name: str, inputs: list, work: Callable[[pathlib.Path], dict]) -> dict:
     """A stage of the cell; its config is what it is told here."""
-    key = [name, self.experiment.seed, dataclasses.asdict(self.experiment.model), *inputs]
-    return stages.run(self.folder / name, json.loads(json.dumps(key)), work, say=_quiet)
+    key = [name, self.experiment.seed, dataclasses.asdict(self.experiment.model), self.tokenizer.fingerprint, *inputs]
+
+    def logged(folder: pathlib.Path) -> dict:
+      with progress.logged(folder / "log.txt"):
+        return work(folder)
+
+    return stages.run(self.folder / name, json.loads(json.dumps(key)), logged, say=_quiet)
 
   def teacher(self) -> list[Solution]:
-    """The teacher's solutions whose answers are right; the others are counted."""
-    verdicts = self.judge.pool.compare_many([(p.answer, extract.extract(p.targets, self.judge.mode)) for p in self.problems])
-    counts = {"problems": len(self.problems), **collections.Counter(verdict.value for verdict in verdicts)}
+    """The teacher's solutions whose answers are right; the others are counted.
 
+    Raises:
+      DataError: none is right, or one does not fit a row and `data.too_long` is "error".
+    """
     def work(folder: pathlib.Path) -> dict:
-      files.write_jsonl(folder / "verdicts.jsonl", ({"id": p.id, **v.to_json()} for p, v in zip(self.problems, verdicts)))
-      return counts
+      verdicts = self.judge.pool.compare_many([(p.answer, extract.extract(p.targets, self.judge.mode)) for p in self.problems])
+      files.write_jsonl(folder / "verdicts.jsonl", ({"id": p.id, "verdict": v.to_json()} for p, v in zip(self.problems, verdicts)))
+      return {"problems": len(self.problems), **collections.Counter(verdict.value for verdict in verdicts)}
 
-    self.stage("teacher", [files.value_hash([[p.id, p.inputs, p.targets, p.answer] for p in self.problems])], work)
-    return [Solution(p.id, tuple(self.tokenizer.encode(p.targets))) for p, verdict in zip(self.problems, verdicts) if verdict.reward]
+    self.stage("teacher", [self.judging, files.value_hash([p.targets for p in self.problems])], work)
+    verdicts = {row["id"]: Verdict.from_json(row["verdict"]) for row in files.read_jsonl(self.folder / "teacher/verdicts.jsonl")}
+    found = [Solution(p.id, tuple(self.tokenizer.encode(p.targets))) for p in self.problems if verdicts[p.id].reward]
+    if not found:
+      raise files.DataError(f"{self.folder.name}: none of the teacher's {len(self.problems)} traces ends with its problem's answer (looked "
+                            f"for as {self.judge.mode!r}); see {self.folder / 'teacher/verdicts.jsonl'}, and config.evaluate.answer")
+    long = [s.problem_id for s in found if not self._fits(s)]
+    if long and self.experiment.data.too_long == "error":
+      raise files.DataError(f"{self.folder.name}: {len(long)} of the teacher's {len(found)} right traces are longer than "
+                            f"data.row_length={self.experiment.data.row_length}, the first of them of {long[0]!r}; make the rows longer, "
+                            "or set data.too_long='drop'")
+    return found
 
-  def by_likelihood(self, name: str, solutions: Sequence[Solution], cfg: schema.Train, start: Policy | None, cost: "Cost") -> Policy:
-    """Trains on whole solutions, from a policy or from where the config says."""
+  def by_likelihood(self, name: str, solutions: Sequence[Solution], cfg: schema.Train, start: Policy | None, cost: Cost) -> Policy:
+    """Trains on whole solutions, from a policy or from where the config says; those that do not fit a row are left out and noted."""
     init = start.checkpoints if start else self.experiment.train.init
     experiment = dataclasses.replace(self.experiment, train=dataclasses.replace(cfg, init=init))
     identity = start.identity if start else init and files.value_hash(finetune.listing(pathlib.Path(init)))
+    documents = [(self.prompts[s.problem_id], (*s.ids, self.tokenizer.eos_id)) for s in solutions if self._fits(s)]
 
     def work(folder: pathlib.Path) -> dict:
-      documents = self._documents(solutions)
-      result = policies.on_documents(experiment, documents, folder, (self.tokenizer.size, self.tokenizer.fingerprint))
+      result = policies.on_documents(experiment, TokenDocuments(documents), folder, (self.tokenizer.size, self.tokenizer.fingerprint))
       return {**dataclasses.asdict(result), "solutions": len(solutions), "too_long": len(solutions) - len(documents)}
 
-    inputs = [_decisive(cfg), identity, files.value_hash(solutions), self.experiment.data.row_length]
-    found = self.stage(name, inputs, work)
-    return Policy(name, str(self.folder / name / "checkpoints"), cost.trained + found["tokens"], cost.sampled)
+    inputs = [_decisive(cfg), identity, files.value_hash(documents), self.experiment.data.row_length]
+    return self._trained(name, self.stage(name, inputs, work), cost, f"of {len(solutions)} solutions")
 
-  def _documents(self, solutions: Sequence[Solution]) -> TokenDocuments:
-    """Those that fit a row."""
-    made = [(self.prompts[s.problem_id], (*s.ids, self.tokenizer.eos_id)) for s in solutions]
-    return TokenDocuments([(prompt, ids) for prompt, ids in made if len(prompt) + len(ids) <= self.experiment.data.row_length])
+  def _fits(self, solution: Solution) -> bool:
+    return len(self.prompts[solution.problem_id]) + len(solution.ids) < self.experiment.data.row_length  # end-of-text comes after it
+
+  def _trained(self, name: str, found: dict, cost: Cost, whole: str) -> Policy:
+    notes = (f"{self.folder.name}, {name!r}: {found['too_long']} {whole} do not fit a row and were left out",) if found["too_long"] else ()
+    return Policy(name, str(self.folder / name / "checkpoints"), cost.trained + found["tokens"], cost.sampled, notes)
 
   def sample(self, policy: Policy, n: int) -> tuple[list[Drawn], int]:
     """(n traces of every problem, tokens sampled)."""
-    how, splitting = self.study.sampling, Splitting(_RULES.get(self.experiment.data.task, "gsm8k"), self.study.step_limit)
-    name = f"draw{n}_{policy.name}"
+    how, name = self.study.sampling, f"draw{n}_{policy.name}"
 
     def work(folder: pathlib.Path) -> dict:
-      generate = self._generate(policy, folder)
-      drawn = list(draw(self.problems, generate, self.judge, how, n, self.experiment.seed, splitting))
+      drawn = list(draw(self.problems, self.sampler(policy, folder), self.judge, how, n, self.experiment.seed, self.splitting))
       order = {p.id: i for i, p in enumerate(self.problems)}
       drawn.sort(key=lambda d: order[d.problem_id])
       records.write(folder / "drawn.jsonl", drawn)
@@ -139,111 +171,39 @@ class Cell:
               "truncated": sum(not d.complete for d in drawn), "distinct": len({(d.problem_id, d.text) for d in drawn}),
               "tokens": sum(sum(map(len, d.steps)) + d.complete for d in drawn), "accuracy": counts["equal"] / len(drawn)}
 
-    found = self.stage(name, [policy.identity, how.to_json(), n, dataclasses.asdict(splitting), self._problems_hash()], work)
+    found = self.stage(name, [policy.identity, how.to_json(), n, dataclasses.asdict(self.splitting), self.judging], work)
     return list(records.read(Drawn, self.folder / name / "drawn.jsonl")), found["tokens"]
 
-  def _problems_hash(self) -> str:
-    return files.value_hash([[p.id, p.inputs, p.answer] for p in self.problems])
-
-  def _generate(self, policy: Policy, folder: pathlib.Path):
+  def sampler(self, policy: Policy, folder: pathlib.Path):
     """Samples of a policy, kept in a journal: a killed stage goes on where it was."""
     engine = engine_of(self.experiment, self.tokenizer, policy.checkpoints, policy.identity)
     return functools.partial(journal.generate, engine, path=folder / "journal.jsonl")
 
-  def right(self, drawn: Sequence[Drawn], most: int) -> list[Solution]:
-    """Distinct right traces, at most so many a problem."""
-    whole = [d for d in drawn if d.complete]
-    traces = [Trace(d.problem_id, d.text, metadata={"number": i}) for i, d in enumerate(whole)]
-    taken: collections.Counter[str] = collections.Counter()
-    kept = []
-    for trace in sets.build(traces, [d.verdict for d in whole], near=False).positive:
-      taken[trace.problem_id] += 1
-      if taken[trace.problem_id] <= most:
-        kept.append(Solution(trace.problem_id, sum(whole[trace.metadata["number"]].steps, ())))
-    return kept
+  def right(self, name: str, drawn: Sequence[Drawn], most: int) -> list[Solution]:
+    """Distinct right traces, at most so many a problem; what became of the others is in the manifest of stage `right_NAME`."""
+    kept, distinct = right(drawn, most), right(drawn, len(drawn))
+    every = [d for d in drawn if d.verdict.reward]
+    ended = sum(d.complete for d in every)
+    counts = {"traces": len(drawn), "right": len(every), "problems": len({d.problem_id for d in kept}), "kept": len(kept),
+              "dropped": {"did not end": len(every) - ended, "the same as another": ended - len(distinct),
+                          "beyond the most of a problem": len(distinct) - len(kept)}}
+    self.stage(f"right_{name}", [counts], lambda _: counts)
+    return [Solution(d.problem_id, sum(d.steps, ())) for d in kept]
 
   def check(self, drawn: Sequence[Drawn], policy: Policy) -> None:
     """Raises TooWeakError where pits would be noise."""
     accuracy = sum(d.verdict.reward for d in drawn) / len(drawn)
     if accuracy < self.study.least_accuracy:
       raise TooWeakError(f"{self.folder.name}: {100 * accuracy:.1f} % of the samples of {policy.name!r} are right; below "
-                         f"{100 * self.study.least_accuracy:.0f} % pits are noise. Train {policy.name!r} on more problems or for longer, or "
-                         "lower config.study.least_accuracy and expect nothing of the step arms")
+                         f"{100 * self.study.least_accuracy:.0f} % pits are noise. Train {policy.name!r} on more problems or for longer, "
+                         "or lower config.study.least_accuracy and expect nothing of the step arms")
 
-  def value(self, policy: Policy, drawn: Sequence[Drawn], right_too: bool) -> tuple[list[Samples], int]:
-    """(samples with step values on the wrong traces, and on right ones where asked; tokens that the rollouts took)."""
-    cfg = self.study.values
-    wanted, wrong = [], collections.Counter[str]()
-    for d in drawn:
-      reward = _reward(d.verdict)
-      wrong[d.problem_id] += reward == 0
-      if d.steps and ((reward == 0 and wrong[d.problem_id] <= self.study.wrong) or (reward == 1 and right_too)):
-        wanted.append(d)
-    token_traces = [values.TokenTrace(d.problem_id, self.prompts[d.problem_id], d.steps, d.complete, _reward(d.verdict) if d.complete else None)
-                    for d in wanted]
-    name = f"values_{policy.name}" + ("_all" if right_too else "")
-
-    def work(folder: pathlib.Path) -> dict:
-      found = values.estimate(token_traces, self._generate(policy, folder), self.judge, cfg)
-      records.write(folder / "values.jsonl", [row for rows in found.values for row in rows])
-      continuations = [{"trace": i, "step": step, "samples": [list(s.ids) for s in kept]}
-                       for i, right in enumerate(found.right) for step, kept in right.items()]
-      files.write_jsonl(folder / "continuations.jsonl", continuations)
-      return {**found.spent.to_json(), "traces": len(wanted), "pits": dict(collections.Counter(str(pit) for pit in found.pits))}
-
-    inputs = [policy.identity, cfg.to_json(), files.value_hash([t.to_json() for t in token_traces])]
-    spent = self.stage(name, inputs, work)
-    return self._samples(drawn, wanted, self.folder / name), spent.get("tokens", 0)
-
-  def _samples(self, drawn, wanted, folder) -> list[Samples]:
-    """Drawn traces by problem, with what `values` wrote about them."""
-    q: dict[int, dict[int, float | None]] = collections.defaultdict(dict)
-    for row in records.read(StepValue, folder / "values.jsonl"):
-      q[row.trace][row.step] = row.q
-    after: dict[int, dict[int, list[Sampled]]] = collections.defaultdict(dict)
-    for row in files.read_jsonl(folder / "continuations.jsonl"):
-      after[row["trace"]][row["step"]] = [self._continuation(ids) for ids in row["samples"]]
-    number = {id(d): i for i, d in enumerate(wanted)}
-    grouped: dict[str, list[Sampled]] = collections.defaultdict(list)
-    for d in drawn:
-      i = number.get(id(d), -1)
-      known = tuple(q[i].get(step) for step in range(len(d.steps) + 1)) if i in q else ()
-      grouped[d.problem_id].append(Sampled(d.steps, d.verdict, d.complete, known, after.get(i, {})))
-    return [Samples(name, self.prompts[name], tuple(traces)) for name, traces in grouped.items()]
-
-  def unvalued(self, drawn: Sequence[Drawn]) -> list[Samples]:
-    """Drawn traces by problem."""
-    grouped: dict[str, list[Sampled]] = collections.defaultdict(list)
-    for d in drawn:
-      grouped[d.problem_id].append(Sampled(d.steps, d.verdict, d.complete))
-    return [Samples(name, self.prompts[name], tuple(traces)) for name, traces in grouped.items()]
-
-  def merged(self, samples: Sequence[Samples]) -> list[trees.Node]:
-    """The valued traces of every problem as one tree."""
-    valued = [(of, [trace for trace in of.traces if trace.advantages() is not None and trace.steps]) for of in samples]
-    return [pairs.tree(of.prompt_ids, traces, self.tokenizer.eos_id) for of, traces in valued if traces]
-
-  def _continuation(self, ids: list[int]) -> Sampled:
-    spans = steps.spans(self.tokenizer.decode(ids), _RULES.get(self.experiment.data.task, "gsm8k"), self.study.step_limit)
-    return Sampled(tuple(tuple(step) for step in steps.token_spans(ids, spans, self.tokenizer)), Verdict("equal"), True)
-
-  def pairs(self, name: str, samples: Sequence[Samples], pairing: Pairing) -> list[Pair]:
-    """Pairs of one mode; what was dropped is in the stage's manifest."""
-    built = pairs.build(samples, dataclasses.replace(pairing, seed=self.experiment.seed), self.tokenizer)
-
-    def work(folder: pathlib.Path) -> dict:
-      records.write(folder / "pairs.jsonl", built.pairs)
-      return built.report
-
-    self.stage(f"pairs_{name}", [dataclasses.asdict(pairing), files.value_hash([p.to_json() for p in built.pairs])], work)
-    return built.pairs
-
-  def by_preference(self, name: str, roots: Sequence[trees.Node], objective: schema.Objective, start: Policy, cost: "Cost",
+  def by_preference(self, name: str, roots: Sequence[trees.Node], objective: schema.Objective, start: Policy, cost: Cost,
                     splittable: bool) -> Policy:
-    """Trains on trees from `start`, which is the reference."""
+    """Trains on trees from `start`, which is the reference; without trees the arm stays there, and a note says so."""
     if not roots:
-      progress.say(f"{self.folder.name}: {start.name!r} gave {name!r} nothing to learn from; the arm stays at {start.name!r}")
-      return Policy(name, start.checkpoints, cost.trained, cost.sampled)
+      note = f"{self.folder.name}: the samples of {start.name!r} gave {name!r} nothing to learn from; it is {start.name!r} unchanged"
+      return Policy(name, start.checkpoints, cost.trained, cost.sampled, (note,))
     cfg, length = dataclasses.replace(self.study.preference, init=start.checkpoints), self.experiment.data.row_length
     experiment = dataclasses.replace(self.experiment, train=cfg, objective=objective)
     content = files.value_hash([_plain(root) for root in roots])
@@ -258,70 +218,35 @@ class Cell:
       result = policies.on_trees(experiment, plan, reference, folder, (self.tokenizer.size, self.tokenizer.fingerprint))
       return {**dataclasses.asdict(result), "trees": len(roots), "too_long": len(plan.too_long), "split": plan.split}
 
-    found = self.stage(name, [_decisive(cfg), dataclasses.asdict(objective), start.identity, content, length], work)
-    return Policy(name, str(self.folder / name / "checkpoints"), cost.trained + found["tokens"], cost.sampled)
+    knobs = dataclasses.asdict(objective.advantage if objective.loss in _ON_STEPS else objective.preference)
+    found = self.stage(name, [_decisive(cfg), objective.loss, knobs, start.identity, content, length], work)
+    return self._trained(name, found, cost, f"of {len(roots)} trees")
 
   def evaluate(self, policy: Policy, test: Sequence[Example]) -> np.ndarray:
-    """For every test problem whether the policy's greedy answer is right."""
-    protocol, cfg = protocols.of(self.experiment), self.experiment.evaluate
+    """For every test problem the share of the policy's answers that are right."""
+    cfg, protocol = dataclasses.asdict(self.experiment.evaluate), protocols.of(self.experiment)
 
     def work(folder: pathlib.Path) -> dict:
       engine = engine_of(self.experiment, self.tokenizer, policy.checkpoints, policy.identity)
-      how = Sampling(max_tokens=cfg.max_new_tokens, temperature=0.0, stop=protocol.stop)
-      given = [Example(p.id, protocol.prompt(p), "", p.answer, "", p.question, p.group) for p in test]
-      judge = Judge({p.id: p.answer for p in test}, self.judge.mode, self.tokenizer, self.judge.pool)
-      found = {d.problem_id: d for d in draw(given, engine.generate, judge, how, 1, 0, Splitting("gsm8k", 1))}
-      answered = [Answered(p.id, p.question, p.answer, (Response(found[p.id].text, found[p.id].complete),), p.group) for p in test]
-      return score.score(answered, protocol, cfg.policy, (), folder, {"temperature": 0, "max_new_tokens": cfg.max_new_tokens})
+      return evaluate_lib.answer(engine, test, self.experiment, folder)
 
     name = f"evaluate_{self.study.split}_{policy.name}"
-    self.stage(name, [policy.identity, dataclasses.asdict(cfg), files.value_hash([[p.id, p.inputs, p.answer] for p in test])], work)
+    decisive = {key: value for key, value in cfg.items() if key not in ("slots", "before")}
+    asked = files.value_hash([[p.id, protocol.prompt(p), p.answer] for p in test])
+    self.stage(name, [policy.identity, decisive, protocol.record(), asked], work)
     shares = score.shares(self.folder / name / "responses.jsonl")
     return np.array([shares[p.id] for p in test])
 
 
-class Cost(NamedTuple):
-  """What a policy took before its own training: target tokens trained, tokens sampled."""
-
-  trained: int = 0
-  sampled: int = 0
-
-
 def open_cell(job: finetune.Job, tokenizer: Tokenizer, count: int, seed: int) -> Cell:
-  """The cell of `count` problems and a seed: every seed has its own problems, and a smaller cell's are the first of a larger one's."""
+  """The cell of `count` problems and a seed; see `splits.training`."""
   experiment = dataclasses.replace(job.experiment, seed=job.experiment.seed + seed,
                                    world=dataclasses.replace(job.experiment.world, seed=job.experiment.world.seed + seed))
-  problems = tuple(_training(experiment, count))
-  if len(problems) < count:
-    raise files.DataError(f"config.study.problems asks for {count} problems; {experiment.data.task} has {len(problems)} for training")
-  judge = Judge({p.id: p.answer for p in problems}, protocols.of(experiment).mode, tokenizer, pool.shared(POLICIES[experiment.evaluate.policy]))
+  problems = tuple(splits.training(experiment, count))
+  # Responses to training problems have the form of the teacher's traces, whatever protocol asks the test problems.
+  own = dataclasses.replace(experiment, evaluate=dataclasses.replace(experiment.evaluate, protocol=""))
+  judge = Judge({p.id: p.answer for p in problems}, protocols.of(own).mode, tokenizer, pool.shared(POLICIES[experiment.evaluate.policy]))
   return Cell(experiment, job.workdir / f"n{count:05}_s{seed}", tokenizer, problems, judge)
-
-
-def _training(experiment: schema.Experiment, count: int) -> Iterator[Example]:
-  data = experiment.data
-  if data.task == "world":
-    yield from sources.examples(dataclasses.replace(data, train_problems=count), experiment.world, "train")
-    return
-  training = _divided(experiment)[0]
-  for i in np.random.default_rng(experiment.seed).permutation(len(training))[:count]:
-    yield training[i]
-
-
-def test_problems(experiment: schema.Experiment) -> list[Example]:
-  """The problems that arms are evaluated on: those of the test split, or development problems that no arm is trained on."""
-  data, count = experiment.data, experiment.data.test_problems
-  if experiment.study.split == "dev" and data.task != "world":
-    return _divided(experiment)[1][:count or None]
-  return list(sources.examples(data, experiment.world, experiment.study.split))
-
-
-def _divided(experiment: schema.Experiment) -> tuple[list[Example], list[Example]]:
-  """(training, development) problems of a task in files: a tenth, by the hash of the question, is for development."""
-  parts: tuple[list[Example], list[Example]] = ([], [])
-  for example in sources.examples(experiment.data, experiment.world, "train"):
-    parts[int(files.value_hash(example.question)[:8], 16) % 10 == 0].append(example)
-  return parts
 
 
 _engines: dict[str, JaxEngine] = {}
@@ -330,16 +255,11 @@ _engines: dict[str, JaxEngine] = {}
 def engine_of(experiment: schema.Experiment, tokenizer: Tokenizer, checkpoints: str, identity: str) -> JaxEngine:
   """One engine for all policies of a study: they have one shape, and new weights compile nothing."""
   model, params = finetune.load_policy(experiment, tokenizer, checkpoints)
-  key = files.value_hash([dataclasses.asdict(model.cfg), tokenizer.fingerprint])
+  key = files.value_hash([dataclasses.asdict(model.cfg), tokenizer.fingerprint, experiment.evaluate.slots])
   if key not in _engines:
-    _engines[key] = JaxEngine(model, params, tokenizer)
+    _engines[key] = JaxEngine(model, params, tokenizer, slots=experiment.evaluate.slots)
   _engines[key].load(params, identity)
   return _engines[key]
-
-
-def _reward(verdict: Verdict) -> int | None:
-  """As `pairs.Sampled.reward`: no answer is a wrong one."""
-  return verdict.reward if verdict.value != "undecided" or verdict.reason == "no-answer" else None
 
 
 def _decisive(cfg: schema.Train) -> dict:

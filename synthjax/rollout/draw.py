@@ -1,5 +1,6 @@
 """Traces drawn from a policy, split into steps and judged: what self-generated data are made of."""
 
+import collections
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -7,10 +8,10 @@ from synthjax import files
 from synthjax.data import steps
 from synthjax.data.sources import Example
 from synthjax.data.tokenizers import Tokenizer
-from synthjax.records import Record, Verdict
+from synthjax.records import Record, Trace, Verdict
 from synthjax.rollout.requests import Request, Sample, Sampling
 from synthjax.rollout.values import Generate, Ids
-from synthjax.verify import extract
+from synthjax.verify import extract, sets
 from synthjax.verify.pool import Pool
 
 
@@ -23,6 +24,10 @@ class Drawn(Record):
   steps: tuple[tuple[int, ...], ...]  # ids, without end-of-text
   verdict: Verdict
   complete: bool = True  # the policy ended it
+
+  def reward(self) -> int | None:
+    """As `pairs.Sampled.reward`: no answer is a wrong one."""
+    return self.verdict.reward if self.verdict.value != "undecided" or self.verdict.reason == "no-answer" else None
 
 
 class Judge:
@@ -68,3 +73,27 @@ def draw(problems: Sequence[Example], generate: Generate, judge: Judge, how: Sam
       spans = steps.spans(sample.text, splitting.rule, splitting.limit)
       pieces = tuple(tuple(step) for step in steps.token_spans(sample.ids, spans, tokenizer))
       yield Drawn(by_id[result.id].id, sample.text, pieces, judge(result.id, (), sample), sample.finish == "stop")
+
+
+def right(drawn: Sequence[Drawn], most: int) -> list[Drawn]:
+  """Distinct right traces that ended, at most so many a problem: the positives of RFT."""
+  whole = [d for d in drawn if d.complete]
+  traces = [Trace(d.problem_id, d.text, metadata={"number": i}) for i, d in enumerate(whole)]
+  taken: collections.Counter[str] = collections.Counter()
+  kept = []
+  for trace in sets.build(traces, [d.verdict for d in whole], near=False).positive:
+    taken[trace.problem_id] += 1
+    if taken[trace.problem_id] <= most:
+      kept.append(whole[trace.metadata["number"]])
+  return kept
+
+
+def to_value(drawn: Sequence[Drawn], most_wrong: int, right_too: bool) -> list[Drawn]:
+  """Those that get step values: the first wrong ones of every problem, and the right ones where asked."""
+  wanted, wrong = [], collections.Counter[str]()
+  for d in drawn:
+    reward = d.reward()
+    wrong[d.problem_id] += reward == 0
+    if d.steps and ((reward == 0 and wrong[d.problem_id] <= most_wrong) or (reward == 1 and right_too)):
+      wanted.append(d)
+  return wanted

@@ -171,6 +171,7 @@ def _candidates(samples: Samples, cfg: Pairing, eos_id: int, counts) -> Iterator
       if pit is None:
         counts["dropped"]["trace: no pit within the guards" if any(q is not None for q in trace.q) else "trace: no step values"] += 1
         continue
+      pit = _at(pit, len(trace.steps), number, samples.problem_id, cfg)
       counts["pits"][pit] += 1
       better = [other for other in trace.continuations.get(pit - 1, ()) if other.reward() == 1] if at_pit else right
     if not better:
@@ -180,6 +181,13 @@ def _candidates(samples: Samples, cfg: Pairing, eos_id: int, counts) -> Iterator
     for other in better:
       chosen = _side(other, 0, 1, None) if cfg.mode == "step" else _side(other, 0, None, eos_id)
       yield _Candidate(number, pit, trace.steps[:first], chosen, rejected)
+
+
+def _at(pit: int, steps: int, trace: int, problem_id: str, cfg: Pairing) -> int:
+  """The step that stands where the pit does: the pit itself, or for ablations any step of the trace, or its last one."""
+  if cfg.pit == "random":
+    return 1 + int(np.random.default_rng([cfg.seed, int(files.value_hash(problem_id)[:16], 16), trace]).integers(steps))
+  return steps if cfg.pit == "last" else pit
 
 
 def _side(trace: Sampled, first: int, last: int | None, eos_id: int | None) -> _Side:

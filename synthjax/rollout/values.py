@@ -47,7 +47,7 @@ class Spent(Record):
   rounds: int = 0  # calls of the engine
   requests: int = 0
   rollouts: int = 0
-  tokens: int = 0  # sampled; engines that give text only count none
+  tokens: int = 0  # sampled, end-of-text among them where the engine gives log-probs; engines that give text only count none
   undecided: int = 0  # rollouts left out of n
   unanswered: int = 0  # rollouts without an answer: they failed
   refused: int = 0  # requests that the engine answered with an error; their prefixes have that many rollouts fewer
@@ -202,7 +202,8 @@ class _Job:
     if len(result.samples) != n:
       raise files.DataError(f"request {result.id!r}: {len(result.samples)} samples, expected {n}")
     self.error = self.error or result.error
-    self.spent.update(requests=1, rollouts=n, tokens=sum(len(sample.ids) for sample in result.samples), refused=int(bool(result.error)))
+    tokens = sum(len(sample.log_probs) or len(sample.ids) for sample in result.samples)
+    self.spent.update(requests=1, rollouts=n, tokens=tokens, refused=int(bool(result.error)))
 
   def _judged(self, prefix: _Prefix, result: Result) -> _Judged:
     verdicts = [self.judge(prefix.problem_id, prefix.given_ids, sample) for sample in result.samples]

@@ -23,15 +23,25 @@ from synthjax.rollout.slots import Shape
 from synthjax.schema import Model
 
 TINY = Model(d_model=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_dim=48, vocab_size=64, rope_theta=100.0)
+SMALL = dataclasses.replace(TINY, layers=1)
 VARIANTS = {
   "swiglu": TINY,
-  "qwen, tied": dataclasses.replace(TINY, qkv_bias=True, qk_norm=True, tie_embeddings=True, mlp="relu2"),
-  "capped, scaled": dataclasses.replace(TINY, logit_soft_cap=5.0, rope_scaling="llama3", rope_factor=4.0, rope_original_context=64),
-  "windowed, capped scores": dataclasses.replace(TINY, window=5, attention_soft_cap=0.5),
+  "qwen, tied": dataclasses.replace(SMALL, qkv_bias=True, qk_norm=True, tie_embeddings=True, mlp="relu2"),
+  "capped, scaled": dataclasses.replace(SMALL, logit_soft_cap=5.0, rope_scaling="llama3", rope_factor=4.0, rope_original_context=64),
+  "windowed, capped scores": dataclasses.replace(SMALL, window=5, attention_soft_cap=0.5),
 }
-SMALL = dataclasses.replace(TINY, layers=1)
 TWO = schema.Mesh(fsdp=2, context=4)  # most tests: two parts share the blocks
 SHAPE = Shape(blocks=2, slots=4, pages=2, page_length=32, max_tokens=16, steps=5)
+WIDE = Shape(blocks=1, slots=8, pages=1, page_length=32, max_tokens=16)
+OVER_TENSOR = schema.Mesh(fsdp=1, tensor=2, context=4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_fast():
+  """Compiled fast instead of well: nearly all the time of these tests is the compiler's."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
 
 
 class Letters:
@@ -135,7 +145,7 @@ def test_a_sample_depends_on_nothing_but_policy_prompt_settings_and_seed():
   alone, _ = _answers(_engine(), requests[4:5])
   backwards, _ = _answers(_engine(shape=Shape(8, 2, 3, 32, 24, 16), mesh=schema.Mesh(fsdp=8)), requests[::-1])
   chosen, _ = _answers(_engine(shape=None, slots=16, mesh=schema.Mesh(replica=2, fsdp=4)), requests)
-  wide, _ = _answers(_engine(shape=Shape(1, 32, 4, 64, 16), mesh=schema.Mesh(fsdp=1, tensor=2, context=4)), requests)
+  wide, _ = _answers(_engine(shape=WIDE, mesh=OVER_TENSOR), requests)
   assert alone == {"r4": expected["r4"]}
   assert expected == backwards == chosen == wide
   other, _ = _answers(_engine(), [dataclasses.replace(request, seed=request.seed + 1) for request in requests])
@@ -158,7 +168,7 @@ def test_max_tokens_and_end_of_text_end_a_sample():
   assert all(len(s.log_probs) == len(s.ids) + (s.finish == "stop") for result in found.values() for s in result.samples)
 
 
-@pytest.mark.parametrize("steps", [1, 4, 16])
+@pytest.mark.parametrize("steps", [1, SHAPE.steps, 16])
 def test_stop_texts_and_ids_end_a_sample_where_they_should_whenever_the_host_looks(steps):
   free = [Request(str(i), "ABC", n=4, seed=i, sampling=Sampling(max_tokens=16)) for i in range(8)]
   whole, _ = _answers(_engine(), free)
@@ -195,7 +205,7 @@ def test_equal_requests_are_computed_once_and_answered_each():
 def test_one_prefill_of_a_trace_serves_all_its_nested_prefixes():
   trace = tuple(range(10, 42))
   requests = [Request(str(n), prompt_ids=trace[:n], n=8, sampling=Sampling(max_tokens=4)) for n in (8, 14, 20, 26, 32)]
-  engine = _engine(shape=Shape(1, 8, 1, 32, 16), mesh=schema.Mesh(fsdp=1, tensor=2, context=4))
+  engine = _engine(shape=WIDE, mesh=OVER_TENSOR)
   _answers(engine, requests)
   assert engine.counts.prefilled == 32 and engine.counts.prompt_tokens == 8 * (8 + 14 + 20 + 26 + 32)
 
@@ -325,7 +335,7 @@ def test_a_caller_that_has_had_enough_leaves_nothing_behind():
 
 
 def test_partial_samples_grow_into_the_result():
-  engine = _engine(shape=dataclasses.replace(SHAPE, steps=2))
+  engine = _engine(shape=dataclasses.replace(SHAPE, steps=1))
   request = Request("a", "ABC", n=12, sampling=Sampling(max_tokens=16, stop=("Z",)))
   engine.add(request)
   before, result = [""] * 12, None

@@ -10,8 +10,7 @@ from synthjax.data import tokenizers, trees
 from synthjax.generate.worlds import shop
 from synthjax.recipes import preference
 from synthjax.records import Pair, Verdict
-from synthjax.rollout import pairs
-from synthjax.rollout import pairing
+from synthjax.rollout import pairing, pairs
 from synthjax.rollout.pairing import Pairing
 from synthjax.rollout.pairs import Sampled, Samples
 from synthjax.rollout.pits import Guards
@@ -256,3 +255,13 @@ def test_what_cannot_be_used_is_refused_by_name():
     Pairing(mode="step", weighted=True)
   with pytest.raises(ValueError, match="per_problem=0, per_trace=1; expected 1 and more"):
     Pairing(per_problem=0)
+
+
+def test_for_ablations_another_step_of_the_same_traces_may_stand_where_the_pit_is():
+  pits = {pit: _built(mode="paper", pit=pit).report["pits"] for pit in pairing.PITS}
+  assert pits["first"] == {"2": 1} and pits["last"] == {"3": 1}
+  assert _says(_one(mode="paper", pit="last").metadata["rejected_steps"]) == ["11 + 2 = 13 ;", "13 - 5 = 9 ;", "Answer: 9"]
+  assert {step for seed in range(20) for step in _built(mode="paper", pit="random", seed=seed).report["pits"]} == {"1", "2", "3"}
+  assert _built(mode="branch", pit="last").report["dropped"] == {"trace: no right continuation": 1}
+  with pytest.raises(ValueError, match="pit 'deepest'; expected one of first, random, last"):
+    Pairing(pit="deepest")

@@ -17,11 +17,13 @@ from synthjax.rollout.remote import Remote, Server
 from synthjax.rollout.requests import Request, Sampling
 
 ROOT = pathlib.Path(__file__).parents[2]
+# Two devices; compiled fast instead of well: that is most of what a process of seconds does.
+FAST = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def _start(verb, workdir, *more, **variables):
   command = [sys.executable, "-m", "synthjax", verb, "--config", "configs/world_sft.py:smoke", "--workdir", str(workdir), *map(str, more)]
-  return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", **variables},
+  return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **FAST, **variables},
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

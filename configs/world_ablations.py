@@ -1,0 +1,55 @@
+"""Ablations of study A on the embedded world's development problems, at N = 512 and two seeds: one argument, one change.
+
+Command:   see docs/log.md, "ablations of study A": `arms` first; its work folder, copied, holds the SFT and RFT policies of all others.
+           python -m synthjax run --config configs/world_ablations.py:best_of_5 --workdir runs/ablations/best_of_5
+Hardware:  2 CPU cores; `arms` 6 minutes, the others a minute each where the work folder has the policies.
+Source:    Setlur et al. 2024 (arXiv 2406.14532) for the questions; sizes and rates are those of configs/math_scaling_world.py.
+"""
+
+import pathlib
+
+import ml_collections
+
+BASE = pathlib.Path(__file__).absolute().parents[1] / "data/base_policy"
+STEPS = ("sft", "rft", "step_dpo.paper", "step_dpo.branch")
+# What differs from `plain`.
+VARIANTS: dict[str, dict] = {
+  "plain": {},
+  "best_of_5": {"study.values.best_of": 5},
+  "rollouts_4": {"study.values.rollouts": 4},
+  "rollouts_16": {"study.values.rollouts": 16},
+  "pit_random": {"study.pairs.pit": "random"},
+  "pit_last": {"study.pairs.pit": "last"},
+  "beta_003": {"objective.preference.beta": 0.03},
+  "beta_03": {"objective.preference.beta": 0.3},
+  "arms": {"study.arms": ("sft", "rft", "rft_clean", "rft_spurious", "rft_many", "filtered_sft"), "study.seeds": (0, 1, 2)},
+}
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+  """A name in VARIANTS; `smoke`: `plain` on a small cell."""
+  smoke = arg == "smoke"
+  rare = {"checkpoint_every": 10_000, "log_every": 10_000}
+  config = ml_collections.ConfigDict({
+    "name": f"world_ablations_{arg or 'plain'}",
+    "recipe": "math_rl",
+    "model": "world_160k",
+    "data": {"task": "world", "test_problems": 100 if smoke else 1000},
+    "train": {"batch_size": 8, "init": str(BASE), "epochs": 2.0 if smoke else 20.0, "optimizer": {"learning_rate": 1e-3}, **rare},
+    "objective": {"preference": {"beta": 0.1, "nll": 1.0}, "advantage": {"beta": 0.15}},
+    "study": {
+      "problems": (32,) if smoke else (512,),
+      "baseline_problems": (64,) if smoke else (1024,),
+      "seeds": (0,) if smoke else (0, 1),
+      "arms": STEPS,
+      "split": "dev",
+      "least_accuracy": 0.0 if smoke else 0.15,
+      "values": {"rollouts": 8, "best_of": 1, "block": 8, "keep": 4, "sampling": {"max_tokens": 64, "temperature": 0.7}},
+      "pairs": {"pit": "first"},
+      "rft": {"batch_size": 8, "epochs": 2.0 if smoke else 8.0, "optimizer": {"learning_rate": 1e-3}, **rare},
+      "preference": {"batch_size": 16, "epochs": 2.0, "optimizer": {"learning_rate": 1e-4, "weight_decay": 0.0}, **rare},
+    },
+    "evaluate": {"max_new_tokens": 64},
+  })
+  config.update_from_flattened_dict(VARIANTS["plain" if smoke else arg or "plain"])
+  return config
