@@ -2,7 +2,7 @@
 
 Command:   see docs/log.md, "ablations of study A": `arms` first; its work folder, copied, holds the SFT and RFT policies of all others.
            python -m synthjax run --config configs/world_ablations.py:best_of_5 --workdir runs/ablations/best_of_5
-Hardware:  2 CPU cores; `arms` 6 minutes, the others a minute each where the work folder has the policies.
+Hardware:  2 CPU cores; beside much other work `arms` took 15 minutes, the others 2 to 4 each where the work folder has the policies.
 Source:    Setlur et al. 2024 (arXiv 2406.14532) for the questions; sizes and rates are those of configs/math_scaling_world.py.
 """
 
