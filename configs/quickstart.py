@@ -1,7 +1,7 @@
 """Study A in minutes: what 512 synthetic problems of the embedded world are worth under SFT, RFT, DPO and per-step DPO.
 
 Command:   make quickstart      (or: python -m synthjax run --config configs/quickstart.py --workdir runs/quickstart)
-Hardware:  2 CPU cores, under 10 minutes with the set-up.
+Hardware:  2 CPU cores: 6 minutes of CPU time; 10 minutes of the clock beside another job that used both cores.
 Source:    Setlur et al. 2024 (arXiv 2406.14532); the world is ours (synthjax/generate/worlds/shop.py), sizes and rates were chosen on its
            development problems; nothing is downloaded. The full sweep is configs/math_scaling_world.py.
 """
