@@ -6,6 +6,8 @@ Shapes: T tokens, S sequences, V vocabulary.
 import collections
 import dataclasses
 import functools
+import math
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +32,12 @@ VARIANTS = {
   "capped, scaled": dataclasses.replace(SMALL, logit_soft_cap=5.0, rope_scaling="llama3", rope_factor=4.0, rope_original_context=64),
   "windowed, capped scores": dataclasses.replace(SMALL, window=5, attention_soft_cap=0.5),
 }
-TWO = schema.Mesh(fsdp=2, context=4)  # most tests: two parts share the blocks
+TWO = schema.Mesh(fsdp=2)  # most tests: two parts share the blocks
 SHAPE = Shape(blocks=2, slots=4, pages=2, page_length=32, max_tokens=16, steps=5)
+ALWAYS = dataclasses.replace(SHAPE, steps=1)
+LATE = Shape(blocks=4, slots=2, pages=3, page_length=32, max_tokens=24, steps=16)  # the host looks when samples are over
 WIDE = Shape(blocks=1, slots=8, pages=1, page_length=32, max_tokens=16)
-OVER_TENSOR = schema.Mesh(fsdp=1, tensor=2, context=4)
+FOUR, OVER_TENSOR = schema.Mesh(fsdp=4), schema.Mesh(fsdp=1, tensor=2)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -58,17 +62,23 @@ class Letters:
     return "".join(chr(64 + i) for i in ids)
 
 
+LETTERS = Letters()
+
+
 @functools.cache
 def _model(name=""):
   model = Transformer(VARIANTS.get(name, SMALL))
-  params = model.init(jax.random.key(0))
+  params = jax.jit(model.init)(jax.random.key(0))
   # Sharper than fresh parameters: samples differ by prompt, not by chance alone.
   params["embedding"] = params["embedding"] * 4
   return model, params
 
 
-def _engine(name="", shape=SHAPE, **more):
-  return JaxEngine(*_model(name), Letters(), shape=shape, mesh=more.pop("mesh", TWO), **more)
+def _engine(name="", shape=SHAPE, mesh=TWO, tokenizer=LETTERS, slots=16):
+  """On as many devices as the mesh has; the others would wait."""
+  devices = jax.devices()[:math.prod(dataclasses.astuple(mesh))]
+  with mock.patch.object(jax, "local_devices", return_value=devices):
+    return JaxEngine(*_model(name), tokenizer, shape=shape, mesh=mesh, slots=slots)
 
 
 def _requests(count=30, seed=0, sampling=None):
@@ -107,7 +117,7 @@ def _trainer(name):
     hidden = model.hidden(params, ids_T[None], places[None], jnp.full((1, 48), 48))
     return model.log_prob(params, hidden[:, :-1], ids_T[None, 1:]).log_prob[0], model.logits(params, hidden)[0]
 
-  return lambda ids: log_probs(jnp.zeros(48, jnp.int32).at[:len(ids)].set(jnp.array(ids)))
+  return lambda ids: log_probs(np.pad(np.array(ids, np.int32), (0, 48 - len(ids))))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -143,8 +153,8 @@ def test_a_sample_depends_on_nothing_but_policy_prompt_settings_and_seed():
   requests = _requests(30)
   expected, _ = _answers(_engine(), requests)
   alone, _ = _answers(_engine(), requests[4:5])
-  backwards, _ = _answers(_engine(shape=Shape(8, 2, 3, 32, 24, 16), mesh=schema.Mesh(fsdp=8)), requests[::-1])
-  chosen, _ = _answers(_engine(shape=None, slots=16, mesh=schema.Mesh(replica=2, fsdp=4)), requests)
+  backwards, _ = _answers(_engine(shape=LATE, mesh=FOUR), requests[::-1])
+  chosen, _ = _answers(_engine(shape=None, mesh=schema.Mesh(replica=2, fsdp=2)), requests)
   wide, _ = _answers(_engine(shape=WIDE, mesh=OVER_TENSOR), requests)
   assert alone == {"r4": expected["r4"]}
   assert expected == backwards == chosen == wide
@@ -168,15 +178,15 @@ def test_max_tokens_and_end_of_text_end_a_sample():
   assert all(len(s.log_probs) == len(s.ids) + (s.finish == "stop") for result in found.values() for s in result.samples)
 
 
-@pytest.mark.parametrize("steps", [1, SHAPE.steps, 16])
-def test_stop_texts_and_ids_end_a_sample_where_they_should_whenever_the_host_looks(steps):
+@pytest.mark.parametrize(("shape", "mesh"), [(ALWAYS, TWO), (SHAPE, TWO), (LATE, FOUR)], ids=["always", "often", "late"])
+def test_stop_texts_and_ids_end_a_sample_where_they_should_whenever_the_host_looks(shape, mesh):
   free = [Request(str(i), "ABC", n=4, seed=i, sampling=Sampling(max_tokens=16)) for i in range(8)]
   whole, _ = _answers(_engine(), free)
   # Texts that some samples hold: two letters each.
   common = collections.Counter("".join(chr(64 + i) for i in ids[k:k + 2]) for s in whole.values() for ids, _ in s for k in (3, 6))
   stop, stop_ids = tuple(pair for pair, _ in common.most_common(6) if len(pair) == 2), (9, 12)
   how = Sampling(max_tokens=16, stop=stop, stop_ids=stop_ids)
-  _, found = _answers(_engine(shape=dataclasses.replace(SHAPE, steps=steps)), [dataclasses.replace(r, sampling=how) for r in free])
+  _, found = _answers(_engine(shape=shape, mesh=mesh), [dataclasses.replace(r, sampling=how) for r in free])
   ends = collections.Counter()
   for name, samples in whole.items():
     for (ids, finish), sample in zip(samples, found[name].samples):
@@ -283,12 +293,11 @@ def test_the_ids_beyond_the_tokenizers_are_never_drawn():
 
 def test_ninety_percent_of_the_slots_are_occupied_on_an_uneven_queue():
   random = np.random.default_rng(0)
-  model = Transformer(dataclasses.replace(TINY, layers=1))
   requests = [Request(str(i), prompt_ids=tuple(random.integers(8, 60, random.integers(2, 17)).tolist()),
                       sampling=Sampling(max_tokens=int(random.integers(2, 33)))) for i in range(600)]
   tokenizer = Letters()
   tokenizer.eos_id = -1
-  engine = JaxEngine(model, model.init(jax.random.key(0)), tokenizer, mesh=TWO, slots=32)
+  engine = _engine(shape=None, tokenizer=tokenizer, slots=32)
   found = {result.id: result for result in engine.generate(requests)}
   assert all(len(found[request.id].samples[0].ids) == request.sampling.max_tokens for request in requests)
   assert engine.counts.tokens == engine.counts.used == sum(request.sampling.max_tokens for request in requests)
@@ -335,7 +344,7 @@ def test_a_caller_that_has_had_enough_leaves_nothing_behind():
 
 
 def test_partial_samples_grow_into_the_result():
-  engine = _engine(shape=dataclasses.replace(SHAPE, steps=1))
+  engine = _engine(shape=ALWAYS)
   request = Request("a", "ABC", n=12, sampling=Sampling(max_tokens=16, stop=("Z",)))
   engine.add(request)
   before, result = [""] * 12, None
@@ -372,6 +381,9 @@ def test_a_shape_in_use_is_not_compiled_again_for_another_engine():
   assert slots.functions.cache_info().misses - misses <= 1
 
 
+_draw = jax.jit(draw, static_argnums=3)
+
+
 def _oracle(logits_V, how):
   """Probabilities in float64, by sorting and cutting."""
   scaled = logits_V.astype(np.float64) / how.temperature
@@ -402,7 +414,7 @@ def test_tokens_are_drawn_with_the_probabilities_of_a_float64_oracle(how):
   fill = lambda value, dtype: jnp.full(count, value, dtype)
   filters = Filters(fill(how.temperature, jnp.float32), fill(how.top_k, jnp.int32), fill(how.top_p, jnp.float32), fill(how.min_p, jnp.float32))
   key_S = jax.random.split(jax.random.key(1), count)
-  token_S, log_prob_S = jax.jit(draw, static_argnums=3)(jnp.tile(logits_V, (count, 1)), key_S, filters, size)
+  token_S, log_prob_S = _draw(jnp.tile(logits_V, (count, 1)), key_S, filters, size)
   found_V = np.bincount(token_S, minlength=V)
   assert not found_V[expected_V == 0].any()
   likely = expected_V * count >= 5
@@ -423,6 +435,5 @@ def test_no_id_of_weight_zero_is_drawn_even_at_the_ends():
 def test_sequences_of_one_call_have_their_own_settings():
   logits_SV = jnp.tile(jnp.arange(64.0) / 8, (3, 1))
   filters = Filters(jnp.array([0.0, 1.0, 1.0]), jnp.array([0, 2, 0]), jnp.ones(3), jnp.zeros(3))
-  one = jax.jit(draw, static_argnums=3)
-  tokens = np.array([one(logits_SV, jax.random.split(key, 3), filters, 60)[0] for key in jax.random.split(jax.random.key(0), 50)])
+  tokens = np.array([_draw(logits_SV, jax.random.split(key, 3), filters, 60)[0] for key in jax.random.split(jax.random.key(0), 50)])
   assert set(tokens[:, 0]) == {59} and set(tokens[:, 1]) == {58, 59} and len(set(tokens[:, 2])) > 15
