@@ -91,9 +91,9 @@ def test_the_engine_behind_http_gives_what_it_gives_alone_and_the_doctor_finds_p
   assert doctor.returncode == 0 and re.search(r"differ by \S+ at most, \S+ on average; below 1e-4", output), output
   url = next(line for line in server.stdout if line.startswith("serving")).split()[-1]
   requests = [Request.from_json(row) for row in files.read_jsonl(tmp_path / "requests.jsonl")]
-  found = {result.id: [sample.text for sample in result.samples] for result in Remote(Server(url, "quickstart")).generate(requests)}
+  found = {result.id: [sample.text for sample in result.samples] for result in Remote(Server(url, "world_sft")).generate(requests)}
   expected = {row["id"]: [sample["text"] for sample in row["samples"]] for row in files.read_jsonl(tmp_path / "alone.jsonl")}
-  (refused,) = Remote(Server(url, "quickstart", retries=0)).generate([Request("long", prompt_ids=(5,) * 33)])
+  (refused,) = Remote(Server(url, "world_sft", retries=0)).generate([Request("long", prompt_ids=(5,) * 33)])
   server.send_signal(signal.SIGTERM)
   output, _ = server.communicate(timeout=60)
   assert server.returncode == 0, output
