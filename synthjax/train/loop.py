@@ -62,9 +62,14 @@ def train(experiment: schema.Experiment, caches: Mapping[pathlib.Path, float], f
     ValueError: a batch with an id outside the vocabulary, a negative weight or a token that nothing sees; it names the row and the value.
     TrainingStopped: a loss that is not a number, or SIGTERM (after a checkpoint).
   """
-  cfg = experiment.train
   rows, steps = _rows(experiment, caches, tokenizer[1], say)
-  layout = make_layout(experiment.mesh)
+  return by_likelihood(experiment, rows, steps, folder, tokenizer, held_out, say)
+
+
+def by_likelihood(experiment: schema.Experiment, rows: RowsLike, steps: int, folder: files.Path, tokenizer: tuple[int, str],
+                  held_out: files.Path | None = None, say: Callable[[str], None] = progress.say) -> Result:
+  """As `train`, over any rows of documents."""
+  cfg, layout = experiment.train, make_layout(experiment.mesh)
   model = Transformer(sized(experiment.model, tokenizer[0]), layout.constrain)
   check_fit(layout, model.cfg, cfg.batch_size // cfg.accumulate, experiment.data.row_length)
   trainer = Trainer(model, optimizer.make(cfg.optimizer, steps), layout, cfg)
@@ -73,7 +78,7 @@ def train(experiment: schema.Experiment, caches: Mapping[pathlib.Path, float], f
 
 def run(experiment: schema.Experiment, trainer: Trainer, rows: RowsLike, steps: int, folder: files.Path, tokenizer: tuple[int, str],
         held_out: files.Path | None = None, say: Callable[[str], None] = progress.say) -> Result:
-  """The loop itself, for any trainer over any rows; `train` makes both from cached documents."""
+  """The loop itself, for any trainer over any rows."""
   cfg, model, layout = experiment.train, trainer.model, trainer.layout
   with checkpoint.Checkpoints(pathlib.Path(folder) / "checkpoints", cfg.keep, pathlib.Path(folder).parent / "watch", say) as checkpoints:
     state, start, position = _begin(experiment, trainer, checkpoints, tokenizer, say)

@@ -13,7 +13,6 @@ from synthjax.sharding import check_fit, make_layout
 from synthjax.train import loop, optimizer
 from synthjax.train.loop import Result
 from synthjax.train.preference import PreferenceTrainer
-from synthjax.train.step import Trainer
 
 
 def on_documents(experiment: schema.Experiment, documents: TokenDocuments, folder: files.Path, tokenizer: tuple[int, str]) -> Result:
@@ -23,13 +22,10 @@ def on_documents(experiment: schema.Experiment, documents: TokenDocuments, folde
     documents: none longer than `data.row_length`.
     tokenizer: (number of ids, fingerprint).
   """
-  cfg, length = experiment.train, experiment.data.row_length
-  rows = loader.Rows(documents, length, experiment.seed)
+  cfg = experiment.train
+  rows = loader.Rows(documents, experiment.data.row_length, experiment.seed)
   steps = cfg.steps or math.ceil(rows.count(cfg.epochs) / cfg.batch_size)
-  layout = make_layout(experiment.mesh)
-  model = Transformer(sized(experiment.model, tokenizer[0]), layout.constrain)
-  check_fit(layout, model.cfg, cfg.batch_size // cfg.accumulate, length)
-  return loop.run(experiment, Trainer(model, optimizer.make(cfg.optimizer, steps), layout, cfg), rows, steps, folder, tokenizer)
+  return loop.by_likelihood(experiment, rows, steps, folder, tokenizer)
 
 
 def on_trees(experiment: schema.Experiment, plan: trees.Plan, reference: Sequence[np.ndarray], folder: files.Path,

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from synthjax.generate.worlds.splits import distinct
 from synthjax.records import Problem, Step, Trace
 
 PLUS = ("gets", "buys", "finds", "receives", "adds", "collects", "gains", "orders", "picks", "imports", "wins", "stocks")
@@ -22,7 +23,6 @@ THINGS = ("apples", "books", "coins", "eggs", "lamps", "pens", "shirts", "toys")
 SPLITS = ("train", "dev", "test", "base")
 # Shares of the problem space, by a hash of the problem itself: no problem can be in two splits, whatever seed or knobs.
 _SHARES = {"train": range(64), "dev": range(64, 72), "test": range(72, 80), "base": range(80, 100)}
-_STALE = 20_000  # draws in a row without a new problem that mean a split is exhausted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,18 +71,8 @@ def problems(world: World, split: str, count: int) -> list[Problem]:
   """
   if split not in SPLITS:
     raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
-  found: dict[str, Problem] = {}
-  stale = 0
-  for problem in _drawn(world, split):
-    if len(found) >= count:
-      break
-    stale = stale + 1 if problem.question in found or _split_of(problem.question) != split else 0
-    if stale == 0:
-      found[problem.question] = problem
-    elif stale > _STALE:
-      raise ValueError(f"world split {split!r} has about {len(found)} distinct problems; {count} were asked for: "
-                       "raise world.max_events or world.largest, or ask for fewer")
-  return list(found.values())[:count]
+  where = f"world split {split!r}", "raise world.max_events or world.largest"
+  return distinct(_drawn(world, split), lambda problem: problem.question, lambda name: _split_of(name) == split, count, where)
 
 
 def teacher_trace(world: World, problem: Problem) -> Trace:

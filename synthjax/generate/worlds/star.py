@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from synthjax.generate.worlds.splits import distinct
 from synthjax.records import Problem, Step, Trace
 
 SPLITS = ("train", "dev", "test")
 # Shares of the problem space, by a hash of the graph and its goal, whatever the order of its edges.
 _SHARES = {"train": range(80), "dev": range(80, 90), "test": range(90, 100)}
-_STALE = 20_000  # draws in a row without a new problem that mean a split is exhausted
 
 Policy = Callable[[tuple[str, ...]], Mapping[str, float]]  # probability of each next node, given the nodes so far (without the centre)
 
@@ -74,18 +74,8 @@ def problems(star: Star, split: str, count: int) -> list[Problem]:
   """
   if split not in SPLITS:
     raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
-  found: dict[str, Problem] = {}
-  stale = 0
-  for problem in _drawn(star, split):
-    if len(found) >= count:
-      break
-    stale = stale + 1 if problem.id in found or _split_of(problem.id) != split else 0
-    if stale == 0:
-      found[problem.id] = problem
-    elif stale > _STALE:
-      raise ValueError(f"star split {split!r} has about {len(found)} distinct problems; {count} were asked for: "
-                       "raise star.labels or star.length, or ask for fewer")
-  return list(found.values())
+  where = f"star split {split!r}", "raise star.labels or star.length"
+  return distinct(_drawn(star, split), lambda problem: problem.id, lambda name: _split_of(name) == split, count, where)
 
 
 def trace(problem: Problem) -> Trace:
