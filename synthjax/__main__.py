@@ -169,7 +169,6 @@ def _policy(parsed, overrides):
   _devices()
   job = _job(parsed, overrides)
   import dataclasses
-  import pathlib
 
   from synthjax import files, progress
   from synthjax.recipes import finetune
@@ -179,7 +178,7 @@ def _policy(parsed, overrides):
   progress.say(f"policy: {source or 'random parameters'}")
   tokenizer = finetune.tokenizer_of(job)
   model, params = finetune.load_policy(job.experiment, tokenizer, source)
-  what = [finetune.listing(pathlib.Path(source)) if source else job.experiment.seed, dataclasses.asdict(model.cfg), tokenizer.fingerprint]
+  what = [finetune.identity(source) or job.experiment.seed, dataclasses.asdict(model.cfg), tokenizer.fingerprint]
   return job.experiment, tokenizer, model, params, files.value_hash(what)
 
 

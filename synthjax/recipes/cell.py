@@ -44,7 +44,7 @@ class Policy(NamedTuple):
 
   @property
   def identity(self) -> str:
-    return files.value_hash(finetune.listing(pathlib.Path(self.checkpoints)))
+    return finetune.identity(self.checkpoints)
 
 
 class Cost(NamedTuple):
@@ -137,18 +137,19 @@ class Cell:
     return found
 
   def by_likelihood(self, name: str, solutions: Sequence[Solution], cfg: schema.Train, start: Policy | None, cost: Cost) -> Policy:
-    """Trains on whole solutions, from a policy or from where the config says; those that do not fit a row are left out and noted."""
+    """Trains on distinct solutions, from a policy or from where the config says; those that do not fit a row are left out and noted."""
     init = start.checkpoints if start else self.experiment.train.init
     experiment = dataclasses.replace(self.experiment, train=dataclasses.replace(cfg, init=init))
-    identity = start.identity if start else init and files.value_hash(finetune.listing(pathlib.Path(init)))
-    documents = [(self.prompts[s.problem_id], (*s.ids, self.tokenizer.eos_id)) for s in solutions if self._fits(s)]
+    distinct = dict.fromkeys(solutions)
+    documents = [(self.prompts[s.problem_id], (*s.ids, self.tokenizer.eos_id)) for s in distinct if self._fits(s)]
 
     def work(folder: pathlib.Path) -> dict:
       result = policies.on_documents(experiment, TokenDocuments(documents), folder, (self.tokenizer.size, self.tokenizer.fingerprint))
-      return {**dataclasses.asdict(result), "solutions": len(solutions), "too_long": len(solutions) - len(documents)}
+      return {**dataclasses.asdict(result), "solutions": len(solutions), "repeated": len(solutions) - len(distinct),
+              "too_long": len(distinct) - len(documents)}
 
-    inputs = [_decisive(cfg), identity, files.value_hash(documents), self.experiment.data.row_length]
-    return self._trained(name, self.stage(name, inputs, work), cost, f"of {len(solutions)} solutions")
+    inputs = [_decisive(cfg), finetune.identity(init), files.value_hash(documents), self.experiment.data.row_length]
+    return self._trained(name, self.stage(name, inputs, work), cost, f"of {len(distinct)} solutions")
 
   def _fits(self, solution: Solution) -> bool:
     return len(self.prompts[solution.problem_id]) + len(solution.ids) < self.experiment.data.row_length  # end-of-text comes after it

@@ -183,13 +183,13 @@ def settings(job: Job) -> list:
   experiment = job.experiment
   kept = {k: v for k, v in dataclasses.asdict(experiment.train).items() if k not in BY_THE_WAY}
   objective = dataclasses.asdict(experiment.objective) if experiment.recipe == "preference" else {}
-  init = experiment.train.init and listing(pathlib.Path(experiment.train.init))
-  return [kept, dataclasses.asdict(experiment.model), experiment.seed, init, objective]
+  return [kept, dataclasses.asdict(experiment.model), experiment.seed, identity(experiment.train.init), objective]
 
 
-def listing(folder: pathlib.Path) -> list:
-  """Names and sizes of a checkpoint's files: Orbax names its data files at random, so that tells one from another without reading them."""
-  return sorted([str(p.relative_to(folder)), p.stat().st_size] for p in folder.rglob("*") if p.is_file())
+def identity(checkpoints: str) -> str:
+  """Tells one folder of checkpoints from another by names and sizes of its files, which Orbax names at random; "" where there is none."""
+  folder = pathlib.Path(checkpoints)
+  return checkpoints and files.value_hash(sorted([str(p.relative_to(folder)), p.stat().st_size] for p in folder.rglob("*") if p.is_file()))
 
 
 def _has_answers(job: Job) -> bool:

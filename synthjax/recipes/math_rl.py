@@ -20,9 +20,10 @@ from synthjax.recipes import finetune, leaps, signals, splits
 from synthjax.recipes.cell import Cell, Cost, Policy, Solution, open_cell
 from synthjax.recipes.finetune import Job
 from synthjax.rollout.draw import Drawn
-from synthjax.scaling import efficiency, resample
+from synthjax.scaling import efficiency, paired, resample
 from synthjax.scaling import table as tables
-from synthjax.scaling.efficiency import Difference, Efficiency
+from synthjax.scaling.efficiency import Efficiency
+from synthjax.scaling.paired import Difference
 
 # mode of the pairs, whether steps are weighted by their |advantage|, and the loss
 _PAIRED: dict[str, tuple[Any, bool, Any]] = {
@@ -73,8 +74,8 @@ def _measured(job: Job, problems: Sequence[int], baseline: Sequence[int]) -> tup
   steps = [arm for arm in study.arms if arm.startswith("step_dpo")]
   contrasts = [("sft", "rft"), *[("rft", arm) for arm in ("rft_many", *_PICKED, "filtered_sft")], _PICKED[::-1],
                *[(other, arm) for arm in steps for other in study.arms if other.startswith(("rft", "dpo"))]]
-  differences = [efficiency.difference(cells, arm, other, count) for count in problems for arm, other in contrasts
-                 if {(arm, count), (other, count)} <= set(cells)]
+  measured = {run.arm for run in runs}
+  differences = [d for arm, other in contrasts if {arm, other} <= measured for d in paired.differences(runs, arm, other)]
   found = efficiency.analyse(cells)
   on_purpose = {str(resample.Key(arm, count)) for arm in study.arms for count in {*baseline} - {*problems}}
   missing = tuple(cell for cell in found.missing if cell not in on_purpose)
@@ -187,7 +188,7 @@ def report(job: Job, found: Efficiency, differences: Sequence[Difference], contr
   from synthjax.report import plots
 
   figures = plots.efficiency_figure(found, job.workdir / "multiples", control)
-  lines = [tables.table(found), "", *map(_difference, differences)]
+  lines = [tables.table(found), "", *map(str, differences), "", *_lower_bounds(found)]
   if control:
     lines += ["", "negative control, a teacher that never leaps:", tables.table(control)]
   lines.append(f"everything is in {job.workdir}: table.txt, results.json, {', '.join(path.name for path in figures)}; a folder a cell")
@@ -197,5 +198,14 @@ def report(job: Job, found: Efficiency, differences: Sequence[Difference], contr
   return result
 
 
-def _difference(d: Difference) -> str:
-  return f"N={d.problems:,}: {d.other} - {d.arm} = {100 * d.value:+.1f} points, 95 % interval {100 * d.low:+.1f} to {100 * d.high:+.1f}"
+def _lower_bounds(found: Efficiency) -> list[str]:
+  """For every per-step arm and control by likelihood: at which N the arm's lower bound lies above the control's multiple."""
+  arms = list(dict.fromkeys(point.arm for point in found.points))
+  lines = []
+  for arm in (name for name in arms if name.startswith("step_dpo")):
+    for control in (name for name in arms if name.startswith("rft")):
+      rows = efficiency.lower_bound_above(found, arm, control)
+      sizes = ", ".join(f"{row.problems:,}" for row in rows if row.above)
+      lines.append(f"lower bound of {arm} above the multiple of {control}: " + (f"at N = {sizes}" if sizes else "nowhere")
+                   + f" (of {len(rows)} sizes)")
+  return lines

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Sequence
 
 from synthjax import files, multihost, progress, records, stages
@@ -108,5 +107,5 @@ def _continuation(prefix: Sequence[int], whole: str, tokenizer, number) -> list[
 def _made_of(job: Job, tokenizer) -> dict[str, str]:
   experiment = job.experiment
   data = [files.file_hash(experiment.objective.pairs), experiment.data.row_length]
-  return {"checkpoint": files.value_hash(finetune.listing(pathlib.Path(experiment.train.init))), "tokenizer": tokenizer.fingerprint,
+  return {"checkpoint": finetune.identity(experiment.train.init), "tokenizer": tokenizer.fingerprint,
           "data": files.value_hash(data)}

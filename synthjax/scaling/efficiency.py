@@ -94,19 +94,6 @@ class Efficiency:
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference:
-  """Accuracy of `other` less that of `arm` at one number of problems, over seeds and the same test problems."""
-
-  arm: str
-  other: str
-  problems: int
-  value: float
-  low: float
-  high: float
-  standard_error: float
-
-
-@dataclasses.dataclass(frozen=True)
 class Above:
   """Whether an arm's lower bound lies above another arm's multiple at one number of problems."""
 
@@ -216,23 +203,6 @@ def _notes(cells: Mapping[Key, Cell], reference: _Reference) -> list[str]:
   if perfect := [str(key) for key, cell in cells.items() if cell.error_R[0] < cell.half_answer]:
     notes.append(f"no wrong answer in {', '.join(perfect)}: the error is taken as half a test answer")
   return notes
-
-
-def difference(cells: Mapping[Key, Cell], arm: str, other: str, problems: int, level: float = 0.95) -> Difference:
-  """Paired difference in accuracy, other - arm, at one number of problems, with its percentile interval over seeds and test problems.
-
-  `evaluate.metrics.paired` is the same over test problems alone. The arms' seeds are drawn apart: where both start from one SFT run this
-  interval is wider than it need be.
-
-  Raises:
-    DataError: one of the two was not measured there.
-  """
-  for key in (Key(arm, problems), Key(other, problems)):
-    if key not in cells:
-      raise DataError(f"{key} was not measured; there are {', '.join(map(str, cells))}")
-  gain_R = cells[Key(arm, problems)].error_R - cells[Key(other, problems)].error_R
-  low, high = np.quantile(gain_R[1:], [(1 - level) / 2, (1 + level) / 2])
-  return Difference(arm, other, problems, float(gain_R[0]), float(low), float(high), float(gain_R[1:].std()))
 
 
 def lower_bound_above(efficiency: Efficiency, arm: str, other: str) -> list[Above]:

@@ -5,6 +5,7 @@ Shapes: P test problems, S seeds, B replicates, R = 1 + B (what was found, then 
 
 import collections
 import dataclasses
+import functools
 import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -68,7 +69,8 @@ def resample(runs: Sequence[Run], bootstrap: Bootstrap) -> dict[Key, Cell]:
   """Every cell with its error and B replicates of it, in order of arm (as first seen) and N. All is float64.
 
   A replicate draws the test problems anew, the same draw for every cell, so that arms stay paired; and the seeds of every cell on
-  their own, from a stream that depends on the cell's name alone: other arms do not move an arm's interval. The two effects are added,
+  their own, from a stream that depends on the cell's name alone: other arms do not move an arm's interval (`paired` compares two of
+  them seed by seed). The two effects are added,
 
     error_b = error + sum_p (w_pb - 1) e_p / P + error * sum_s r_sb / S,
 
@@ -81,24 +83,37 @@ def resample(runs: Sequence[Run], bootstrap: Bootstrap) -> dict[Key, Cell]:
   Raises:
     DataError: no runs, two runs with one name, test problems that differ in number, or an accuracy outside 0..1.
   """
-  groups = _groups(runs)
-  count = len(runs[0].accuracy_P)
-  random = np.random.default_rng([bootstrap.seed, count])
-  weights_BP = random.multinomial(count, np.full(count, 1 / count), size=bootstrap.replicates) - 1.0
-  pools = {arm: _seed_pool([group for key, group in groups.items() if key.arm == arm]) for arm in {key.arm for key in groups}}
+  groups = grouped(runs)
+  errors = {key: 1 - np.array([run.accuracy_P for run in group], np.float64) for key, group in groups.items()}
+  pools = {arm: seed_pool([(errors[key], errors[key].mean()) for key in groups if key.arm == arm]) for arm in {key.arm for key in groups}}
   cells = {}
   for key, group in groups.items():
-    error_P = 1 - np.mean([run.accuracy_P for run in group], axis=0, dtype=np.float64)
-    error = float(error_P.mean())
-    random = np.random.default_rng([bootstrap.seed, zlib.crc32(key.arm.encode()), key.problems])
-    seeds_B = error * random.choice(pools[key.arm], size=(bootstrap.replicates, len(group))).mean(axis=1)
-    error_R = np.append(error, error + weights_BP @ error_P / count + seeds_B)
-    cells[key] = Cell(key, tuple(run.seed for run in group), error_R, 0.5 / (len(group) * count),
+    error_R = replicates(errors[key], pools[key.arm] * errors[key].mean(), bootstrap, (zlib.crc32(key.arm.encode()), key.problems))
+    cells[key] = Cell(key, tuple(run.seed for run in group), error_R, 0.5 / errors[key].size,
                       float(np.mean([run.tokens_trained for run in group])), float(np.mean([run.tokens_sampled for run in group])))
   return cells
 
 
-def _groups(runs: Sequence[Run]) -> dict[Key, list[Run]]:
+def replicates(marks_SP: np.ndarray, deviations: np.ndarray, bootstrap: Bootstrap, stream: tuple[int, ...]) -> np.ndarray:
+  """(R,) the mean of marks as found, then its replicates: test problems drawn anew, and a deviation for every seed drawn from the pool.
+
+  Test problems are the same draw for all marks of as many problems; seeds are drawn from `stream`.
+  """
+  seeds, count = marks_SP.shape
+  mean_P = marks_SP.mean(axis=0)
+  random = np.random.default_rng([bootstrap.seed, *stream])
+  seeds_B = random.choice(deviations, size=(bootstrap.replicates, seeds)).mean(axis=1)
+  return np.append(mean_P.mean(), mean_P.mean() + _weights(bootstrap, count) @ mean_P / count + seeds_B)
+
+
+@functools.lru_cache(maxsize=2)
+def _weights(bootstrap: Bootstrap, count: int) -> np.ndarray:
+  """(B, P) how much more often than once a test problem is drawn."""
+  return np.random.default_rng([bootstrap.seed, count]).multinomial(count, np.full(count, 1 / count), size=bootstrap.replicates) - 1.0
+
+
+def grouped(runs: Sequence[Run]) -> dict[Key, list[Run]]:
+  """Runs by cell, in order of arm (as first seen), N and seed. Raises DataError as `resample` says."""
   if not runs:
     raise DataError("no runs to compare; give at least the runs of the baseline arm")
   arms = list(dict.fromkeys(run.arm for run in runs))
@@ -118,24 +133,25 @@ def _groups(runs: Sequence[Run]) -> dict[Key, list[Run]]:
   return dict(groups)
 
 
-def _seed_pool(groups: list[list[Run]]) -> np.ndarray:
-  """Deviations of an arm's seeds from their cells' errors, relative to them, scaled to the standard deviation of a seed's true error.
+def seed_pool(marks: Sequence[tuple[np.ndarray, float]]) -> np.ndarray:
+  """Deviations of seeds from their cells' means in units of the cell's, scaled to the standard deviation of a seed's true mark.
 
   Its square is the between-seed variance less the part that the noise of single answers explains (two-way analysis of variance), pooled
   over the cells and never below zero. [0.0] where no cell has two seeds.
+
+  Args:
+    marks: (S, P) marks and the unit of every cell; the number of seeds may differ.
   """
   pool: list[float] = []
   variance, freedom = 0.0, 0
-  for group in groups:
-    errors_SP = 1 - np.array([run.accuracy_P for run in group], np.float64)
-    seeds, count = errors_SP.shape
-    error = errors_SP.mean()
-    if seeds == 1 or count == 1 or error == 0:
+  for marks_SP, unit in marks:
+    seeds, count = marks_SP.shape
+    if seeds == 1 or count == 1 or unit == 0:
       continue
-    seed_S = errors_SP.mean(axis=1) - error
-    answers = ((errors_SP - errors_SP.mean(axis=0) - seed_S[:, None])**2).sum() / (count - 1) / count  # of all S - 1 degrees of freedom
-    variance += ((seed_S**2).sum() - answers) / error**2
+    seed_S = marks_SP.mean(axis=1) - marks_SP.mean()
+    answers = ((marks_SP - marks_SP.mean(axis=0) - seed_S[:, None])**2).sum() / (count - 1) / count  # of all S - 1 degrees of freedom
+    variance += ((seed_S**2).sum() - answers) / unit**2
     freedom += seeds - 1
-    pool += (seed_S / error).tolist()
+    pool += (seed_S / unit).tolist()
   found = np.std(pool) if pool else 0.0
   return np.sort(pool) * (max(0.0, variance / freedom)**0.5 / found) if found else np.zeros(1)

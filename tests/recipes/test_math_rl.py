@@ -20,9 +20,9 @@ import pytest
 from synthjax import config, files
 from synthjax.data import sources, tokenizers
 from synthjax.model.transformer import Transformer, sized
-from synthjax.recipes import finetune, math_rl, splits
+from synthjax.recipes import cell, finetune, math_rl, splits
 from synthjax.recipes.cell import TooWeakError
-from synthjax.train import checkpoint
+from synthjax.train import checkpoint, loop
 
 ROOT = pathlib.Path(__file__).parents[2]
 RARE = {"checkpoint_every": 10_000, "log_every": 10_000}
@@ -211,7 +211,7 @@ def test_sides_of_pairs_are_the_sampled_tokens_and_end_of_text_stands_where_the_
 def test_preference_arms_start_from_and_refer_to_the_policy_that_the_config_says(whole, copied):
   def start(workdir, arm):
     folder = workdir / "n00024_s0"
-    identity = {name: files.value_hash(finetune.listing(folder / name / "checkpoints")) for name in ("sft", "rft")}
+    identity = {name: finetune.identity(str(folder / name / "checkpoints")) for name in ("sft", "rft")}
     reference = files.read_json(folder / arm / "reference/made_of.json")["checkpoint"]
     _, _, about = checkpoint.load_params(folder / arm / "checkpoints", shapes)
     found = next(name for name, known in identity.items() if known == reference)
@@ -227,6 +227,22 @@ def test_preference_arms_start_from_and_refer_to_the_policy_that_the_config_says
   assert _points(result)["dpo"]["tokens_sampled"] == _made(copied, "draw4_sft")["tokens"]  # they were not free
   assert _points(result)["dpo"]["tokens_trained"] == _made(copied, "sft")["tokens"] + _made(copied, "dpo")["tokens"]
   assert set(_points(result)) == {"sft", "rft2", "dpo"}  # sft is the unit, asked for or not
+
+
+def test_a_solution_that_comes_twice_is_trained_on_once_and_counted(copied):
+  job = finetune.Job(_experiment(), copied)
+  tiny = cell.open_cell(job, finetune.tokenizer_of(job), 24, 0)
+  made = []
+
+  def stage(name, inputs, work):
+    made.append(work(tiny.folder / name))
+    return made[-1]
+
+  with mock.patch.object(cell.Cell, "stage", staticmethod(stage)), mock.patch.object(cell.policies, "on_documents") as train:
+    train.return_value = loop.Result(steps=1, loss=0.0, eval_loss=None, tokens=1)
+    teacher = [cell.Solution(p.id, tuple(tiny.tokenizer.encode(p.targets))) for p in tiny.problems]
+    tiny.by_likelihood("sft", teacher + teacher[:5], tiny.experiment.train, None, cell.Cost())
+  assert made[0]["solutions"] == 29 and made[0]["repeated"] == 5 and len(train.call_args.args[1]) == 24
 
 
 def test_a_second_run_does_nothing_and_prints_the_same_table(whole, copied, capsys):

@@ -1,5 +1,8 @@
 """`synthjax sample`, `serve` and `doctor` in real processes, on the shipped policy of the embedded world."""
 
+import asyncio
+import contextlib
+import json
 import os
 import pathlib
 import random
@@ -8,8 +11,12 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+import urllib.request
 
 import numpy as np
+import openai
+import psutil
 import pytest
 
 from synthjax import files
@@ -82,7 +89,7 @@ def test_two_processes_share_a_job_and_both_kinds_of_answers_are_merged(tmp_path
 
 
 def test_the_engine_behind_http_gives_what_it_gives_alone_and_the_doctor_finds_parity(tmp_path):
-  _requests(tmp_path / "requests.jsonl", 30)
+  _requests(tmp_path / "requests.jsonl", 450)
   server = _start("serve", tmp_path, "--port", 0, "--slots", 16, "--prompt", 32, "--max-tokens", 32)
   doctor = _start("doctor", tmp_path, "--logprob-parity", "--slots", 32)
   alone = _start("sample", tmp_path, "--requests", tmp_path / "requests.jsonl", "--out", tmp_path / "alone.jsonl")
@@ -91,10 +98,45 @@ def test_the_engine_behind_http_gives_what_it_gives_alone_and_the_doctor_finds_p
   assert doctor.returncode == 0 and re.search(r"differ by \S+ at most, \S+ on average; below 1e-4", output), output
   url = next(line for line in server.stdout if line.startswith("serving")).split()[-1]
   requests = [Request.from_json(row) for row in files.read_jsonl(tmp_path / "requests.jsonl")]
-  found = {result.id: [sample.text for sample in result.samples] for result in Remote(Server(url, "world_sft")).generate(requests)}
   expected = {row["id"]: [sample["text"] for sample in row["samples"]] for row in files.read_jsonl(tmp_path / "alone.jsonl")}
   (refused,) = Remote(Server(url, "world_sft", retries=0)).generate([Request("long", prompt_ids=(5,) * 33)])
+  assert "prompt is 33 tokens long; this engine has room for 32" in refused.error
+  memory = []
+  for seed in range(4):
+    assert asyncio.run(_storm(url, requests, random.Random(seed))) == expected
+    deadline = time.monotonic() + 10
+    while json.load(urllib.request.urlopen(url.replace("/v1", "/health")))["requests"]:
+      assert time.monotonic() < deadline, "requests that were given up are still in flight"
+    memory.append(psutil.Process(server.pid).memory_info().rss)
+  assert memory[-1] - memory[1] < 8 << 20, f"memory after each round: {memory}; the first ones warm up"
+  (every_slot,) = Remote(Server(url, "world_sft")).generate([Request("all", prompt_ids=(5,), n=64, sampling=Sampling(max_tokens=32))])
+  assert len(every_slot.samples) == 64
   server.send_signal(signal.SIGTERM)
   output, _ = server.communicate(timeout=60)
   assert server.returncode == 0, output
-  assert found == expected and "prompt is 33 tokens long; this engine has room for 32" in refused.error
+
+
+async def _storm(url, requests, chance):
+  """500 at once, good ones among 25 malformed and 25 that are given up: id -> texts of the good ones."""
+  async with openai.AsyncOpenAI(api_key="none", base_url=url, max_retries=0, timeout=120) as client:
+    async def good(request):
+      answer = await client.completions.create(model="world_sft", prompt=list(request.prompt_ids), n=request.n, seed=request.seed,
+                                               max_tokens=request.sampling.max_tokens)
+      return request.id, [choice.text for choice in answer.choices]
+
+    async def malformed():
+      with pytest.raises(openai.BadRequestError):
+        await client.completions.create(model="world_sft", prompt=[5], max_tokens=chance.choice([-1, "many", 33]))
+
+    async def given_up(number):
+      asked = {"model": "world_sft", "prompt": [5 + number], "n": 16, "max_tokens": 32, "seed": chance.randrange(1000)}
+      if number % 5 == 0:
+        pieces = await client.completions.create(stream=True, **asked)
+        await anext(pieces)
+        return await pieces.close()
+      with contextlib.suppress(TimeoutError):  # a few are answered before
+        await asyncio.wait_for(client.completions.create(**asked), chance.uniform(0, 2))
+
+    work = [*map(good, requests), *(malformed() for _ in range(25)), *(given_up(number) for number in range(25))]
+    chance.shuffle(work)
+    return dict(filter(None, await asyncio.gather(*work)))

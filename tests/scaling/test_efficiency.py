@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from synthjax.evaluate import metrics
 from synthjax.files import DataError
 from synthjax.scaling import curve, laws
-from synthjax.scaling.efficiency import Efficiency, Multiple, Point, Settings, analyse, difference, lower_bound_above
+from synthjax.scaling.efficiency import Efficiency, Multiple, Point, Settings, analyse, lower_bound_above
+from synthjax.scaling.paired import differences
 from synthjax.scaling.resample import Bootstrap, Key, Run, resample
 from synthjax.scaling.table import table
 
@@ -56,6 +57,10 @@ def point(efficiency, arm, problems):
   return next(p for p in efficiency.at(arm) if p.problems == problems)
 
 
+def gain_at(problems, runs, arm, other, bootstrap=FEW):
+  return next(gain for gain in differences(runs, arm, other, bootstrap) if gain.problems == problems)
+
+
 def test_known_multiples_and_the_exponent_lie_in_their_intervals():
   efficiency = analyse(resample(study(3, {"sft": 1, "rft": 2, "step": 8}, count=1500), Bootstrap()))
   for arm, truth, problems in (("rft", 2, 256), ("rft", 2, 512), ("step", 8, 128), ("step", 8, 256)):
@@ -69,11 +74,11 @@ def test_known_multiples_and_the_exponent_lie_in_their_intervals():
 def test_intervals_cover_the_truth_about_95_percent_of_the_time_and_are_no_wider_than_need_be(seeds, spread):
   covered, found, widths, rejected = [], [], [], 0
   for repetition in range(60):
-    cells = resample(study(repetition, {"sft": 1, "rft": 2, "step": 5}, seeds=seeds, spread=spread), dataclasses.replace(FEW, seed=repetition))
-    efficiency = analyse(cells)
+    runs = study(repetition, {"sft": 1, "rft": 2, "step": 5}, seeds=seeds, spread=spread)
+    efficiency = analyse(resample(runs, dataclasses.replace(FEW, seed=repetition)))
     rejected += efficiency.law.p_value < 0.05
     rft, step = point(efficiency, "rft", 512), point(efficiency, "step", 256)
-    gain = difference(cells, "rft", "step", 512)
+    gain = gain_at(512, runs, "rft", "step", dataclasses.replace(FEW, seed=repetition))
     mean_of_seeds = np.exp(spread**2 / 2)
     covered.append([holds(rft.multiple, 2), holds(step.multiple, 5), gain.low <= mean_of_seeds * (power(1024) - power(2560)) <= gain.high])
     found.append(np.log([rft.multiple.value, step.multiple.value]))
@@ -197,7 +202,7 @@ def test_one_seed_gives_the_intervals_of_test_problems_alone_and_says_so():
   by = {(run.arm, run.problems): run.accuracy_P for run in runs}
   assert cells[Key("sft", 512)].standard_error == pytest.approx(metrics.mean(by["sft", 512])[1], rel=0.05)
   value, error = metrics.paired(by["sft", 512], by["rft", 512])
-  gain = difference(cells, "sft", "rft", 512)
+  gain = gain_at(512, runs, "sft", "rft", Bootstrap(replicates=4000))
   assert (gain.value, gain.standard_error) == (pytest.approx(value), pytest.approx(error, rel=0.05)) and gain.low < value < gain.high
   notes = analyse(cells).notes
   assert any(note.startswith("one seed only: intervals of sft, rft are over test problems") for note in notes)
@@ -213,13 +218,37 @@ def test_the_spread_of_seeds_enters_the_standard_error_in_full():
   assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(means), rel=0.3)
 
 
+def test_what_the_arms_of_a_seed_share_does_not_widen_their_difference():
+  shared = dict(enumerate(np.random.default_rng(1).integers(0, 80, 5)))  # answers that a seed costs both arms
+  runs = [Run(arm, 512, seed, (np.arange(400) >= wrong + shared[seed]).astype(float), 1, 1)
+          for arm, wrong in (("sft", 100), ("rft", 80)) for seed in shared]
+  gain = gain_at(512, runs, "sft", "rft")
+  cells = resample(runs, FEW)
+  assert gain.value == pytest.approx(0.05) and gain.seeds == (0, 1, 2, 3, 4) and 0 < gain.low < gain.high < 0.1
+  assert gain.standard_error < 0.5 * min(cells[Key(arm, 512)].standard_error for arm in ("sft", "rft"))
+  assert differences(shuffling.Random(0).sample(runs, len(runs)), "sft", "rft", FEW) == [gain]
+
+
+def test_seeds_whose_differences_vary_widen_the_interval_in_full():
+  errors, found = [], []
+  for repetition in range(60):
+    random = np.random.default_rng(repetition)
+    runs = [Run(arm, 512, seed, (random.random(1000) >= 0.4 + (arm == "rft") * 0.1 * random.normal()).astype(float), 1, 1)
+            for seed in range(4) for arm in ("sft", "rft")]
+    gain = gain_at(512, runs, "sft", "rft")
+    errors.append(gain.standard_error)
+    found.append(gain.value)
+  assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(found), rel=0.25)
+
+
 def test_missing_cells_and_seeds_are_named():
   runs = [run for run in study(0, {"sft": 1, "rft": 2}) if (run.arm, run.problems) != ("rft", 512) and (run.problems, run.seed) != (1024, 2)]
   efficiency = analyse(resample(runs, FEW))
   assert efficiency.missing == ("sft at N=1,024: seed 2", "rft at N=512", "rft at N=1,024: seed 2")
   assert "missing: sft at N=1,024: seed 2; rft at N=512" in table(efficiency)
-  with pytest.raises(DataError, match="rft at N=512 was not measured; there are sft at N=128"):
-    difference(resample(runs, FEW), "sft", "rft", 512)
+  assert [gain.problems for gain in differences(runs, "sft", "rft")] == [128, 256, 1024, 2048, 4096]
+  with pytest.raises(DataError, match="'sft' and 'dpo' have no seed in common at any N; there are sft at N=128"):
+    differences(runs, "sft", "dpo")
   with pytest.raises(DataError, match="arm 'dpo' was not measured; there are sft, rft"):
     efficiency.at("dpo")
 
