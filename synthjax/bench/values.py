@@ -15,6 +15,7 @@ from synthjax.model.transformer import Transformer, sized
 from synthjax.rollout.engine import Counts, JaxEngine
 from synthjax.rollout.prefixes import Page
 from synthjax.rollout.requests import Request, Sampling
+from synthjax.rollout.shapes import batch_shape
 from synthjax.rollout.slots import Shape
 
 _PROMPT, _STEP, _STEPS, _ROLLOUTS, _SLOTS = 256, 24, 6, 8, 128
@@ -52,11 +53,13 @@ def sharing(traces: int) -> dict[str, Any]:
                          sampling=Sampling(max_tokens=(_STEPS - step) * _STEP)) for step in range(_STEPS)]
   model = Transformer(sized(LLAMA_10M, Ids.size))
   params = jax.jit(model.init)(jax.random.key(0))
+  prompts = sorted(request.prompt_ids for request in requests for _ in range(_ROLLOUTS))
+  shared = batch_shape(prompts, (_PROMPT + _STEPS * _STEP, _STEPS * _STEP), _SLOTS, jax.local_device_count())
   # A slot of its own for every prefix, and room for the next one while it decodes.
   apart = Shape(_SLOTS, 1, 1, _PROMPT + _STEPS * _STEP, _STEPS * _STEP)
   found, answers = {}, []
-  for name, engine in {"shared": JaxEngine(model, params, Ids(), slots=_SLOTS), "apart": Apart(model, params, Ids(), apart)}.items():
-    list(engine.generate(requests))  # compiles
+  for name, engine in {"shared": JaxEngine(model, params, Ids(), shared), "apart": Apart(model, params, Ids(), apart)}.items():
+    list(engine.generate(requests[:1]))  # compiles
     engine.counts = Counts()
     began = time.monotonic()
     answers.append({result.id: [sample.ids for sample in result.samples] for result in engine.generate(requests)})

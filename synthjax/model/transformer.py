@@ -111,12 +111,12 @@ class Transformer:
     return tuple(LayerCache(*(jnp.zeros(shapes[part], self.dtype) for part in (0, 0, 1, 1))) for _ in range(cfg.layers))
 
   def unstacked(self, params: Params) -> Params:
-    """The parameters as `decode` takes them: layers apart, in the type they are computed in."""
+    """The parameters as `prefill` and `decode` take them: layers apart, in the type they are computed in, the head laid out to be read."""
     def layer(i):
       # Norm scales stay float32, as in training.
       return jax.tree.map(lambda x: x[i].astype(self.dtype) if x.ndim > 2 else x[i], params["blocks"])
 
-    return {**params, "blocks": [layer(i) for i in range(self.cfg.layers)]}
+    return {**params, "blocks": [layer(i) for i in range(self.cfg.layers)], "head": self.head_DV(params).astype(self.dtype)}
 
   def decode(self, params: Params, token_BN: jax.Array, position_BN: jax.Array, cache: Cache, seen: Seen, place: jax.Array):
     """One token a sequence.
@@ -147,8 +147,8 @@ class Transformer:
     return hidden_S1D.reshape(*token_BN.shape, -1), written
 
   def head_DV(self, params: Params) -> jax.Array:
-    """The output matrix in float32; with hidden states it gives logits."""
-    return params["embedding"].T if self.cfg.tie_embeddings else params["head"]
+    """The output matrix; with hidden states it gives logits."""
+    return params["head"] if "head" in params else params["embedding"].T
 
   def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
     """Logits [..., V] in float32."""

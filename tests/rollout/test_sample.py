@@ -133,7 +133,8 @@ async def _storm(url, requests, chance):
       if number % 5 == 0:
         pieces = await client.completions.create(stream=True, **asked)
         await anext(pieces)
-        return await pieces.close()
+        await pieces.close()
+        return
       with contextlib.suppress(TimeoutError):  # a few are answered before
         await asyncio.wait_for(client.completions.create(**asked), chance.uniform(0, 2))
 
