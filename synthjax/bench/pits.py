@@ -1,14 +1,19 @@
-"""`synthjax bench pits`: the schedules of step values on simulated wrong traces, beside the full one and beside the true pit."""
+"""`synthjax bench pits`: schedules of step values beside the full one, on simulated wrong traces with known pits, and on real ones."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import pathlib
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from synthjax import config
+from synthjax.recipes import cell, finetune, signals
 from synthjax.records import Verdict
 from synthjax.rollout import pits, values
-from synthjax.rollout.requests import Request, Result, Sample
+from synthjax.rollout.draw import to_value
+from synthjax.rollout.requests import Request, Result, Sample, Sampling
 from synthjax.rollout.schedules import Values
 
 
@@ -63,14 +68,35 @@ def run(seconds: float) -> None:
   count = max(50, int(seconds * 10))
   for world, (before, after) in WORLDS.items():
     found = simulate(world, count, 0)
-    engine, cfg = Policy(found.success), Values()
-    print(f"{world}: {count} wrong traces of 4-8 steps, success Beta{before} before the pit and Beta{after} from it on, "
-          f"{cfg.rollouts} rollouts a prefix")
-    compared = values.compare(found.traces, engine.generate, judge, cfg)
-    for name, row in compared.items():
-      spent, true = row.run.spent, pits.agreement(row.run.pits, found.pits)[0]
-      print(f"  {name:10} {spent.rollouts:7,} rollouts ({row.times_fewer:.2f}x fewer) in {spent.rounds:2} rounds; the full schedule's pit "
-            f"in {100 * row.agreement:.1f} ± {100 * row.standard_error:.1f} % of the traces, the true pit in {100 * true:.1f} %")
-    again = values.estimate(found.traces, engine.generate, judge, dataclasses.replace(cfg, seed=1))
-    same = pits.agreement(again.pits, compared["full"].run.pits)[0]
-    print(f"  the full schedule again with other rollouts: the same pit in {100 * same:.1f} % of the traces")
+    print(f"{world}: {count} wrong traces of 4-8 steps, success Beta{before} before the pit and Beta{after} from it on")
+    _report(found.traces, Policy(found.success).generate, judge, found.pits)
+  _on_the_world(max(64, int(seconds * 10)))
+
+
+def _on_the_world(problems: int) -> None:
+  """The same with a real policy and verifier: wrong traces of the shipped base policy, which knows four of the world's twelve verbs."""
+  experiment = config.load(str(pathlib.Path(__file__).parents[2] / "configs/quickstart.py"))
+  with tempfile.TemporaryDirectory() as folder:
+    job = finetune.Job(experiment, pathlib.Path(folder))
+    on = cell.open_cell(job, finetune.tokenizer_of(job), problems, 0)
+    base = cell.Policy("base", experiment.train.init, 0, 0)
+    drawn, _ = on.sample(base, experiment.study.samples)
+    traces = signals.token_traces(on, to_value(drawn, 1, right_too=False))
+    right = sum(d.verdict.reward for d in drawn) / len(drawn)
+    print(f"base policy: {len(traces)} wrong traces, one a problem of {problems}; {100 * right:.1f} % of its samples are right")
+    engine = cell.engine_of(experiment, on.tokenizer, base.checkpoints, base.identity)
+    _report(traces, engine.generate, on.judge, None, experiment.study.values.sampling)
+
+
+def _report(traces: Sequence[values.TokenTrace], generate: values.Generate, judge: values.Judge, true: Sequence[int | None] | None,
+            how: Sampling = Sampling()) -> None:  # noqa: B008 - frozen
+  cfg = Values(sampling=how)
+  compared = values.compare(traces, generate, judge, cfg)
+  for name, row in compared.items():
+    spent = row.run.spent
+    against = f", the true pit in {100 * pits.agreement(row.run.pits, true)[0]:.1f} %" if true else ""
+    print(f"  {name:10} {spent.rollouts:7,} rollouts ({row.times_fewer:.2f}x fewer) in {spent.rounds:2} rounds; the full schedule's pit "
+          f"in {100 * row.agreement:.1f} ± {100 * row.standard_error:.1f} % of the traces{against}")
+  again = values.estimate(traces, generate, judge, dataclasses.replace(cfg, seed=1))
+  same = pits.agreement(again.pits, compared["full"].run.pits)[0]
+  print(f"  the full schedule again with other rollouts ({cfg.rollouts} a prefix): the same pit in {100 * same:.1f} % of the traces")

@@ -28,12 +28,11 @@ def valued(cell: Cell, policy: Policy, drawn: Sequence[Drawn], right_too: bool) 
   """
   cfg = dataclasses.replace(cell.study.values, schedule="full") if right_too else cell.study.values
   wanted = to_value(drawn, cell.study.wrong, right_too)
-  token_traces = [values.TokenTrace(d.problem_id, cell.prompts[d.problem_id], d.steps, d.complete, d.reward() if d.complete else None)
-                  for d in wanted]
+  traces = token_traces(cell, wanted)
   name = f"values_{policy.name}" + ("_all" if right_too else "")
 
   def work(folder: pathlib.Path) -> dict:
-    found = values.estimate(token_traces, cell.sampler(policy, folder), cell.judge, cfg)
+    found = values.estimate(traces, cell.sampler(policy, folder), cell.judge, cfg)
     records.write(folder / "values.jsonl", [row for rows in found.values for row in rows])
     continuations = [{"trace": i, "step": step, "samples": [{"ids": list(s.ids), "complete": s.finish == "stop"} for s in kept]}
                      for i, right in enumerate(found.right) for step, kept in right.items()]
@@ -41,8 +40,14 @@ def valued(cell: Cell, policy: Policy, drawn: Sequence[Drawn], right_too: bool) 
     return {**dataclasses.asdict(found.spent), "traces": len(wanted), "pits": dict(collections.Counter(str(pit) for pit in found.pits))}
 
   how = {name: value for name, value in cfg.to_json().items() if name != "threads"}
-  spent = cell.stage(name, [policy.identity, how, files.value_hash([t.to_json() for t in token_traces]), cell.judging], work)
+  spent = cell.stage(name, [policy.identity, how, files.value_hash([t.to_json() for t in traces]), cell.judging], work)
   return _by_problem(cell, drawn, _sampled(cell, drawn, wanted, cell.folder / name)), spent["tokens"]
+
+
+def token_traces(cell: Cell, drawn: Sequence[Drawn]) -> list[values.TokenTrace]:
+  """Drawn traces as step values take them."""
+  return [values.TokenTrace(d.problem_id, cell.prompts[d.problem_id], d.steps, d.complete, d.reward() if d.complete else None)
+          for d in drawn]
 
 
 def _sampled(cell: Cell, drawn: Sequence[Drawn], wanted: Sequence[Drawn], folder: pathlib.Path) -> list[Sampled]:
