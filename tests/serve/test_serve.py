@@ -262,20 +262,26 @@ def test_sigterm_finishes_what_is_in_flight_and_refuses_what_is_new():
   assert server.process.returncode == 0 and "1 requests in flight have 30 s" in out and json.loads(out.splitlines()[-1])["requests"] == 0
 
 
+async def _failures(server, ending, match):
+  """How three requests end, and a stream, when `ending` (client -> a further request, or none) strikes while they are in flight."""
+  async with openai.AsyncOpenAI(api_key="none", base_url=server.url, max_retries=0) as client:
+    tasks = [asyncio.ensure_future(client.completions.create(**_GOOD, max_tokens=100_000)) for _ in range(3)]
+    stream = await client.completions.create(**_GOOD, max_tokens=100_000, stream=True)
+    tasks += [asyncio.ensure_future(more) for more in ending(client)]
+    with pytest.raises(openai.APIError, match=match):
+      async for _ in stream:
+        pass
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
 def test_what_is_not_finished_in_time_after_sigterm_is_told_so():
   with running(seconds=0.01, drain_seconds=0.3) as server:
 
-    async def ask():
-      async with openai.AsyncOpenAI(api_key="none", base_url=server.url, max_retries=0) as client:
-        tasks = [asyncio.ensure_future(client.completions.create(**_GOOD, max_tokens=100_000)) for _ in range(3)]
-        stream = await client.completions.create(**_GOOD, max_tokens=100_000, stream=True)
-        server.process.send_signal(signal.SIGTERM)
-        with pytest.raises(openai.APIError, match="stopped before the request was finished"):
-          async for _ in stream:
-            pass
-        return await asyncio.gather(*tasks, return_exceptions=True)
+    def stopped(_):
+      server.process.send_signal(signal.SIGTERM)
+      return []
 
-    failures = asyncio.run(ask())
+    failures = asyncio.run(_failures(server, stopped, "stopped before the request was finished"))
     out, _ = server.process.communicate(timeout=10)
   assert [f.status_code for f in failures] == [503] * 3 and "stopped before the request was finished" in str(failures[0])
   assert server.process.returncode == 0 and json.loads(out.splitlines()[-1])["requests"] == 0
@@ -283,18 +289,8 @@ def test_what_is_not_finished_in_time_after_sigterm_is_told_so():
 
 def test_a_crash_of_the_session_answers_500_to_everyone_in_flight_and_ends_the_server():
   with running(seconds=0.01) as server:
-
-    async def ask():
-      async with openai.AsyncOpenAI(api_key="none", base_url=server.url, max_retries=0) as client:
-        tasks = [asyncio.ensure_future(client.completions.create(**_GOOD, max_tokens=100_000)) for _ in range(3)]
-        stream = await client.completions.create(**_GOOD, max_tokens=100_000, stream=True)
-        tasks.append(asyncio.ensure_future(client.completions.create(model="letters", prompt="crash")))
-        with pytest.raises(openai.APIError, match="ZeroDivisionError"):
-          async for _ in stream:
-            pass
-        return await asyncio.gather(*tasks, return_exceptions=True)
-
-    failures = asyncio.run(ask())
+    crash = lambda client: [client.completions.create(model="letters", prompt="crash")]
+    failures = asyncio.run(_failures(server, crash, "ZeroDivisionError"))
     out, err = server.process.communicate(timeout=10)
   assert [f.status_code for f in failures] == [500] * 4 and all("the session crashed: ZeroDivisionError" in str(f) for f in failures)
   assert server.process.returncode == 1 and "SessionError the session crashed" in out and "Traceback" in err
