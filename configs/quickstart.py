@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     "study": {
       "problems": (24,) if smoke else (512,),
       "baseline_problems": (48,) if smoke else (2048, 4096),
-      "seeds": (0,) if smoke else (0, 1),
+      "seeds": (0,) if smoke else (0, 1, 2),
       "arms": ("sft", "rft", "rft2", "dpo", "step_dpo.branch"),
       "least_accuracy": 0.0 if smoke else 0.15,
       "rft": {"batch_size": 8, "epochs": 2.0 if smoke else 8.0, "optimizer": {"learning_rate": 1e-3}, **rare},
