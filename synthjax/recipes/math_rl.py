@@ -188,7 +188,8 @@ def report(job: Job, found: Efficiency, differences: Sequence[Difference], contr
   from synthjax.report import plots
 
   figures = plots.efficiency_figure(found, job.workdir / "multiples", control)
-  lines = [tables.table(found), "", *map(str, differences), "", *_lower_bounds(found)]
+  steps, controls = ([arm for arm in job.experiment.study.arms if arm.startswith(kind)] for kind in ("step_dpo", "rft"))
+  lines = [tables.table(found), "", *map(str, differences), "", *tables.lower_bounds(found, steps, controls)]
   if control:
     lines += ["", "negative control, a teacher that never leaps:", tables.table(control)]
   lines.append(f"everything is in {job.workdir}: table.txt, results.json, {', '.join(path.name for path in figures)}; a folder a cell")
@@ -196,16 +197,3 @@ def report(job: Job, found: Efficiency, differences: Sequence[Difference], contr
     f.write("\n".join(lines) + "\n")
   progress.say("\n".join(lines))
   return result
-
-
-def _lower_bounds(found: Efficiency) -> list[str]:
-  """For every per-step arm and control by likelihood: at which N the arm's lower bound lies above the control's multiple."""
-  arms = list(dict.fromkeys(point.arm for point in found.points))
-  lines = []
-  for arm in (name for name in arms if name.startswith("step_dpo")):
-    for control in (name for name in arms if name.startswith("rft")):
-      rows = efficiency.lower_bound_above(found, arm, control)
-      sizes = ", ".join(f"{row.problems:,}" for row in rows if row.above)
-      lines.append(f"lower bound of {arm} above the multiple of {control}: " + (f"at N = {sizes}" if sizes else "nowhere")
-                   + f" (of {len(rows)} sizes)")
-  return lines

@@ -1,6 +1,8 @@
 """The study as text: arm by N with its multiples and tokens, then the law, what is missing and what a reader must know."""
 
-from synthjax.scaling.efficiency import BOUND, Efficiency, Point
+from collections.abc import Sequence
+
+from synthjax.scaling.efficiency import BOUND, Efficiency, Point, lower_bound_above
 
 
 def table(efficiency: Efficiency) -> str:
@@ -18,6 +20,18 @@ def table(efficiency: Efficiency) -> str:
   if efficiency.missing:
     lines.append(f"missing: {'; '.join(efficiency.missing)}")
   return "\n".join(lines + [f"note: {note}" for note in efficiency.notes])
+
+
+def lower_bounds(efficiency: Efficiency, arms: Sequence[str], controls: Sequence[str]) -> list[str]:
+  """A line for every arm and control: at which N the arm's lower bound lies above the control's multiple."""
+  lines = []
+  for arm in arms:
+    for control in controls:
+      rows = lower_bound_above(efficiency, arm, control)
+      sizes = ", ".join(f"{row.problems:,}" for row in rows if row.above)
+      where = f"at N = {sizes}" if sizes else "nowhere"
+      lines.append(f"lower bound of {arm} above the multiple of {control}: {where} (of {len(rows)} sizes)")
+  return lines
 
 
 def _row(point: Point, own: bool) -> list[str]:

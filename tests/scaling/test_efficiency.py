@@ -16,7 +16,7 @@ from synthjax.scaling import curve, laws
 from synthjax.scaling.efficiency import Efficiency, Multiple, Point, Settings, analyse, lower_bound_above
 from synthjax.scaling.paired import differences
 from synthjax.scaling.resample import Bootstrap, Key, Run, resample
-from synthjax.scaling.table import table
+from synthjax.scaling.table import lower_bounds, table
 
 SIZES = (128, 256, 512, 1024, 2048, 4096)
 FEW = Bootstrap(replicates=300)
@@ -302,6 +302,8 @@ def test_a_lower_bound_counts_as_above_only_where_nothing_is_left_open(low, othe
   points = tuple(Point(arm, 128, (0,), 0.5, 0.1, m, None, None, 1.0, 0.0, 1.0, 0.0) for arm, m in (("step", low), ("rft", other)))
   efficiency = Efficiency(base.settings, points, base.curve, base.law, (), ())
   assert [row.above for row in lower_bound_above(efficiency, "step", "rft")] == [above]
+  where = "at N = 128" if above else "nowhere"
+  assert lower_bounds(efficiency, ["step"], ["rft"]) == [f"lower bound of step above the multiple of rft: {where} (of 1 sizes)"]
 
 
 def test_a_perfect_arm_is_taken_as_half_an_answer_and_said():
