@@ -145,9 +145,9 @@ def bounds(rows: Sequence[Sequence[Node]], batch_rows: int, row_length: int) -> 
 
 
 def bounds_of_any(rows: Sequence[Sequence[Node]], batch_rows: int, row_length: int) -> Bounds:
-  """Bounds that hold for a batch of any of the rows: those of the largest ones together."""
+  """Bounds that hold for a batch of `TreeRows`: those of the largest rows together, each as often as a batch can hold it."""
   counts = np.sort(np.array([_counts(row) for row in rows]), axis=0)[::-1]
-  repeats = -(-batch_rows // len(rows))  # a batch may hold more rows than there are
+  repeats = -(-(batch_rows - 1) // len(rows)) + 1  # a batch may go over the ends of epochs, and each epoch has every row
   predictions, segments, trees = np.repeat(counts, repeats, axis=0)[:batch_rows].sum(axis=0)
   return Bounds(batch_rows, row_length, _even(int(predictions)), int(segments), int(trees))
 
