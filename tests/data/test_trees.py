@@ -93,7 +93,7 @@ def _sums_apart(params, tree):
 @settings(max_examples=40, deadline=None)
 def test_every_batch_fits_its_bounds_where_epochs_meet_too(count, batch):
   """A batch that goes over the end of an epoch may hold its largest row twice."""
-  rows = [[Node((1, 2), tuple(Node((3,) * 4, (), True) for _ in range(1 + i)))] * (1 + 3 * (i == 0)) for i in range(count)]
+  rows = [[Node((1, 2), tuple(Node((3,) * 4) for _ in range(1 + i)), False)] * (1 + 3 * (i == 0)) for i in range(count)]
   source = trees.TreeRows(rows, None, batch, 128, 0, 1.0)
   for start in range(0, 30 * batch, batch):
     held = source.read(list(range(start, start + batch)))
