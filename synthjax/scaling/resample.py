@@ -72,10 +72,11 @@ def resample(runs: Sequence[Run], bootstrap: Bootstrap) -> dict[Key, Cell]:
   their own, from a stream that depends on the cell's name alone: other arms do not move an arm's interval (`paired` compares two of
   them seed by seed). The two effects are added,
 
-    error_b = error + sum_p (w_pb - 1) e_p / P + error * sum_s r_sb / S,
+    error_b = error + sum_p (w_pb - 1) e_p / P + error (1 - error) sum_s r_sb / S,
 
   with w multinomial counts, e_p the mean of a test problem over the seeds, and r_sb drawn from the pool of the arm's seeds: deviations
-  of a seed's error from its cell's, relative to it. The pool spans the N of the arm, because three seeds alone have two degrees of freedom.
+  of a seed's error from its cell's on the logit scale, where seeds of a policy that is nearly always wrong and of one that is nearly always
+  right spread alike (docs/log.md). The pool spans the N of the arm, because three seeds alone have two degrees of freedom.
   Drawing both at once (v_sb * w_pb e_sp) would count the noise of single answers, which is neither the problem's nor the seed's,
   3 - 2/S times (Owen 2007, The pigeonhole bootstrap); here e_p carries it once, and the pool is scaled to what remains without it.
   An arm that has one seed everywhere has the problems' term alone.
@@ -85,10 +86,11 @@ def resample(runs: Sequence[Run], bootstrap: Bootstrap) -> dict[Key, Cell]:
   """
   groups = grouped(runs)
   errors = {key: 1 - np.array([run.accuracy_P for run in group], np.float64) for key, group in groups.items()}
-  pools = {arm: seed_pool([(errors[key], errors[key].mean()) for key in groups if key.arm == arm]) for arm in {key.arm for key in groups}}
+  units = {key: error_SP.mean() * (1 - error_SP.mean()) for key, error_SP in errors.items()}
+  pools = {arm: seed_pool([(errors[key], units[key]) for key in groups if key.arm == arm]) for arm in {key.arm for key in groups}}
   cells = {}
   for key, group in groups.items():
-    error_R = replicates(errors[key], pools[key.arm] * errors[key].mean(), bootstrap, (zlib.crc32(key.arm.encode()), key.problems))
+    error_R = replicates(errors[key], pools[key.arm] * units[key], bootstrap, (zlib.crc32(key.arm.encode()), key.problems))
     cells[key] = Cell(key, tuple(run.seed for run in group), error_R, 0.5 / errors[key].size,
                       float(np.mean([run.tokens_trained for run in group])), float(np.mean([run.tokens_sampled for run in group])))
   return cells
