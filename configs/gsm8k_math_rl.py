@@ -1,9 +1,9 @@
 """Study A on real GSM8K: every stage on real text, real steps and real verification.
 
 Command:   python -m synthjax run --config configs/gsm8k_math_rl.py --workdir runs/gsm8k_math_rl
-Hardware:  2 CPU cores, under 30 minutes: a small model from scratch on 256 problems. It learns those by heart, so that its samples of them are
-           right often enough for every stage to have work, and answers no test problem: what it shows is the loop. The guard on sample
-           accuracy is off here; leave it on for a real model.
+Hardware:  2 CPU cores, under 30 minutes: a small model from scratch on 256 problems. It learns those by heart, so that its samples of
+           them are right often enough for every stage to have work, and answers no test problem: what it shows is the loop. The
+           guard on sample accuracy is off here; leave it on for a real model.
 At 7B:     python -m synthjax plan --config configs/gsm8k_math_rl.py:7b --devices 8
 Source:    Setlur et al. 2024 (arXiv 2406.14532): SFT 5 epochs at 1e-5, samples at T = 0.7, beta 0.1, lr 5e-7; sizes of the small variant
            are ours.

@@ -1,7 +1,7 @@
 """Study A on the embedded world: what N synthetic problems are worth, N from 128 to 4096, three seeds.
 
 Command:   python -m synthjax run --config configs/math_scaling_world.py --workdir runs/math_scaling_world
-Hardware:  2 CPU cores.
+Hardware:  2 CPU cores: about an hour (a process a core, each with its own study.seeds and one WORKDIR, then one run with all of them).
 Source:    Setlur et al. 2024 (arXiv 2406.14532); sizes and rates are our choice, made on development problems.
 """
 
