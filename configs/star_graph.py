@@ -1,7 +1,7 @@
 """The star graph: the shortcut that next-token training falls into, what step values see of it, and attempts to train out of it.
 
 Command:   python -m synthjax run --config configs/star_graph.py --workdir runs/star_graph
-Hardware:  2 CPU cores; each SFT 6 minutes beside much other work (two on free cores by its speed), an attempt about one.
+Hardware:  2 CPU cores; each SFT two to six minutes, by what else runs, an attempt about one; with train.steps=2500 SFT takes one.
 Expected:  on G(2, 3, 9) SFT answers 49 ± 2 % and always walks an arm: the shortcut; no attempt broke it (docs/log.md). With more arms the
            walk itself takes more than these steps: 16 % at d = 3.
 Source:    Bachmann & Nagarajan 2024 (arXiv 2403.06963) for the graph and the failure, Setlur et al. 2024 (arXiv 2406.14532) for whether
