@@ -128,7 +128,7 @@ def grouped(runs: Sequence[Run]) -> dict[Key, list[Run]]:
     if shape != first or len(shape) != 1 or not shape[0]:
       raise DataError(f"{key}, seed {run.seed}: accuracies of shape {shape}, but {runs[0].arm} at N={runs[0].problems:,} has {first}; "
                       f"evaluate all runs on the same test problems in the same order")
-    if not all(0 <= accuracy <= 1 for accuracy in run.accuracy_P) or run.problems < 1:
+    if not ((run.accuracy_P >= 0) & (run.accuracy_P <= 1)).all() or run.problems < 1:
       raise DataError(f"{key}, seed {run.seed}: expected accuracies from 0 to 1 and at least one training problem, found accuracies from "
                       f"{np.min(run.accuracy_P)} to {np.max(run.accuracy_P)}")
     group.append(run)
