@@ -8,15 +8,12 @@ import pathlib
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from synthjax import files, progress
 from synthjax.data import trees
 from synthjax.kernels.linear_logprob import check_segments, segment_sums
-from synthjax.losses import preference, stepwise
-from synthjax.losses.preference import Pairs
-from synthjax.losses.stepwise import Steps
+from synthjax.losses.registry import objective
 from synthjax.model.transformer import Params, Transformer
 from synthjax.schema import Objective
 from synthjax.train.step import State, Trainer, check_rows
@@ -30,38 +27,6 @@ def segment_log_probs(model: Transformer, params: Params, batch: Batch, split=No
   hidden_ED = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])[batch["source"]]
   found = model.log_prob(params, hidden_ED, batch["targets"], split)
   return segment_sums(found.log_prob, batch["segment"], len(batch["tree"]))
-
-
-def objective(log_prob_S: jax.Array, batch: Batch, pairs: int, cfg: Objective):
-  """(loss, metrics) of segment sums; `batch["reference"]` holds the reference's sums."""
-  steps = Steps(log_prob_S, batch["reference"], batch["segment_tokens"], batch["weight"])
-  if cfg.loss in STEP_LOSSES:
-    return STEP_LOSSES[cfg.loss](steps, batch, pairs, cfg)
-  return PAIR_LOSSES[cfg.loss](whole_responses(steps, batch["tree"], batch["side"], pairs), cfg.preference)
-
-
-def whole_responses(steps: Steps, tree_S: jax.Array, side_S: jax.Array, pairs: int) -> Pairs:
-  """Steps summed to the two responses of each pair; shared steps cancel in every margin and are left out."""
-  def of(values_S, side):
-    return jax.ops.segment_sum(jnp.where(side_S == side, values_S, 0.0), tree_S, num_segments=pairs)
-
-  tokens = of(steps.tokens, 1), of(steps.tokens, -1)
-  return Pairs(of(steps.log_prob, 1), of(steps.log_prob, -1), of(steps.reference, 1), of(steps.reference, -1), *tokens,
-               ((tokens[0] > 0) & (tokens[1] > 0)).astype(jnp.float32))
-
-
-def _step_dpo(steps, batch, pairs, cfg):
-  anchor_S = batch["side"] > 0 if cfg.preference.nll else None
-  return stepwise.step_dpo(steps, batch["tree"], batch["side"], pairs, cfg.preference, anchor_S=anchor_S)
-
-
-PAIR_LOSSES = {"dpo": preference.dpo, "ipo": preference.ipo, "dpop": preference.dpop, "rpo": preference.rpo, "kto": preference.kto,
-               "simpo": preference.simpo, "orpo": preference.orpo}
-STEP_LOSSES = {
-  "step_dpo": _step_dpo,
-  "awr": lambda steps, batch, pairs, cfg: stepwise.advantage_weighted(steps, batch["advantage"], cfg.advantage),
-  "filtered_sft": lambda steps, batch, pairs, cfg: stepwise.filtered(steps, batch["advantage"], cfg.advantage),
-}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,9 @@ import pytest
 
 from synthjax.losses import preference, stepwise
 from synthjax.losses.preference import Pairs
+from synthjax.losses.registry import PAIR_LOSSES
 from synthjax.losses.stepwise import Steps
 from synthjax.schema import Advantage, Preference
-from synthjax.train.preference import PAIR_LOSSES
 
 
 def _pairs(P=6, seed=0):

@@ -1,0 +1,83 @@
+"""Every preference loss by its name, and the way from segment sums to it.
+
+Shapes: S segments (steps), P pairs.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from synthjax.losses import preference, stepwise
+from synthjax.losses.preference import Pairs, Result
+from synthjax.losses.stepwise import Steps
+from synthjax.schema import Objective
+
+Batch = dict[str, jax.Array]
+
+
+def objective(log_prob_S: jax.Array, batch: Batch, pairs: int, cfg: Objective) -> Result:
+  """The loss that `cfg.loss` names and its metrics, from the sums of all segments of a batch.
+
+  Args:
+    log_prob_S: log-prob sum of each segment under the policy.
+    batch: of `data.trees.layout`, with the reference's sums in `batch["reference"]`.
+    pairs: P.
+    cfg: names the loss and holds its knobs.
+  """
+  steps = Steps(log_prob_S, batch["reference"], batch["segment_tokens"], batch["weight"])
+  if cfg.loss in STEP_LOSSES:
+    return STEP_LOSSES[cfg.loss](steps, batch, pairs, cfg)
+  whole = whole_responses(steps, batch["tree"], batch["side"], pairs)
+  return PAIR_LOSSES[cfg.loss](whole, cfg.preference)
+
+
+def whole_responses(steps: Steps, tree_S: jax.Array, side_S: jax.Array, pairs: int) -> Pairs:
+  """Steps summed to the two responses of each pair; shared steps cancel in every margin and are left out."""
+  def total(values_S, side):
+    return jax.ops.segment_sum(jnp.where(side_S == side, values_S, 0.0), tree_S, num_segments=pairs)
+
+  chosen_tokens, rejected_tokens = total(steps.tokens, 1), total(steps.tokens, -1)
+  is_pair = (chosen_tokens > 0) & (rejected_tokens > 0)
+  return Pairs(
+    chosen=total(steps.log_prob, 1),
+    rejected=total(steps.log_prob, -1),
+    reference_chosen=total(steps.reference, 1),
+    reference_rejected=total(steps.reference, -1),
+    chosen_tokens=chosen_tokens,
+    rejected_tokens=rejected_tokens,
+    weights=is_pair.astype(jnp.float32),
+  )
+
+
+def _step_dpo(steps, batch, pairs, cfg):
+  anchor_S = None
+  if cfg.preference.nll:
+    anchor_S = batch["side"] > 0
+  return stepwise.step_dpo(
+    steps, batch["tree"], batch["side"], pairs, cfg.preference, anchor_S=anchor_S
+  )
+
+
+def _awr(steps, batch, pairs, cfg):
+  return stepwise.advantage_weighted(steps, batch["advantage"], cfg.advantage)
+
+
+def _filtered_sft(steps, batch, pairs, cfg):
+  return stepwise.filtered(steps, batch["advantage"], cfg.advantage)
+
+
+PAIR_LOSSES: dict[str, Callable[..., Result]] = {
+  "dpo": preference.dpo,
+  "ipo": preference.ipo,
+  "dpop": preference.dpop,
+  "rpo": preference.rpo,
+  "kto": preference.kto,
+  "simpo": preference.simpo,
+  "orpo": preference.orpo,
+}
+STEP_LOSSES: dict[str, Callable[..., Result]] = {
+  "step_dpo": _step_dpo,
+  "awr": _awr,
+  "filtered_sft": _filtered_sft,
+}
