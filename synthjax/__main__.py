@@ -14,16 +14,11 @@ def main(arguments: list[str] | None = None) -> int:
   arguments = list(sys.argv[1:] if arguments is None else arguments)
   overrides = [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")]
   parsed = _parser().parse_args([a for a in arguments if not a.startswith("--config.")])
-  from synthjax import files
+  from synthjax.errors import Error
 
   try:
     return parsed.verb(parsed, overrides)
-  except (ValueError, files.DataError) as e:
-    print(f"synthjax: {e}", file=sys.stderr)
-    return 1
-  except RuntimeError as e:
-    if type(e).__module__.partition(".")[0] != "synthjax":
-      raise
+  except Error as e:
     print(f"synthjax: {e}", file=sys.stderr)
     return 1
 
@@ -316,7 +311,9 @@ def _bench(parsed, overrides) -> int:
   `verify`: judging beside math-verify alone. `logprob`, `attention`: the kernels beside plain jax. `preference_step`: beside TRL
   (JSON). `sample`: tokens a second beside Hugging Face. `values`: step values with and without shared prefixes. `pits`: schedules."""
   if overrides:
-    raise ValueError(f"bench takes no --config overrides, found {overrides}")
+    from synthjax.errors import ConfigError
+
+    raise ConfigError(f"bench takes no --config overrides, found {overrides}")
   import importlib
 
   if parsed.what in ("sample", "values"):

@@ -11,10 +11,12 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
+from synthjax.errors import Error
+
 Path = str | os.PathLike
 
 
-class DataError(ValueError):
+class DataError(Error, ValueError):
   """Input that cannot be used; the message names the file, what was found, what was expected and what to do."""
 
 

@@ -9,10 +9,12 @@ import time
 
 import jax
 
+from synthjax.errors import Error
+
 _started: "Start | None" = None  # set once the processes are connected
 
 
-class StartError(RuntimeError):
+class StartError(Error, RuntimeError):
   """Processes that did not come together; the message names the missing ones and where they should have called."""
 
 

@@ -13,13 +13,14 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from synthjax import schema
+from synthjax.errors import Error
 from synthjax.kernels.linear_logprob import Split
 
 AXES = ("replica", "fsdp", "tensor", "context")
 _UNFILLED = -1
 
 
-class MeshError(ValueError):
+class MeshError(Error, ValueError):
   """A mesh that does not fit the devices or the model; the message proposes one that does."""
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from synthjax.data import packing
 from synthjax.data.documents import CachedDocuments, TokenDocuments
+from synthjax.errors import ConfigError
 
 _KEPT_EPOCHS = 2  # plans in memory: the one being read and the one being read ahead
 
@@ -174,7 +175,7 @@ def batches(rows: Any, batch_size: int, count: int, position: int = 0, shard: Sh
   """
   shard, reading = shard or Shard(), reading or Reading()
   if batch_size % shard.processes:
-    raise ValueError(f"train.batch_size={batch_size} is not divisible by {shard.processes} processes")
+    raise ConfigError(f"train.batch_size={batch_size} is not divisible by {shard.processes} processes")
   source = _Batches(rows, batch_size, shard, position, count)
   options = grain.ReadOptions(num_threads=reading.threads, prefetch_buffer_size=reading.prefetch)
   yield from grain.MapDataset.source(source).to_iter_dataset(options)

@@ -18,11 +18,12 @@ from typing import NamedTuple
 import numpy as np
 
 from synthjax.data import packing
+from synthjax.errors import Error
 
 _EVEN = 64  # predictions of a batch are a multiple of it, so that a mesh can share them out
 
 
-class TreeError(ValueError):
+class TreeError(Error, ValueError):
   """Trees that cannot be laid out; the message names the tree and what is wrong."""
 
 

@@ -5,6 +5,7 @@ import pathlib
 
 from synthjax import files, schema
 from synthjax.data.sources import Example
+from synthjax.errors import ConfigError
 
 PROMPTS = pathlib.Path(__file__).parents[2] / "data/prompts"  # shipped worked examples
 
@@ -64,15 +65,15 @@ def of(experiment: schema.Experiment) -> Protocol:
   """The protocol that the config names, or that of its task.
 
   Raises:
-    ValueError: no such protocol, or the task has none and the config does not say where the answer stands.
+    ConfigError: no such protocol, or the task has none and the config does not say where the answer stands.
   """
   cfg, task = experiment.evaluate, experiment.data.task
   if cfg.protocol:
     if cfg.protocol not in PROTOCOLS:
-      raise ValueError(f"config.evaluate.protocol is {cfg.protocol!r}; expected one of {', '.join(PROTOCOLS)}")
+      raise ConfigError(f"config.evaluate.protocol is {cfg.protocol!r}; expected one of {', '.join(PROTOCOLS)}")
     return PROTOCOLS[cfg.protocol]
   if cfg.answer != "task":
     return Protocol(f"{task}_{cfg.answer}", task, cfg.answer)
   if task not in _OF_TASK:
-    raise ValueError(f"task {task!r} has no protocol of its own; set config.evaluate.answer to where its final answers stand")
+    raise ConfigError(f"task {task!r} has no protocol of its own; set config.evaluate.answer to where its final answers stand")
   return PROTOCOLS[_OF_TASK[task]]

@@ -42,7 +42,7 @@ def score(answered: Sequence[Answered], protocol: Protocol, policy: str, pass_at
     ValueError: no problems, or a k above the number of samples.
   """
   if not answered:
-    raise ValueError(f"protocol {protocol.name}: no problems to score")
+    raise files.DataError(f"protocol {protocol.name}: no problems to score")
   flat = [(problem, response) for problem in answered for response in problem.responses]
   found = [extract.extract(response.text, protocol.mode) for _, response in flat]
   verdicts = pool.compare_many([(problem.gold, answer) for (problem, _), answer in zip(flat, found)], POLICIES[policy])

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 
 from synthjax import progress
+from synthjax.errors import ConfigError
 from synthjax.kernels import interval_attention, linear_logprob, pallas_attention, pallas_logprob
 from synthjax.kernels.linear_logprob import Head, LogProbs, Split
 from synthjax.kernels.pallas_attention import Flash
@@ -45,7 +46,7 @@ def head(kernels: str, how: Head, split: Split | None) -> Callable[[jax.Array, j
   if path == "xla":
     return lambda hidden_ND, head, targets_N: linear_logprob.linear_logprob(hidden_ND, head, targets_N, how, split)
   if split is not None or how.entropy:
-    raise ValueError("config.model.kernels is 'pallas', whose head knows neither a mesh nor the entropy; set it to 'xla'")
+    raise ConfigError("config.model.kernels is 'pallas', whose head knows neither a mesh nor the entropy; set it to 'xla'")
 
   def log_probs(hidden_ND, head, targets_N):
     head_DV = head.T if how.transposed else head

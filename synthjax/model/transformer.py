@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from synthjax.errors import ConfigError
 from synthjax.kernels import choose
 from synthjax.kernels.linear_logprob import Head, LogProbs, Split
 from synthjax.model import rotary
@@ -241,6 +242,6 @@ def sized(cfg: Model, tokenizer_size: int) -> Model:
   if cfg.vocab_size == 0:
     return dataclasses.replace(cfg, vocab_size=-(-tokenizer_size // 64) * 64)
   if cfg.vocab_size < tokenizer_size:
-    raise ValueError(f"config.model.vocab_size is {cfg.vocab_size}, but the tokenizer has {tokenizer_size} ids; "
+    raise ConfigError(f"config.model.vocab_size is {cfg.vocab_size}, but the tokenizer has {tokenizer_size} ids; "
                      "set config.model_overrides.vocab_size=0 or choose the model's own tokenizer")
   return cfg

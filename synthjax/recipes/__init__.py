@@ -7,6 +7,7 @@ A recipe is a module with `run(job)`, the whole study, and where it has such par
 from collections.abc import Callable
 from typing import Any
 
+from synthjax.errors import ConfigError
 from synthjax.recipes import finetune, math_rl, preference, star
 
 RECIPES = {"finetune": finetune, "preference": preference, "math_rl": math_rl, "star": star}
@@ -17,10 +18,10 @@ def part(recipe: str, name: str) -> Callable[[finetune.Job], Any]:
   """A recipe's `run`, `prepare` or `train`.
 
   Raises:
-    ValueError: it has no such part.
+    ConfigError: it has no such part.
   """
   module = RECIPES[recipe]
   if not hasattr(module, name):
     verbs = ", ".join(verb for known, verb in _VERBS.items() if hasattr(module, known))
-    raise ValueError(f"recipe {recipe!r} has no part {name!r} for the verb {_VERBS[name]!r}; its verbs are {verbs}")
+    raise ConfigError(f"recipe {recipe!r} has no part {name!r} for the verb {_VERBS[name]!r}; its verbs are {verbs}")
   return getattr(module, name)

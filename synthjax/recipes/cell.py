@@ -18,6 +18,7 @@ from synthjax.data import trees
 from synthjax.data.documents import TokenDocuments
 from synthjax.data.sources import Example
 from synthjax.data.tokenizers import Tokenizer
+from synthjax.errors import Error
 from synthjax.evaluate import protocols, score
 from synthjax.evaluate import run as evaluate_lib
 from synthjax.recipes import finetune, splits
@@ -61,7 +62,7 @@ class Solution(NamedTuple):
   ids: tuple[int, ...]  # without end-of-text
 
 
-class TooWeakError(RuntimeError):
+class TooWeakError(Error, RuntimeError):
   """A policy whose samples are right too seldom for step values to mean anything."""
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from synthjax import files, progress, schema
+from synthjax.errors import ConfigError
 from synthjax.recipes import finetune, leaps, signals, splits
 from synthjax.recipes.cell import Cell, Cost, Policy, Solution, open_cell
 from synthjax.recipes.finetune import Job
@@ -42,12 +43,12 @@ def run(job: Job) -> dict:
   """Trains and evaluates every arm at every N and seed, and says what the problems were worth. Finished stages are skipped.
 
   Raises:
-    ValueError: an unknown arm. DataError, TooWeakError, TrainingStopped: see the rooms; running again goes on where it stopped.
+    ConfigError: an unknown arm. DataError, TooWeakError, TrainingStopped: see the rooms; running again goes on where it stopped.
   """
   study = job.experiment.study
   _check(job.experiment)
   if job.force:
-    raise ValueError("recipe 'math_rl' has a stage for every step of every arm; to redo one, remove its folder instead of giving --force")
+    raise ConfigError("recipe 'math_rl' has a stage for every step of every arm; to redo one, remove its folder instead of giving --force")
   files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
   found, differences = _measured(job, study.problems, study.baseline_problems)
   control = None
@@ -87,25 +88,23 @@ def _check(experiment: schema.Experiment) -> None:
   for arm in study.arms:
     name, _, rounds = arm.partition("*")
     if name not in ARMS or (rounds and not (rounds.isdigit() and int(rounds) > 1 and name not in _FIRST)):
-      raise ValueError(f"config.study.arms has {arm!r}; expected one of {', '.join(ARMS)}, or NAME*k (k of 2 and more) for rounds of rft2 "
+      raise ConfigError(f"config.study.arms has {arm!r}; expected one of {', '.join(ARMS)}, or NAME*k (k of 2 and more) for rounds of rft2 "
                        "or a preference arm")
     if name in _PICKED and experiment.data.task != "world":
-      raise ValueError(f"config.study.arms has {arm!r}, which picks traces by their leaps; those are known in the embedded world "
+      raise ConfigError(f"config.study.arms has {arm!r}, which picks traces by their leaps; those are known in the embedded world "
                        f"alone (data.task='world'), not in task {experiment.data.task!r}: leave the arm out")
   if len({*study.problems, *study.baseline_problems}) < 2:
-    raise ValueError(f"config.study.problems is {study.problems} and baseline_problems {study.baseline_problems}: a multiple is read off "
-                     "SFT at two sizes at least; name more in baseline_problems")
+    raise ConfigError(f"config.study.problems is {study.problems} and baseline_problems {study.baseline_problems}: a multiple is read off "
+                      "SFT at two sizes at least; name more in baseline_problems")
   if study.control and (len(set(study.control)) == 1 or experiment.data.task != "world"):
-    raise ValueError(f"config.study.control is {study.control} and data.task {experiment.data.task!r}: two sizes at least, in the embedded "
-                     "world, or none")
-  if not study.seeds:
-    raise ValueError("config.study.seeds is empty; name one seed at least")
+    raise ConfigError(f"config.study.control is {study.control} and data.task {experiment.data.task!r}: two sizes at least, in the "
+                      "embedded world, or none")
   if experiment.data.too_long not in ("error", "drop"):
-    raise ValueError(f"config.data.too_long is {experiment.data.too_long!r}: recipe 'math_rl' trains on whole solutions; set 'error', or "
-                     "'drop'")
+    raise ConfigError(f"config.data.too_long is {experiment.data.too_long!r}: recipe 'math_rl' trains on whole solutions; set 'error', or "
+                      "'drop'")
   if jax.process_count() > 1:
-    raise ValueError("recipe 'math_rl' runs in one process; give each process its own config.study.seeds and one WORKDIR, then run all "
-                     "once")
+    raise ConfigError("recipe 'math_rl' runs in one process; give each process its own config.study.seeds and one WORKDIR, then run all "
+                      "once")
 
 
 def train_arms(cell: Cell, arms: Sequence[str]) -> dict[str, Policy]:

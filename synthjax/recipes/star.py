@@ -44,14 +44,8 @@ class Lab(NamedTuple):
 
 def run(job: Job) -> dict:
   """Trains, values and tries; writes results.json and table.txt. Finished stages are skipped.
-
-  Raises:
-    ValueError: no graph, or more problems to value than there are.
   """
   study = job.experiment.star
-  if not study.graphs or study.valued > study.explored:
-    raise ValueError(f"config.star has {len(study.graphs)} graphs, valued={study.valued}, explored={study.explored}: expected a graph at "
-                     "least, and no more valued problems than explored ones")
   files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
   labs = [_open(job, graph) for graph in study.graphs]
   shortcut = [{"arms": lab.graph.arms, "length": lab.graph.length, "labels": lab.graph.labels, **_score(lab, _sft(lab, early=False))}

@@ -21,6 +21,7 @@ import numpy as np
 
 from synthjax import progress, schema
 from synthjax.data.tokenizers import Tokenizer
+from synthjax.errors import ConfigError
 from synthjax.model.transformer import Params, Transformer
 from synthjax.rollout import slots
 from synthjax.rollout.prefixes import Page
@@ -103,7 +104,7 @@ class JaxEngine:
   def __init__(self, model: Transformer, params: Params, tokenizer: Tokenizer, shape: Shape | None = None, mesh: schema.Mesh | None = None,
                slots: int = 128):
     if model.cfg.vocab_size < tokenizer.size:
-      raise ValueError(f"the model has {model.cfg.vocab_size} ids, the tokenizer {tokenizer.size}; "
+      raise ConfigError(f"the model has {model.cfg.vocab_size} ids, the tokenizer {tokenizer.size}; "
                        "use the tokenizer that it was trained with")
     self.model, self.tokenizer, self.slots, self.counts = model, tokenizer, slots, Counts()
     self.fingerprint = ""

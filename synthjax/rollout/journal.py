@@ -11,11 +11,12 @@ import pathlib
 from collections.abc import Iterable, Iterator
 
 from synthjax import files, multihost, progress, records
+from synthjax.errors import Error
 from synthjax.records import Record
 from synthjax.rollout.requests import Engine, Request, Result
 
 
-class UnansweredError(RuntimeError):
+class UnansweredError(Error, RuntimeError):
   """An engine that ended without an answer to every request."""
 
 

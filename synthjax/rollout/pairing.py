@@ -3,31 +3,32 @@
 import dataclasses
 from typing import Literal
 
+from synthjax.fields import Checked, NonNegativeInt, PositiveInt
 from synthjax.rollout.pits import Guards
 
-MODES = ("paper", "branch", "step", "random", "distant")
-PITS = ("first", "random", "last")
+Mode = Literal["paper", "branch", "step", "random", "distant"]
+Pit = Literal["first", "random", "last"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Pairing:
+class Pairing(Checked):
   """Which pairs are made."""
 
-  mode: Literal["paper", "branch", "step", "random", "distant"] = "paper"  # see pairs.py
-  pit: Literal["first", "random", "last"] = "first"  # paper, branch, step: which step of a trace that has a pit the pair is about
-  per_problem: int = 8  # most pairs of a problem
-  per_trace: int = 1  # most pairs of a wrong trace
+  mode: Mode = "paper"  # see pairs.py
+  # paper, branch, step: which step of a trace that has a pit the pair is about
+  pit: Pit = "first"
+  per_problem: PositiveInt = 8  # most pairs of a problem
+  per_trace: PositiveInt = 1  # most pairs of an incorrect trace
   guards: Guards = Guards()  # what a step must show to be a pit
-  weighted: bool = False  # a step enters the margin with its |advantage|; every trace needs step values
-  normalise: bool = True  # weights are divided by their mean over the pair, so that beta means what it means in plain DPO (our choice)
-  seed: int = 0  # of the draws among right traces
+  # a step enters the margin with its |advantage|; every trace needs step values
+  weighted: bool = False
+  # weights are divided by their mean over the pair, so that beta means what it means in plain DPO
+  # (our choice)
+  normalise: bool = True
+  seed: NonNegativeInt = 0  # of the draws among correct traces
 
-  def __post_init__(self):
-    if self.mode not in MODES:
-      raise ValueError(f"pairs: mode {self.mode!r}; expected one of {', '.join(MODES)}")
-    if self.pit not in PITS:
-      raise ValueError(f"pairs: pit {self.pit!r}; expected one of {', '.join(PITS)}")
-    if min(self.per_problem, self.per_trace) < 1:
-      raise ValueError(f"pairs: per_problem={self.per_problem}, per_trace={self.per_trace}; expected 1 and more")
-    if self.weighted and self.mode in ("branch", "step"):
-      raise ValueError(f"pairs: mode {self.mode!r} cannot be weighted, its continuations have no step values; use paper, random or distant")
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    self.require(not self.weighted or self.mode not in ("branch", "step"), "mode",
+                 "paper, random or distant where steps are weighted: "
+                 "the continuations of branch and step have no step values")

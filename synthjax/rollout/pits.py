@@ -4,20 +4,17 @@ import dataclasses
 from collections.abc import Sequence
 
 from synthjax.evaluate import metrics
+from synthjax.fields import Checked, Share
 from synthjax.records import Record
 
 
 @dataclasses.dataclass(frozen=True)
-class Guards(Record):
+class Guards(Record, Checked):
   """What a step must show to be a pit. The defaults are our choice."""
 
-  min_before: float = 0.3  # value of the prefix before the step: below it the trace was lost already
-  min_drop: float = 0.5  # share of that value that the step loses
-
-  def __post_init__(self):
-    for name in ("min_before", "min_drop"):
-      if not 0 <= getattr(self, name) <= 1:
-        raise ValueError(f"guards.{name} is {getattr(self, name)}; expected 0 to 1")
+  # value of the prefix before the step: below it the trace was lost already
+  min_before: Share = 0.3
+  min_drop: Share = 0.5  # share of that value that the step loses
 
   def hold(self, before: float, after: float) -> bool:
     """Whether a fall from `before` to `after` is one."""

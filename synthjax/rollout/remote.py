@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from synthjax import files
+from synthjax.errors import Error
 from synthjax.rollout.requests import Request, RequestError, Result, Sample
 
 _LOST = 16  # requests on end without an answer, at least, before a server counts as gone
@@ -35,7 +36,7 @@ class Server:
   log_probs: bool = True  # ask for those of the sampled tokens
 
 
-class ServerError(RuntimeError):
+class ServerError(Error, RuntimeError):
   """The server is gone or refuses everything that is asked."""
 
 

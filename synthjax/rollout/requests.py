@@ -5,13 +5,15 @@ An engine answers every request: with samples, or with an `error` that says what
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
-from synthjax import files
+from synthjax import fields, files
+from synthjax.errors import Error
+from synthjax.fields import NonNegativeInt, Share, from_to, not_empty
 from synthjax.records import Record
 
 
-class RequestError(ValueError):
+class RequestError(Error, ValueError):
   """A request that cannot be served; the message names the field, what was found and what was expected."""
 
 
@@ -19,22 +21,25 @@ class RequestError(ValueError):
 class Sampling(Record):
   """How tokens are drawn. Filters apply in the order temperature, top-k, top-p, min-p."""
 
-  max_tokens: int = 64  # of a sample
-  temperature: float = 1.0  # 0: greedy
-  top_k: int = 0  # only the k most probable ids; 0: all
-  top_p: float = 1.0  # the fewest most probable ids that together reach this probability
-  min_p: float = 0.0  # ids at least this probable relative to the most probable one
-  stop: tuple[str, ...] = ()  # a sample ends before the first of these texts
-  stop_ids: tuple[int, ...] = ()  # ids that end a sample, besides end-of-text
+  max_tokens: Annotated[int, from_to(1, 1 << 20)] = 64  # of a sample
+  temperature: Annotated[float, from_to(0, 100)] = 1.0  # 0: greedy
+  top_k: Annotated[int, from_to(0, 1 << 30)] = 0  # only the k most probable ids; 0: all
+  # the fewest most probable ids that together reach this probability
+  top_p: Annotated[float, from_to(1e-6, 1)] = 1.0
+  min_p: Share = 0.0  # ids at least this probable relative to the most probable one
+  # a sample ends before the first of these texts
+  stop: tuple[Annotated[str, not_empty()], ...] = ()
+  stop_ids: tuple[NonNegativeInt, ...] = ()  # ids that end a sample, besides end-of-text
 
   def check(self) -> None:
-    """Raises RequestError naming the first field that is out of range."""
-    limits = {"max_tokens": (1, 1 << 20), "temperature": (0.0, 100.0), "top_k": (0, 1 << 30), "top_p": (1e-6, 1.0), "min_p": (0.0, 1.0)}
-    for name, (low, high) in limits.items():
-      if not low <= getattr(self, name) <= high:
-        raise RequestError(f"{name} is {getattr(self, name)}; expected {low} to {high}")
-    if not all(isinstance(mark, str) and mark for mark in self.stop):
-      raise RequestError(f"stop is {list(self.stop)!r}; expected texts that are not empty")
+    """Raises RequestError naming the first field that is out of range.
+
+    A request out of range can be made: the engine answers it with its error, the others go on.
+    """
+    try:
+      fields.checked(self)
+    except fields.FieldError as e:
+      raise RequestError(f"{e.name} is {e.value!r}; expected {e.allowed}") from e
 
 
 @dataclasses.dataclass(frozen=True)

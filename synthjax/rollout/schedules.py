@@ -10,9 +10,10 @@ they agree with the full schedule on every trace for which that is so, up to the
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from synthjax.evaluate import metrics
+from synthjax.fields import Checked, NonNegativeInt, PositiveInt, from_to
 from synthjax.records import Record
 from synthjax.rollout.pits import Guards
 from synthjax.rollout.requests import Sampling
@@ -21,28 +22,29 @@ Schedule = Literal["full", "first_fail", "binary", "sequential"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Values(Record):
+class Values(Record, Checked):
   """How step values are estimated."""
 
-  rollouts: int = 8  # a prefix, at most
-  best_of: int = 1  # K of the best-of-K value; 1: the mean
+  rollouts: Annotated[int, from_to(1, 1 << 16)] = 8  # a prefix, at most
+  best_of: PositiveInt = 1  # K of the best-of-K value, at most `rollouts`; 1: the mean
   schedule: Schedule = "full"  # which prefixes get rollouts
-  block: int = 2  # rollouts of a request; the last one of a prefix may have fewer
-  confidence: float = 0.975  # sequential: probability of a pit at which its search ends (our choice; 8 failures in a row reach it)
+  # rollouts of a request; the last one of a prefix may have fewer
+  block: Annotated[int, from_to(1, 1 << 16)] = 2
+  # sequential: probability of a pit at which its search ends (our choice; 8 failures in a row
+  # reach it)
+  confidence: Annotated[float, from_to(0.5, 1)] = 0.975
   guards: Guards = Guards()  # of the pits
-  keep: int = 1  # right rollouts of a prefix that are handed back, for pairs that go on from it
+  # correct rollouts of a prefix that are handed back, for pairs that go on from it; at most
+  # `rollouts`
+  keep: NonNegativeInt = 1
   sampling: Sampling = Sampling()  # of the rollouts
-  seed: int = 0  # of the job
-  threads: int = 2  # that judge while the engine samples
+  seed: NonNegativeInt = 0  # of the job
+  threads: Annotated[int, from_to(1, 256)] = 2  # that judge while the engine samples
 
-  def __post_init__(self):
-    limits = {"rollouts": (1, 1 << 16), "best_of": (1, self.rollouts), "block": (1, 1 << 16), "confidence": (0.5, 1), "threads": (1, 256),
-              "keep": (0, self.rollouts)}
-    for name, (low, high) in limits.items():
-      if not low <= getattr(self, name) <= high:
-        raise ValueError(f"values.{name} is {getattr(self, name)}; expected {low} to {high}")
-    if self.schedule not in SCHEDULES:
-      raise ValueError(f"values.schedule is {self.schedule!r}; expected one of {', '.join(SCHEDULES)}")
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    for name in ("best_of", "keep"):
+      self.require(getattr(self, name) <= self.rollouts, name, f"at most rollouts={self.rollouts}")
 
 
 class Count(NamedTuple):

@@ -7,12 +7,13 @@ import traceback
 from collections.abc import Callable
 from typing import NamedTuple
 
+from synthjax.errors import Error
 from synthjax.rollout.requests import Request, RequestError, Result, Sample, Session
 
 _STEP_SECONDS = 10.0  # that the last step may take once the server has stopped
 
 
-class SessionError(RuntimeError):
+class SessionError(Error, RuntimeError):
   """A session that crashed: nothing more can be asked of it."""
 
 

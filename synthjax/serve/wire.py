@@ -133,7 +133,7 @@ def _sampling(body: dict) -> Sampling:
   try:
     sampling.check()
   except RequestError as e:
-    raise Refusal(400, str(e), str(e).partition(" ")[0]) from e
+    raise Refusal(400, str(e), str(e).partition(" ")[0].partition("[")[0]) from e
   return dataclasses.replace(sampling, temperature=float(sampling.temperature), top_p=float(sampling.top_p), min_p=float(sampling.min_p))
 
 

@@ -14,11 +14,12 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from synthjax import files, progress
+from synthjax.errors import Error
 
 _policies = ocp.training.preservation_policies
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(Error, RuntimeError):
   """A checkpoint that cannot be written, read or used; the message says which, why and what to do."""
 
 

@@ -15,6 +15,7 @@ from synthjax import config as config_lib
 from synthjax import files, multihost, progress, schema
 from synthjax.data import loader
 from synthjax.data.documents import CachedDocuments
+from synthjax.errors import Error
 from synthjax.model import count
 from synthjax.model.transformer import Transformer, sized
 from synthjax.sharding import check_fit, make_layout
@@ -31,7 +32,7 @@ class RowsLike(Protocol):
   def read(self, indices: list[int]) -> dict[str, np.ndarray]: ...
 
 
-class TrainingStopped(RuntimeError):
+class TrainingStopped(Error, RuntimeError):
   """Training that cannot go on, or was asked to stop; the message says at which step, and what to do."""
 
 

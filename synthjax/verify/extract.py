@@ -2,6 +2,8 @@
 
 import re
 
+from synthjax.errors import ConfigError
+
 _MARKERS = {"hash": "####", "answer_is": "The answer is", "final_line": "Answer:", "a_line": "\nA:"}
 MODES = (*_MARKERS, "boxed", "minerva", "last_number")
 _NUMBER = re.compile(r"-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\$?\.\d+")
@@ -33,7 +35,7 @@ def extract(text: str, mode: str) -> str | None:
     answer = re.split(r"\.\s*I hope|\n", rest.strip(), maxsplit=1)[0].strip().rstrip(".")
     return answer or None if marker else None
   if mode not in _MARKERS:
-    raise ValueError(f"extraction mode {mode!r}: expected one of {', '.join(MODES)}")
+    raise ConfigError(f"extraction mode {mode!r}: expected one of {', '.join(MODES)}")
   _, marker, rest = ("\n" + text if mode == "a_line" else text).rpartition(_MARKERS[mode])
   answer = rest.strip().splitlines()[0].strip() if marker and rest.strip() else ""
   if mode == "answer_is":

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from synthjax import progress
+from synthjax.errors import Error
 from synthjax.records import Verdict
 from synthjax.verify import fast
 from synthjax.verify.policy import LONGEST, STRICT, Policy
@@ -37,7 +38,7 @@ class Limits:
   cases: int = 5_000  # after which a worker is replaced: sympy's caches grow
 
 
-class WorkerStartError(RuntimeError):
+class WorkerStartError(Error, RuntimeError):
   """A worker that cannot start; the message shows what it said."""
 
 

@@ -82,7 +82,7 @@ def test_a_goal_that_no_edges_lead_to_is_refused(text):
 
 
 def test_knobs_out_of_range_are_refused():
-  with pytest.raises(ValueError, match=r"star.labels is 10; expected 26 to 999"):
+  with pytest.raises(ValueError, match=r"Star.labels is 10; expected at least 26"):
     star.Star(labels=10)
 
 

@@ -298,7 +298,7 @@ def test_a_policy_that_is_too_weak_stops_the_study_with_advice(copied):
   ({"study__baseline_problems": ()}, r"config.study.problems is \(24,\).*SFT at two sizes"),
   ({"study__control": (24,)}, r"config.study.control is \(24,\)"),
   ({**TEXT, "study__control": (24, 48), "data__task": "gsm8k"}, "in the embedded world, or none"),
-  ({"study__seeds": ()}, "config.study.seeds is empty"),
+  ({"study__seeds": ()}, r"config.study.seeds is \(\); expected .*not empty"),
   ({"data__too_long": "split"}, "config.data.too_long is 'split'"),
 ])
 def test_a_study_that_cannot_be_is_refused_before_anything_is_trained(tmp_path, changes, message):

@@ -254,10 +254,10 @@ BAD = {
   "above": (Request("above", prompt_ids=(1, 60)), "prompt_ids span 1 to 60; expected ids from 0 to 59"),
   "below": (Request("below", prompt_ids=(-1, 5)), "prompt_ids span -1 to 5; expected ids from 0 to 59"),
   "words": (Request("words", "né"), "prompt: 'né' has unknown letters"),
-  "cold": (Request("cold", "A", sampling=Sampling(temperature=-1)), "temperature is -1; expected 0.0 to 100.0"),
+  "cold": (Request("cold", "A", sampling=Sampling(temperature=-1)), "temperature is -1.0; expected float, 0 to 100"),
   "nan": (Request("nan", "A", sampling=Sampling(temperature=float("nan"))), "temperature is nan"),
-  "top_p": (Request("top_p", "A", sampling=Sampling(top_p=0)), "top_p is 0; expected 1e-06 to 1.0"),
-  "stop": (Request("stop", "A", sampling=Sampling(stop=("",))), "stop is [''];"),
+  "top_p": (Request("top_p", "A", sampling=Sampling(top_p=0)), "top_p is 0.0; expected float, 1e-06 to 1"),
+  "stop": (Request("stop", "A", sampling=Sampling(stop=("",))), "stop[0] is '';"),
   "stop_ids": (Request("stop_ids", "A", sampling=Sampling(stop_ids=(60,))), "stop_ids span 60 to 60; expected ids from 0 to 59"),
 }
 

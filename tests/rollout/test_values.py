@@ -337,13 +337,13 @@ def test_a_pit_is_the_first_step_with_the_lowest_value_where_the_guards_hold(q, 
 def test_guards_can_be_taken_down_but_a_step_that_loses_nothing_is_no_pit():
   nothing = Guards(min_before=0.0, min_drop=0.0)
   assert pits.first_pit([0.2, 0.1, 0.0], nothing) == 2 and pits.first_pit([0.0, 0.0], nothing) is None
-  with pytest.raises(ValueError, match=r"guards.min_drop is 2; expected 0 to 1"):
+  with pytest.raises(ValueError, match=r"Guards.min_drop is 2.0; expected float, 0 to 1"):
     Guards(min_drop=2)
 
 
 @pytest.mark.parametrize(("wrong", "message"), [
-  ({"rollouts": 0}, "values.rollouts is 0"), ({"best_of": 9}, "values.best_of is 9; expected 1 to 8"), ({"schedule": "fast"}, "expected one of full"),
-  ({"confidence": 0.2}, "values.confidence is 0.2"), ({"keep": 9}, "values.keep is 9")])
+  ({"rollouts": 0}, "Values.rollouts is 0; expected int, 1 to 65536"), ({"best_of": 9}, "Values.best_of is 9; expected at most rollouts=8"), ({"schedule": "fast"}, "expected one of full"),
+  ({"confidence": 0.2}, "Values.confidence is 0.2"), ({"keep": 9}, "Values.keep is 9")])
 def test_settings_out_of_range_are_refused(wrong, message):
   with pytest.raises(ValueError, match=message):
     Values(**wrong)

@@ -183,7 +183,7 @@ _GOOD = {"model": "letters", "prompt": "p"}
   ({**_GOOD, "prompt": [True]}, 400, "one prompt"), ({**_GOOD, "prompt": []}, 400, "one prompt"), ({**_GOOD, "prompt": {}}, 400, "str or list"),
   ({**_GOOD, "n": 0}, 400, "n is 0"), ({**_GOOD, "n": 10**6}, 400, "n is 1000000"), ({**_GOOD, "n": True}, 400, "of type bool"), ({**_GOOD, "seed": -1}, 400, "seed is -1"),
   ({**_GOOD, "max_tokens": "7"}, 400, "of type str"), ({**_GOOD, "max_tokens": 0}, 400, "max_tokens is 0"), ({**_GOOD, "top_p": 2}, 400, "top_p is 2"),
-  ({**_GOOD, "stop": [""]}, 400, "stop is"), ({**_GOOD, "stop": [1]}, 400, "stop is"), ({**_GOOD, "stop_token_ids": ["a"]}, 400, "stop_token_ids"),
+  ({**_GOOD, "stop": [""]}, 400, "stop[0] is"), ({**_GOOD, "stop": [1]}, 400, "stop[0] is"), ({**_GOOD, "stop_token_ids": ["a"]}, 400, "stop_token_ids"),
   ({**_GOOD, "logprobs": 5}, 400, "logprobs is 5"), ({**_GOOD, "echo": True}, 400, "echo is not supported"), ({**_GOOD, "best_of": 4}, 400, "best_of is not supported"),
   ({**_GOOD, "frequency_penalty": 0.5}, 400, "frequency_penalty is not supported"), ({**_GOOD, "temprature": 1}, 400, "temprature is not an option"),
   ({**_GOOD, "stream": "yes"}, 400, "of type str"), ({**_GOOD, "prompt": "p" * (5 << 20)}, 413, "4194304"),

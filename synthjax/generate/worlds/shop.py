@@ -10,10 +10,11 @@ import functools
 import hashlib
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
+from synthjax.fields import Checked, NonNegativeInt, Share, from_to
 from synthjax.generate.worlds.splits import distinct
 from synthjax.records import Problem, Step, Trace
 
@@ -26,25 +27,27 @@ _SHARES = {"train": range(64), "dev": range(64, 72), "test": range(72, 80), "bas
 
 
 @dataclasses.dataclass(frozen=True)
-class World:
+class World(Checked):
   """Knobs of the shop."""
 
-  leap: float = 0.6  # probability that the teacher fuses operations at a point; 0 is the negative control
-  verbs: int = 12  # plus verbs and minus verbs in use, of twelve each
-  base_verbs: int = 4  # most frequent verbs of each sign that the base policy has seen
-  zipf: float = 1.0  # exponent of the verbs' frequencies; 0 is uniform
-  largest: int = 30  # every quantity stays within 0..largest
-  operand: int = 9  # an event moves 1..operand things
-  min_events: int = 2  # fewest events of a problem
-  max_events: int = 4  # most events of a problem
-  seed: int = 0  # of the order in which problems come and of the teacher's leaps
+  # probability that the teacher fuses operations at a point; 0 is the negative control
+  leap: Share = 0.6
+  # plus verbs and minus verbs in use, of twelve each
+  verbs: Annotated[int, from_to(1, len(PLUS))] = 12
+  # most frequent verbs of each sign that the base policy has seen; at most `verbs`
+  base_verbs: Annotated[int, from_to(1, len(PLUS))] = 4
+  zipf: Annotated[float, from_to(0, 10)] = 1.0  # exponent of the verbs' frequencies; 0 is uniform
+  largest: Annotated[int, from_to(1, 999)] = 30  # every quantity stays within 0..largest
+  operand: Annotated[int, from_to(1, 999)] = 9  # an event moves 1..operand things
+  min_events: Annotated[int, from_to(1, 8)] = 2  # fewest events of a problem
+  max_events: Annotated[int, from_to(1, 8)] = 4  # most events of a problem
+  seed: NonNegativeInt = 0  # of the order in which problems come and of the teacher's leaps
 
-  def __post_init__(self):
-    limits = {"verbs": (1, len(PLUS)), "base_verbs": (1, self.verbs), "min_events": (1, self.max_events),
-              "max_events": (1, 8), "operand": (1, self.largest), "largest": (1, 999), "leap": (0, 1), "zipf": (0, 10)}
-    for name, (low, high) in limits.items():
-      if not low <= getattr(self, name) <= high:
-        raise ValueError(f"world.{name} is {getattr(self, name)}; expected {low} to {high}")
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    for name, bound in (("base_verbs", "verbs"), ("operand", "largest"), ("min_events", "max_events")):
+      most = getattr(self, bound)
+      self.require(getattr(self, name) <= most, name, f"at most {bound}={most}")
 
 
 class Event(NamedTuple):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
+from synthjax.errors import ConfigError
 from synthjax.records import Problem
 
 _STALE = 20_000  # draws in a row without a new problem that mean a split is exhausted
@@ -31,5 +32,5 @@ def distinct(drawn: Iterable[Problem], name: Callable[[Problem], str], inside: C
     if stale == 0:
       found[key] = problem
     elif stale > _STALE:
-      raise ValueError(f"{where[0]} has about {len(found)} distinct problems; {count} were asked for: {where[1]}, or ask for fewer")
+      raise ConfigError(f"{where[0]} has about {len(found)} distinct problems; {count} were asked for: {where[1]}, or ask for fewer")
   return list(found.values())

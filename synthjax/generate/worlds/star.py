@@ -10,10 +10,11 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
+from synthjax.fields import Checked, NonNegativeInt, from_to
 from synthjax.generate.worlds.splits import distinct
 from synthjax.records import Problem, Step, Trace
 
@@ -25,19 +26,19 @@ Policy = Callable[[tuple[str, ...]], Mapping[str, float]]  # probability of each
 
 
 @dataclasses.dataclass(frozen=True)
-class Star:
+class Star(Checked):
   """Knobs of the star: G(d, l, n)."""
 
-  arms: int = 5  # d
-  length: int = 5  # l, edges of an arm
-  labels: int = 50  # n: nodes are named 0..n-1; the nodes of a graph are drawn from them without repetition
-  seed: int = 0  # of the order in which problems come
+  arms: Annotated[int, from_to(1, 100)] = 5  # d
+  length: Annotated[int, from_to(1, 100)] = 5  # l, edges of an arm
+  # n: nodes are named 0..n-1; the nodes of a graph are drawn from them without repetition
+  labels: Annotated[int, from_to(2, 999)] = 50
+  seed: NonNegativeInt = 0  # of the order in which problems come
 
-  def __post_init__(self):
-    limits = {"arms": (1, 100), "length": (1, 100), "labels": (self.arms * self.length + 1, 999)}
-    for name, (low, high) in limits.items():
-      if not low <= getattr(self, name) <= high:
-        raise ValueError(f"star.{name} is {getattr(self, name)}; expected {low} to {high}")
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    nodes = self.arms * self.length + 1
+    self.require(self.labels >= nodes, "labels", f"at least {nodes}, the nodes of a graph")
 
 
 class Graph(NamedTuple):
