@@ -11,10 +11,12 @@ Source:    Setlur et al. 2024 (arXiv 2406.14532): SFT 5 epochs at 1e-5, samples 
 
 import ml_collections
 
+VARIANTS = ("smoke", "7b")
 
-def get_config(arg: str = "") -> ml_collections.ConfigDict:
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
   """`smoke`: minutes; `7b`: the paper's size, from a checkpoint in this project's format (train.init)."""
-  large, smoke = arg == "7b", arg == "smoke"
+  large, smoke = variant == "7b", variant == "smoke"
   rare = {"checkpoint_every": 500, "log_every": 100}
   rate = lambda small, big: {"optimizer": {"learning_rate": big if large else small}, **rare}
   return ml_collections.ConfigDict({

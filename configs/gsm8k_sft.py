@@ -8,10 +8,12 @@ At 7B:     python -m synthjax plan --config configs/gsm8k_sft.py --config.model=
 
 import ml_collections
 
+VARIANTS = ("smoke",)
 
-def get_config(arg: str = "") -> ml_collections.ConfigDict:
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
   """`smoke`: 200 problems, 20 steps."""
-  smoke = arg == "smoke"
+  smoke = variant == "smoke"
   return ml_collections.ConfigDict({
     "name": "gsm8k_sft",
     "model": "tiny_1m",

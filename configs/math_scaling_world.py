@@ -10,11 +10,12 @@ import pathlib
 import ml_collections
 
 BASE = pathlib.Path(__file__).absolute().parents[1] / "data/base_policy"
+VARIANTS = ("smoke",)
 
 
-def get_config(arg: str = "") -> ml_collections.ConfigDict:
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
   """`smoke`: one small cell."""
-  smoke = arg == "smoke"
+  smoke = variant == "smoke"
   rare = {"checkpoint_every": 10_000, "log_every": 1000}
   return ml_collections.ConfigDict({
     "name": "math_scaling_world",

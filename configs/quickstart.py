@@ -12,11 +12,12 @@ import pathlib
 import ml_collections
 
 BASE = pathlib.Path(__file__).absolute().parents[1] / "data/base_policy"  # made by configs/world_base.py
+VARIANTS = ("smoke",)
 
 
-def get_config(arg: str = "") -> ml_collections.ConfigDict:
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
   """`smoke`: a minute, for tests of the loop."""
-  smoke = arg == "smoke"
+  smoke = variant == "smoke"
   rare = {"checkpoint_every": 10_000, "log_every": 10_000}
   return ml_collections.ConfigDict({
     "name": "quickstart",

@@ -22,11 +22,12 @@ ATTEMPTS = (
   {"name": "awr_late_rounds", "arm": "awr", "rounds": 3},
   {"name": "awr_late_wide", "arm": "awr", "d_model": 128},
 )
+VARIANTS = ("smoke",)
 
 
-def get_config(arg: str = "") -> ml_collections.ConfigDict:
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
   """`smoke`: a tiny graph and a few steps."""
-  smoke = arg == "smoke"
+  smoke = variant == "smoke"
   rare = {"checkpoint_every": 10_000, "log_every": 100}
   return ml_collections.ConfigDict({
     "name": "star_graph",

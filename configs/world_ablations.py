@@ -13,7 +13,7 @@ import ml_collections
 BASE = pathlib.Path(__file__).absolute().parents[1] / "data/base_policy"
 STEPS = ("sft", "rft", "step_dpo.paper", "step_dpo.branch")
 # What differs from `plain`.
-VARIANTS: dict[str, dict] = {
+CHANGES: dict[str, dict] = {
   "plain": {},
   "best_of_5": {"study.values.best_of": 5},
   "rollouts_4": {"study.values.rollouts": 4},
@@ -24,14 +24,15 @@ VARIANTS: dict[str, dict] = {
   "beta_03": {"objective.preference.beta": 0.3},
   "arms": {"study.arms": ("sft", "rft", "rft_clean", "rft_spurious", "rft_many", "filtered_sft"), "study.seeds": (0, 1, 2)},
 }
+VARIANTS = (*CHANGES, "smoke")
 
 
-def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  """A name in VARIANTS; `smoke`: `plain` on a small cell."""
-  smoke = arg == "smoke"
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+  """A name in CHANGES; `smoke`: `plain` on a small cell."""
+  smoke = variant == "smoke"
   rare = {"checkpoint_every": 10_000, "log_every": 10_000}
   config = ml_collections.ConfigDict({
-    "name": f"world_ablations_{arg or 'plain'}",
+    "name": f"world_ablations_{variant or 'plain'}",
     "recipe": "math_rl",
     "model": "world_160k",
     "data": {"task": "world", "test_problems": 100 if smoke else 1000},
@@ -51,5 +52,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     },
     "evaluate": {"max_new_tokens": 64},
   })
-  config.update_from_flattened_dict(VARIANTS["plain" if smoke else arg or "plain"])
+  config.update_from_flattened_dict(CHANGES["plain" if smoke else variant or "plain"])
   return config

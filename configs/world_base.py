@@ -11,10 +11,12 @@ Source:    the embedded world is ours; sizes and steps are our choice.
 
 import ml_collections
 
+VARIANTS = ("smoke",)
 
-def get_config(arg: str = "") -> ml_collections.ConfigDict:
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
   """`smoke`: seconds instead of minutes."""
-  smoke = arg == "smoke"
+  smoke = variant == "smoke"
   return ml_collections.ConfigDict({
     "name": "world_base",
     "model": "world_160k",

@@ -14,11 +14,12 @@ import pathlib
 import ml_collections
 
 BASE = pathlib.Path(__file__).absolute().parents[1] / "data/base_policy"
+VARIANTS = ("smoke",)
 
 
-def get_config(arg: str = "") -> ml_collections.ConfigDict:
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
   """`smoke`: a few steps."""
-  smoke = arg == "smoke"
+  smoke = variant == "smoke"
   return ml_collections.ConfigDict({
     "name": "world_dpo",
     "recipe": "preference",

@@ -10,11 +10,12 @@ import pathlib
 import ml_collections
 
 BASE = pathlib.Path(__file__).absolute().parents[1] / "data/base_policy"  # made by configs/world_base.py
+VARIANTS = ("smoke",)
 
 
-def get_config(arg: str = "") -> ml_collections.ConfigDict:
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
   """`smoke`: seconds instead of minutes."""
-  smoke = arg == "smoke"
+  smoke = variant == "smoke"
   return ml_collections.ConfigDict({
     "name": "world_sft",
     "model": "world_160k",

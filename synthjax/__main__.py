@@ -12,15 +12,30 @@ import sys
 def main(arguments: list[str] | None = None) -> int:
   """Runs a verb. Returns the exit code: 0, 1 for a run that failed with a known error, 2 for a wrong command line."""
   arguments = list(sys.argv[1:] if arguments is None else arguments)
-  overrides = [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")]
-  parsed = _parser().parse_args([a for a in arguments if not a.startswith("--config.")])
+  parser = _parser()
+  overrides = _overrides(parser, arguments)
+  parsed = parser.parse_args([a for a in arguments if not a.startswith("--config.")])
   from synthjax.errors import Error
 
   try:
-    return parsed.verb(parsed, overrides)
+    code = parsed.verb(parsed, overrides)
+    sys.stdout.flush()
+    return code
+  except BrokenPipeError:  # whoever reads us, such as `head`, has enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
   except Error as e:
     print(f"synthjax: {e}", file=sys.stderr)
     return 1
+
+
+def _overrides(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:
+  """KEY=VALUE of every --config.KEY=VALUE; a key without its value ends the program with code 2."""
+  found = [a for a in arguments if a.startswith("--config.")]
+  for argument in found:
+    if "=" not in argument:
+      parser.error(f"{argument}: expected {argument}=VALUE, with '=' and without spaces around it")
+  return [argument.removeprefix("--config.") for argument in found]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -28,9 +43,9 @@ def _parser() -> argparse.ArgumentParser:
                                    epilog="Any field of a config can be set: --config.train.steps=100")
   verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-  def verb(name, function, text):
+  def verb(name, function, text, required=True):
     added = verbs.add_parser(name, help=text, description=text)
-    added.add_argument("--config", required=True, help="configs/FILE.py, or configs/FILE.py:smoke for its small variant")
+    added.add_argument("--config", required=required, help="configs/FILE.py, or configs/FILE.py:smoke for its small variant")
     added.set_defaults(verb=function)
     return added
 
@@ -70,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--slots", type=int, default=128, help="sequences that are sampled together")
   reporting = verb("report", _report, "count the leaps and wrong steps of a finished study A on the embedded world, and their advantages")
   reporting.add_argument("--workdir", required=True, help="folder of a run of recipe math_rl; unfinished stages are left out")
-  verb("config", _config, "print the resolved config")
+  shown = verb("config", _config, "print the resolved config, or explain the fields of all configs", False)
+  shown.add_argument("--explain", nargs="?", const="", metavar="KEY",
+                     help="print comment, type, range and default of every field, or of those at and below KEY")
   verb("plan", _plan, "parameters, memory and FLOPs of a config, without allocating anything").add_argument(
     "--devices", type=int, default=0, help="plan for that many simulated devices instead of those that are here")
   comparing = verbs.add_parser("compare", help="paired difference between two responses.jsonl")
@@ -289,8 +306,14 @@ def _report(parsed, overrides) -> int:
 
 
 def _config(parsed, overrides) -> int:
-  from synthjax import config
+  from synthjax import config, explain
+  from synthjax.errors import ConfigError
 
+  if parsed.explain is not None:
+    print(explain.describe(parsed.explain))
+    return 0
+  if not parsed.config:
+    raise ConfigError("config needs --config FILE.py, or --explain to see the fields of all configs")
   print(config.describe(_experiment(parsed, overrides)))
   return 0
 

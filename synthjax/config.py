@@ -1,12 +1,14 @@
 """ConfigDict -> frozen dataclasses: the boundary where a config file becomes a checked `schema.Experiment`.
 
-`load("configs/x.py:smoke", ["train.steps=100"])` runs the file's `get_config("smoke")`, applies the overrides and checks the
-whole: an unknown key, a wrong type or an impossible combination is a ConfigError that names the key, the value, what is
-allowed and the nearest known key.
+`load("configs/x.py:smoke", ["train.steps=100"])` runs the file's `get_config("smoke")`, applies the
+overrides and checks the whole: an unknown key, an incorrect type or an impossible combination is a
+ConfigError that names the key, the value, what is allowed and the nearest known key. `smoke` must be
+one of the file's VARIANTS.
 """
 
 import ast
 import dataclasses
+import inspect
 import pathlib
 import runpy
 from collections.abc import Mapping, Sequence
@@ -19,9 +21,12 @@ from synthjax.errors import ConfigError as ConfigError
 from synthjax.fields import nearest
 from synthjax.model.presets import PRESETS
 
+MODEL_OVERRIDES = ("model_overrides changes single fields of the preset that `model` names, "
+                   "for example --config.model=tiny_1m --config.model_overrides.layers=3.")
+
 
 def load(spec: str, overrides: Sequence[str] = ()) -> schema.Experiment:
-  """Loads `path.py[:argument]`, applies overrides such as `train.steps=100`, checks and freezes."""
+  """Loads `path.py[:variant]`, applies overrides such as `train.steps=100`, checks and freezes."""
   tree = read(spec).to_dict()
   for override in overrides:
     key, equals, text = override.partition("=")
@@ -32,18 +37,27 @@ def load(spec: str, overrides: Sequence[str] = ()) -> schema.Experiment:
 
 
 def read(spec: str) -> ml_collections.ConfigDict:
-  """The ConfigDict of `path.py[:argument]`, as the file gives it."""
-  path, _, argument = spec.partition(":")
+  """The ConfigDict of `path.py[:variant]`, as the file gives it."""
+  path, _, variant = spec.partition(":")
   if not pathlib.Path(path).is_file():
     known = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
     raise ConfigError(f"--config {path}: no such file{nearest(path, known)}")
   module = runpy.run_path(path)
   if "get_config" not in module:
-    raise ConfigError(f"--config {path}: the file defines no get_config(arg='')")
-  found = module["get_config"](argument)
+    raise ConfigError(f"--config {path}: the file defines no get_config(variant='')")
+  get_config, variants = module["get_config"], [*module.get("VARIANTS", ())]
+  if variant and variant not in variants:
+    raise ConfigError(f"--config {path}:{variant}: {_variants(variants)}{nearest(variant, variants)}")
+  found = get_config(variant) if inspect.signature(get_config).parameters else get_config()
   if not isinstance(found, ml_collections.ConfigDict):
     raise ConfigError(f"--config {path}: get_config returned {type(found).__name__}, expected ml_collections.ConfigDict")
   return found
+
+
+def _variants(names: list[str]) -> str:
+  if names:
+    return f"no such variant; the file has {', '.join(names)}"
+  return "the file has no variants; one that has some lists them, as in VARIANTS = ('smoke',)"
 
 
 def resolve(tree: Mapping[str, Any]) -> schema.Experiment:
@@ -123,17 +137,21 @@ def _require(condition, name, value, allowed):
 
 
 def _assign(tree: dict, key: str, text: str) -> None:
-  """Sets `key` (dotted) in `tree` to `text`, read as a Python literal where it is one and as a string otherwise."""
+  """Sets `key` (dotted) in `tree` to `text`, a Python literal where it is one and else a string."""
   try:
     value = ast.literal_eval(text)
-  except (ValueError, SyntaxError):
+  except (ValueError, SyntaxError) as e:
+    if text.startswith(("(", "[", "{", "'", '"')):
+      raise ConfigError(f"config.{key}={text}: neither a Python literal nor plain text "
+                        f"({getattr(e, 'msg', e)}); write the whole value in quotes, for "
+                        f"example --config.{key}=\"(1, 2)\" or --config.{key}=text") from e
     value = {"true": True, "false": False}.get(text, text)
   *parents, leaf = key.split(".")
   for parent in parents:
     inner = tree.setdefault(parent, {})
     if isinstance(inner, str):
-      raise ConfigError(f"config.{key}: config.{parent} is {inner!r}, a name; "
-                        + (f"change one of its fields with config.model_overrides.{leaf}" if parent == "model" else ""))
+      mend = f" Write --config.model_overrides.{leaf}={text}." if parent == "model" else ""
+      raise ConfigError(f"config.{key}: config.{parent} is {inner!r}, a name, and has no fields; {MODEL_OVERRIDES}{mend}")
     if not isinstance(inner, dict):
       raise ConfigError(f"config.{key}: config.{parent} is a single value ({inner!r}) and has no fields")
     tree = inner

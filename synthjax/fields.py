@@ -146,13 +146,17 @@ def check_keys(values: Mapping[str, Any], keys: Iterable[str], path: str) -> Non
   for key in values:
     if key not in keys:
       raise ConfigError(f"{path}.{key}: unknown key (value {values[key]!r}){nearest(key, keys)}; "
-                        f"known here: {', '.join(keys)}")
+                        f"known here: {', '.join(keys)}; what they mean: "
+                        f"synthjax config --explain {path.removeprefix('config').removeprefix('.')}")
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-  """The end of a sentence about an unknown name: the known one that it may stand for."""
-  close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-  return f"; did you mean {close[0]!r}?" if close else ""
+  """The end of a sentence about an unknown name: the known ones that it may stand for."""
+  names = list(names)
+  # `path` may stand for `train_path` or `test_path`, and either of them for `path`.
+  close = [known for known in names if known in name.split("_") or name in known.split("_")]
+  close = close or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+  return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def cast(value: Any, hint: Any, path: str, name: str) -> Any:
@@ -192,6 +196,13 @@ def allowed(hint: Any) -> str:
   if dataclasses.is_dataclass(hint):
     return f"group with the keys {', '.join(hints(typing.cast(type, hint)))}"
   return hint.__name__
+
+
+def element_types(hint: Any) -> tuple[Any, ...]:
+  """What the tuple of a field holds; () for a field that is no tuple."""
+  if typing.get_origin(hint) is Annotated:
+    hint = hint.__origin__
+  return typing.get_args(hint)[:1] if typing.get_origin(hint) is tuple else ()
 
 
 def _group(value, hint, path):

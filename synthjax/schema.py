@@ -93,7 +93,8 @@ class Source(Checked):
   # traces: JSONL of {inputs, targets}; text: JSONL of {id, text}, or plain text with a document a
   # line
   task: TASK = "world"
-  # file or glob (.gz or not), or tfds:NAME[#SPLIT]; "": the task's file below data.folder
+  # of a mixture's part: file or glob (.gz or not), or tfds:NAME[#SPLIT]; "": the task's own file
+  # below data.folder
   path: str = ""
   count: NonNegativeInt = 0  # how many documents, from the first on; 0: all there are (world: 1000)
   traces: TRACES = "teacher"  # world only: with leaps, without, or the base policy's corpus
@@ -106,8 +107,11 @@ class Data(Checked):
 
   task: TASK = "world"  # which problems; the test problems are always of this task
   folder: str = ""  # folder of the tasks' files; "": SYNTHJAX_DATA or ../shared/data
-  train_path: str = ""  # as Source.path
-  test_path: str = ""  # as Source.path
+  # rows of `task` to train on: file or glob (.gz or not), or tfds:NAME[#SPLIT]; "": the task's own
+  # file below data.folder; a mixture's parts have a `path` each instead
+  train_path: str = ""
+  # rows of `task` to evaluate on, written as train_path
+  test_path: str = ""
   train_problems: NonNegativeInt = 0  # number of training problems; 0: all there are
   # number of test problems evaluated; 0: all there are (world: 1000)
   test_problems: NonNegativeInt = 0
@@ -298,7 +302,7 @@ class StarStudy(Checked):
   rollouts: PositiveInt = 16  # of every prefix there
   explored: PositiveInt = 2000  # further problems from whose samples the attempts learn
   samples: PositiveInt = 8  # of each
-  attempts: tuple[Attempt, ...] = ()
+  attempts: tuple[Attempt, ...] = ()  # to train out of the shortcut, in order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,7 +315,8 @@ class Experiment(Checked):
   seed: NonNegativeInt = 0  # every random choice derives from it
   world: World = World()  # the embedded world, for data.task = "world"
   data: Data = Data()  # problems, traces, tokenizer, rows
-  model: Model = Model()  # the decoder; a config gives a preset's name and `model_overrides`
+  # the decoder: the name of a preset, whose single fields model_overrides changes, or a group
+  model: Model = Model()
   mesh: Mesh = Mesh()  # devices along each axis
   train: Train = Train()  # loss, optimizer, steps, checkpoints
   # pairs and loss of recipe = "preference"; knobs of the losses of "math_rl"

@@ -1,5 +1,6 @@
 import dataclasses
 import pathlib
+import runpy
 
 import pytest
 
@@ -10,11 +11,13 @@ CONFIGS = sorted(str(p) for p in (ROOT / "configs").glob("*.py"))
 QUICKSTART = str(ROOT / "configs/world_sft.py")
 
 
-@pytest.mark.parametrize("argument", ["", ":smoke"])
 @pytest.mark.parametrize("path", CONFIGS)
-def test_every_config_loads_and_is_valid(path, argument):
-  experiment = config.load(path + argument)
-  assert config.resolve(dataclasses.asdict(experiment)) == experiment
+def test_every_variant_of_every_config_loads_and_is_valid(path):
+  variants = runpy.run_path(path)["VARIANTS"]
+  assert "smoke" in variants
+  for spec in [path, *(f"{path}:{variant}" for variant in variants)]:
+    experiment = config.load(spec)
+    assert config.resolve(dataclasses.asdict(experiment)) == experiment
 
 
 @pytest.mark.parametrize(("override", "message"), [
@@ -42,9 +45,12 @@ def test_every_config_loads_and_is_valid(path, argument):
   ("study.sampling.top_p=2", "config.study.sampling.top_p is 2.0"),
   ("study.values.guards.min_drop=-1", "config.study.values.guards.min_drop is -1.0"),
   ("star.valued=3000", "config.star.valued is 3000; expected at most star.explored=2000"),
+  ("study.problems=(512,", r"config.study.problems=\(512,: neither a Python literal nor plain text \('\(' was never closed\)"),
+  ("data.path=rows.jsonl", "config.data.path: unknown key .*did you mean 'train_path' or 'test_path'.*--explain data"),
+  ("data.mixture=({'train_path':'a'},)", r"config.data.mixture\[0\].train_path: unknown key .*did you mean 'path'"),
   ("train.profile=12:", "config.train.profile is '12:' .*FIRST:LAST"),
   ("data.task=gsm8k", r"config.data.tokenizer.kind is 'world'"),
-  ("model.layers=2", r"model_overrides.layers"),
+  ("model.layers=2", r"single fields of the preset .*Write --config.model_overrides.layers=2"),
 ])
 def test_a_bad_value_is_named_with_what_is_allowed(override, message):
   with pytest.raises(config.ConfigError, match=message):

@@ -1,0 +1,69 @@
+import subprocess
+import sys
+
+import pytest
+
+from synthjax import __main__ as cli
+from synthjax import config, errors
+
+CONFIG = ["config", "--config", "configs/world_sft.py"]
+
+
+@pytest.fixture(autouse=True)
+def _root(monkeypatch, request):
+  monkeypatch.chdir(request.config.rootpath)
+
+
+def test_a_key_without_its_value_ends_with_a_hint_at_the_equals_sign(capsys):
+  with pytest.raises(SystemExit) as stopped:
+    cli.main([*CONFIG, "--config.train.steps", "5"])
+  assert stopped.value.code == 2
+  assert "--config.train.steps: expected --config.train.steps=VALUE" in capsys.readouterr().err
+
+
+def test_only_our_own_errors_are_one_line(capsys, monkeypatch):
+  assert cli.main([*CONFIG, "--config.train.steps=-1"]) == 1
+  assert capsys.readouterr().err == "synthjax: config.train.steps is -1; expected int, at least 0\n"
+
+  def broken(parsed, overrides):
+    raise ValueError("jax says so")
+
+  monkeypatch.setattr(cli, "_config", broken)
+  with pytest.raises(ValueError, match="jax says so"):
+    cli.main(CONFIG)
+
+
+def test_every_error_of_ours_is_printed_in_one_line():
+  from synthjax import multihost, recipes  # noqa: F401 - all rooms are imported
+  from synthjax.rollout import remote  # noqa: F401
+
+  ours = [cls for base in (ValueError, RuntimeError) for cls in base.__subclasses__()
+          if cls.__module__.startswith("synthjax.")]
+  assert len(ours) > 8
+  assert not [cls for cls in ours if not issubclass(cls, errors.Error)]
+
+
+def test_a_reader_that_has_enough_gets_no_traceback():
+  process = subprocess.Popen([sys.executable, "-m", "synthjax", *CONFIG],
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  process.stdout.close()
+  assert process.stderr.read() == "" and process.wait() == 0
+
+
+def test_fields_are_explained_without_a_config(capsys):
+  assert cli.main(["config", "--explain", "train.keep"]) == 0
+  assert "train.keep = 2: int, at least 1" in capsys.readouterr().out
+
+
+def test_variants_are_those_that_the_file_declares(tmp_path):
+  def written(text):
+    path = tmp_path / "own.py"
+    path.write_text("import ml_collections\n" + text)
+    return str(path)
+
+  with pytest.raises(config.ConfigError, match="no such variant; the file has smoke, 7b; did you mean 'smoke'"):
+    config.read("configs/gsm8k_math_rl.py:smok")
+  plain = written("def get_config():\n  return ml_collections.ConfigDict({'name': 'plain'})\n")
+  assert config.read(plain).name == "plain"
+  with pytest.raises(config.ConfigError, match=r"the file has no variants; .* VARIANTS = \('smoke',\)"):
+    config.read(plain + ":smoke")
