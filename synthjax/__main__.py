@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
   def work(name, function, text):
     added = verb(name, function, text)
     added.add_argument("--workdir", default="", help="folder for everything that is written (default: runs/NAME)")
-    added.add_argument("--force", action="store_true", help="redo finished stages; what they held is kept as NAME.previous")
+    added.add_argument("--force", action="store_true", help="redo finished stages; what they held is kept beside them")
     return added
 
   def training(name, function, text):

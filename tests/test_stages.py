@@ -1,3 +1,6 @@
+import pathlib
+from unittest import mock
+
 import pytest
 
 from synthjax import files, stages
@@ -25,13 +28,78 @@ def test_a_finished_stage_is_skipped_and_an_interrupted_one_goes_on(tmp_path):
   assert manifest["config"] == {"a": 1} and manifest["seconds"] >= 0 and manifest["version"]
 
 
-def test_other_inputs_or_force_begin_anew_and_keep_the_old_folder(tmp_path):
-  _stage(tmp_path / "s", {"a": 1})
-  result, said = _stage(tmp_path / "s", {"a": 2})
-  assert result == {"parts": 1} and "its inputs changed; the old one is now" in said[0]
-  result, said = _stage(tmp_path / "s", {"a": 2}, force=True)
-  assert result == {"parts": 1} and "forced" in said[0]
-  assert files.read_json(tmp_path / "s.previous/manifest.json")["config"] == {"a": 2}
+def test_every_finished_version_is_kept_and_comes_back_with_its_inputs(tmp_path):
+  for value in (1, 2, 3):
+    _stage(tmp_path / "s", {"a": value})
+    (tmp_path / "s/made_of").write_text(str(value))
+  for value in (1, 3, 2, 1):
+    result, said = _stage(tmp_path / "s", {"a": value})
+    assert result == {"parts": 1} and (tmp_path / "s/made_of").read_text() == str(value)
+    assert len(said) == 1 and "taken back" in said[0] and "the finished version that was here is kept as" in said[0]
+  assert [each.inputs["a"] for each in stages.versions(tmp_path / "s")][0] == 1
+  assert {each.inputs["a"] for each in stages.versions(tmp_path / "s")} == {1, 2, 3}
+  assert stages.finished(tmp_path / "s", {"a": 2}).folder != tmp_path / "s"
+  assert stages.finished(tmp_path / "s", {"a": 4}) is None
+
+
+def test_what_changed_and_where_the_old_version_lies_is_said_in_one_line(tmp_path):
+  _stage(tmp_path / "s", {"train": {"steps": 10, "rate": 0.1}, "seed": 0})
+  _, said = _stage(tmp_path / "s", {"train": {"steps": 20, "rate": 0.1}, "seed": 0})
+  kept = tmp_path / f"s.{files.value_hash({'train': {'steps': 10, 'rate': 0.1}, 'seed': 0})[:8]}"
+  assert said[0] == f"[s] begins anew: its inputs changed (train.steps 10 -> 20); the finished version that was here is kept as {kept}"
+
+
+def test_a_forced_stage_keeps_every_version_that_it_replaces(tmp_path):
+  for number in range(3):
+    result, said = _stage(tmp_path / "s", {"a": 1}, force=True)
+    (tmp_path / "s/number").write_text(str(number))
+    assert result == {"parts": 1}
+  assert "begins anew: forced" in said[0]
+  assert [(each.folder / "number").read_text() for each in stages.versions(tmp_path / "s")] == ["2", "1", "0"]
+
+
+def test_an_unfinished_version_is_kept_with_its_inputs_and_goes_on_when_they_are_back(tmp_path):
+  with pytest.raises(RuntimeError):
+    _stage(tmp_path / "s", {"a": 1}, fail=True)
+  _stage(tmp_path / "s", {"a": 2})
+  assert [(each.inputs, each.result is None) for each in stages.versions(tmp_path / "s")] == [({"a": 2}, False), ({"a": 1}, True)]
+  result, said = _stage(tmp_path / "s", {"a": 1})
+  assert result == {"parts": 2} and "which was begun with these inputs" in said[0]
+
+
+class _Killed(BaseException):
+  pass
+
+
+@pytest.mark.parametrize("operation", ["rename", "write_json", "mkdir"])
+@pytest.mark.parametrize("nth", [0, 1])
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("back", [1, 3])
+def test_a_kill_at_any_moment_of_a_swap_loses_no_version(tmp_path, operation, nth, after, back):
+  """Killed before or after each change on disk, while a version comes back (1) or a new one begins (3)."""
+  for value in (1, 2):
+    _stage(tmp_path / "s", {"a": value})
+    (tmp_path / "s/made_of").write_text(str(value))
+  owner, name = {"rename": (pathlib.Path, "rename"), "write_json": (files, "write_json"), "mkdir": (pathlib.Path, "mkdir")}[operation]
+  original, calls = getattr(owner, name), []
+
+  def killed(*args, **kwargs):
+    calls.append(args)
+    if len(calls) == nth + 1 and not after:
+      raise _Killed
+    found = original(*args, **kwargs)
+    if len(calls) == nth + 1:
+      raise _Killed
+    return found
+
+  with mock.patch.object(owner, name, killed):
+    try:
+      _stage(tmp_path / "s", {"a": back})
+    except _Killed:
+      pass
+  for value in (2, 1, 2):
+    result, _ = _stage(tmp_path / "s", {"a": value})
+    assert result == {"parts": 1} and (tmp_path / "s/made_of").read_text() == str(value)
 
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path):

@@ -103,9 +103,10 @@ class Cell:
     """What verdicts depend on, for the inputs of a stage."""
     return [files.value_hash([[p.id, p.inputs, p.answer] for p in self.problems]), self.judge.mode, self.experiment.evaluate.policy]
 
-  def stage(self, name: str, inputs: list, work: Callable[[pathlib.Path], dict]) -> dict:
+  def stage(self, name: str, inputs: list | dict, work: Callable[[pathlib.Path], dict]) -> dict:
     """A stage of the cell; its config is what it is told here."""
-    key = [name, self.experiment.seed, dataclasses.asdict(self.experiment.model), self.tokenizer.fingerprint, *inputs]
+    key = {"stage": name, "seed": self.experiment.seed, "model": finetune.decisive("model", self.experiment.model),
+           "tokenizer": self.tokenizer.fingerprint, "inputs": inputs}
 
     def logged(folder: pathlib.Path) -> dict:
       with progress.logged(folder / "log.txt"):
@@ -149,7 +150,8 @@ class Cell:
       return {**dataclasses.asdict(result), "solutions": len(solutions), "repeated": len(solutions) - len(distinct),
               "too_long": len(distinct) - len(documents)}
 
-    inputs = [_decisive(cfg), finetune.identity(init), files.value_hash(documents), self.experiment.data.row_length]
+    inputs = {"train": finetune.decisive("train", cfg), "init": finetune.identity(init), "documents": files.value_hash(documents),
+              "row_length": self.experiment.data.row_length}
     return self._trained(name, self.stage(name, inputs, work), cost, f"of {len(distinct)} solutions")
 
   def _fits(self, solution: Solution) -> bool:
@@ -221,21 +223,23 @@ class Cell:
       return {**dataclasses.asdict(result), "trees": len(roots), "too_long": len(plan.too_long), "split": plan.split}
 
     knobs = dataclasses.asdict(objective.advantage if objective.loss in _ON_STEPS else objective.preference)
-    found = self.stage(name, [_decisive(cfg), objective.loss, knobs, start.identity, content, length], work)
+    inputs = {"train": finetune.decisive("train", cfg), "loss": objective.loss, "objective": knobs, "init": start.identity,
+              "trees": content, "row_length": length}
+    found = self.stage(name, inputs, work)
     return self._trained(name, found, cost, f"of {len(roots)} trees")
 
   def evaluate(self, policy: Policy, test: Sequence[Example]) -> np.ndarray:
     """For every test problem the share of the policy's answers that are right."""
-    cfg, protocol = dataclasses.asdict(self.experiment.evaluate), protocols.of(self.experiment)
+    protocol = protocols.of(self.experiment)
 
     def work(folder: pathlib.Path) -> dict:
       engine = engine_of(self.experiment, self.tokenizer, policy.checkpoints, policy.identity)
       return evaluate_lib.answer(engine, test, self.experiment, folder)
 
     name = f"evaluate_{self.study.split}_{policy.name}"
-    decisive = {key: value for key, value in cfg.items() if key not in ("slots", "before")}
     asked = files.value_hash([[p.id, protocol.prompt(p), p.answer] for p in test])
-    self.stage(name, [policy.identity, decisive, protocol.record(), asked], work)
+    cfg = finetune.decisive("evaluate", self.experiment.evaluate)
+    self.stage(name, {"policy": policy.identity, "evaluate": cfg, "protocol": protocol.record(), "problems": asked}, work)
     shares = score.shares(self.folder / name / "responses.jsonl")
     return np.array([shares[p.id] for p in test])
 
@@ -264,15 +268,11 @@ def engine_of(experiment: schema.Experiment, tokenizer: Tokenizer, checkpoints: 
   return _engines[key]
 
 
-def _decisive(cfg: schema.Train) -> dict:
-  return {k: v for k, v in dataclasses.asdict(cfg).items() if k not in finetune.BY_THE_WAY}
-
-
 def _plain(node: trees.Node) -> list:
   return [list(node.tokens), node.side, node.weight, node.advantage, [_plain(child) for child in node.children]]
 
 
 def _quiet(line: str) -> None:
-  """Stages of a cell are many: only those that were left unfinished or begin again are shown."""
-  if "previous" in line or "goes on" in line:
+  """Stages of a cell are many: only those that were left unfinished, begin anew or are taken back are shown."""
+  if "anew" in line or "taken back" in line or "goes on" in line:
     progress.say(line)

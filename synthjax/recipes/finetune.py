@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -19,8 +19,13 @@ from synthjax.evaluate import watch as watch_lib
 from synthjax.model.transformer import Params, Transformer, sized
 from synthjax.train import checkpoint, loop
 
-# What a training may be told to do differently without becoming another one (what lies in `init` is looked at, not its path).
-BY_THE_WAY = ("init", "accumulate", "log_every", "checkpoint_every", "keep", "profile")
+# Fields that may change without making another result, up to rounding: a finished stage stays finished, an unfinished one goes on.
+# What lies at a path (`init`, `pairs`) is looked at, not the path.
+RESULT_NEUTRAL_FIELDS = (
+  "data.folder", "data.prefetch", "data.threads", "evaluate.before", "evaluate.slots", "mesh", "model.kernels", "model.remat",
+  "objective.pairs", "objective.reference", "train.accumulate", "train.checkpoint_every", "train.eval_every", "train.init",
+  "train.keep", "train.log_every", "train.profile",
+)
 
 
 class Job(NamedTuple):
@@ -91,7 +96,7 @@ def evaluate(job: Job, tokenizer: tokenizers.Tokenizer, when: str) -> dict:
     model, params = load_policy(job.experiment, tokenizer, source)
     return evaluate_lib.evaluate(model, params, tokenizer, job.experiment, folder)
 
-  inputs = [_training(job), dataclasses.asdict(job.experiment.evaluate), test]
+  inputs = {"training": _training(job), "evaluate": decisive("evaluate", job.experiment.evaluate), "test": test}
   results = stages.run(job.workdir / f"evaluate_{when}", inputs, work, job.force, together=True)
   progress.say(score.table(results))
   return results
@@ -101,13 +106,13 @@ def watch(job: Job, tokenizer: tokenizers.Tokenizer, name: str) -> list[dict]:
   """Scores every checkpoint of `workdir/train` once, while another process writes them, until that training has finished."""
   experiment = job.experiment
   checkpoints, out = job.workdir / "train/checkpoints", job.workdir / "watch" / (name or protocols.of(experiment).name)
-  settings = {"evaluate": dataclasses.asdict(experiment.evaluate), "test": evaluate_lib.fingerprint(experiment), "seed": experiment.seed}
+  inputs = {"training": settings(job), "evaluate": decisive("evaluate", experiment.evaluate), "test": evaluate_lib.fingerprint(experiment)}
 
   def one(step: int, folder: pathlib.Path) -> dict:
     model, params = load_policy(experiment, tokenizer, str(checkpoints), step)
     return evaluate_lib.evaluate(model, params, tokenizer, experiment, folder)
 
-  return watch_lib.watch(checkpoints, out, json.loads(json.dumps(settings)), one, (job.workdir / "train/manifest.json").exists)
+  return watch_lib.watch(checkpoints, out, json.loads(json.dumps(inputs)), one, (job.workdir / "train/manifest.json").exists)
 
 
 @functools.lru_cache(1)
@@ -170,20 +175,30 @@ def tokenizer_of(job: Job) -> tokenizers.Tokenizer:
   return tokenizers.load(cfg, world)
 
 
-def _training(job: Job) -> list:
+def _training(job: Job) -> dict:
   """What decides the outcome of the training."""
-  caches = [] if job.experiment.recipe != "finetune" else [
-    files.read_json(folder / "manifest.json")["inputs"] for folder in _caches(job).values()]
-  rates = [source.rate for source in job.experiment.data.mixture]
-  return json.loads(json.dumps([*settings(job), caches, rates]))
+  inputs = settings(job)
+  if job.experiment.recipe == "finetune":
+    inputs["caches"] = [files.read_json(folder / "manifest.json")["inputs"] for folder in _caches(job).values()]
+    inputs["rates"] = [source.rate for source in job.experiment.data.mixture]
+  return inputs
 
 
-def settings(job: Job) -> list:
-  """The config's part of what decides the outcome of a training, and what it starts from."""
+def settings(job: Job) -> dict:
+  """The config's part of what decides the outcome of a training, and what it starts from. JSON."""
   experiment = job.experiment
-  kept = {k: v for k, v in dataclasses.asdict(experiment.train).items() if k not in BY_THE_WAY}
-  objective = dataclasses.asdict(experiment.objective) if experiment.recipe == "preference" else {}
-  return [kept, dataclasses.asdict(experiment.model), experiment.seed, identity(experiment.train.init), objective]
+  found = {"train": decisive("train", experiment.train), "model": decisive("model", experiment.model), "seed": experiment.seed,
+           "init": identity(experiment.train.init)}
+  if experiment.recipe == "preference":
+    found["objective"] = decisive("objective", experiment.objective)
+  return found
+
+
+def decisive(group: str, values: Any) -> dict:
+  """The fields of a group of the config, such as "train", that decide a result: all but RESULT_NEUTRAL_FIELDS. JSON."""
+  fields = dataclasses.asdict(values)
+  kept = {name: value for name, value in fields.items() if f"{group}.{name}" not in RESULT_NEUTRAL_FIELDS}
+  return json.loads(json.dumps(kept))
 
 
 def identity(checkpoints: str) -> str:

@@ -46,8 +46,8 @@ def _begin(job) -> tuple[tokenizers.Tokenizer, trees.Plan | None]:
   return tokenizer, None if done else _plan(job, tokenizer)
 
 
-def _inputs(job, tokenizer) -> list:
-  return [*finetune.settings(job), _made_of(job, tokenizer)]
+def _inputs(job, tokenizer) -> dict:
+  return {**finetune.settings(job), "made_of": _made_of(job, tokenizer)}
 
 
 def _train(job, tokenizer, plan) -> dict:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from synthjax import files, progress, records, schema
+from synthjax import files, progress, records, schema, stages
 from synthjax.data import sources
 from synthjax.generate.worlds import shop
 from synthjax.records import StepValue
@@ -145,7 +145,7 @@ class _Cell:
     """Stages whose names are like that, in order; one that is still at work is left out."""
     for folder in sorted(self.folder.iterdir()):
       match = re.fullmatch(pattern, folder.name)
-      if match and folder.suffix != ".previous" and (folder / "manifest.json").exists():
+      if match and not stages.is_kept(folder) and (folder / "manifest.json").exists():
         yield folder, match.groups()
 
   def _drawn(self, folder: pathlib.Path) -> list[Drawn]:

@@ -17,7 +17,7 @@ from unittest import mock
 import jax
 import pytest
 
-from synthjax import config, files
+from synthjax import config, files, stages
 from synthjax.data import sources, tokenizers
 from synthjax.model.transformer import Transformer, sized
 from synthjax.recipes import cell, finetune, math_rl, splits
@@ -97,7 +97,7 @@ def _state(workdir):
 
 def _redone(before, workdir):
   """Stages that were finished since `before`, but for what was moved out of their way."""
-  return {name for name, when in _state(workdir).items() if before.get(name) != when and not name.endswith(".previous")}
+  return {name for name, when in _state(workdir).items() if before.get(name) != when and not stages.is_kept(name)}
 
 
 def test_every_arm_is_trained_and_evaluated(whole):
