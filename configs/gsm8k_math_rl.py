@@ -15,14 +15,14 @@ VARIANTS = ("smoke", "7b")
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-  """`smoke`: minutes; `7b`: the paper's size, from a checkpoint in this project's format (train.init)."""
+  """`smoke`: minutes; `7b`: the paper's DeepSeek-Math-7B, from a checkpoint in this project's format (train.init)."""
   large, smoke = variant == "7b", variant == "smoke"
   rare = {"checkpoint_every": 500, "log_every": 100}
   rate = lambda small, big: {"optimizer": {"learning_rate": big if large else small}, **rare}
   return ml_collections.ConfigDict({
     "name": "gsm8k_math_rl",
     "recipe": "math_rl",
-    "model": "llama2_7b" if large else "tiny_1m",
+    "model": "deepseek_7b" if large else "tiny_1m",
     "data": {
       "task": "gsm8k",
       "test_problems": 0 if large else 20 if smoke else 200,

@@ -325,7 +325,7 @@ def _plan(parsed, overrides) -> int:
   experiment = _experiment(parsed, overrides)
   from synthjax.train import plan
 
-  print(plan.describe(experiment))
+  print(plan.describe(experiment, simulated=bool(parsed.devices)))
   return 0
 
 

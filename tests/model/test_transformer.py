@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from synthjax import config
+from synthjax import config, files
 from synthjax.kernels.interval_attention import check_until, interval_attention
 from synthjax.model import count
 from synthjax.model.presets import PRESETS
@@ -112,12 +112,23 @@ def test_until_that_is_not_beyond_its_index_is_named():
 
 
 @pytest.mark.parametrize(("name", "millions"), [
-  ("world_160k", 0.147), ("tiny_1m", 0.98), ("small_10m", 9.8), ("base_100m", 85), ("llama3_1b", 973), ("llama2_7b", 6071),
-  ("llama3_8b", 6979), ("qwen2_7b", 6525), ("llama3_70b", 68452),
-])
+  ("world_160k", 0.147), ("tiny_1m", 0.98), ("small_10m", 9.8), ("base_100m", 85)])
 def test_presets_have_the_size_that_they_are_named_for(name, millions):
   found = count.parameters(Transformer(sized(PRESETS[name], 100)))["non_embedding"] / 1e6
   assert found == pytest.approx(millions, rel=0.02)
+
+
+@pytest.mark.parametrize(("name", "published"), [
+  ("llama3_1b", 1_235_814_400),  # Llama-3.2-1B
+  ("llama2_7b", 6_738_415_616),
+  ("deepseek_7b", 6_910_365_696),  # DeepSeek-LLM-7B and DeepSeek-Math-7B
+  ("qwen2_7b", 7_615_616_512),
+  ("llama3_8b", 8_030_261_248),
+  ("llama3_70b", 70_553_706_496),
+])
+def test_published_shapes_have_their_published_number_of_parameters(name, published):
+  assert PRESETS[name].vocab_size
+  assert count.parameters(Transformer(PRESETS[name]))["total"] == published
 
 
 def test_a_vocabulary_smaller_than_the_tokenizer_is_refused():
@@ -129,5 +140,17 @@ def test_the_7b_variant_of_the_gsm8k_config_plans_on_eight_devices_without_alloc
   from synthjax.train import plan
 
   experiment = config.load("configs/gsm8k_sft.py", ["model=llama2_7b"])
-  text = plan.describe(experiment, 2048)
-  assert "6910" in text.split("M parameters")[0] and "8" in text
+  text = plan.describe(experiment, simulated=True)
+  assert text.startswith("6738.42M parameters") and "of 32,000 ids" in text
+  assert "computes in bfloat16" in text and "'fsdp': 8" in text
+
+
+def test_a_plan_counts_the_vocabulary_of_the_tokenizer_that_is_trained_in_the_run():
+  from synthjax.train import plan
+
+  small = ["model_overrides.layers=1", "model_overrides.d_model=64", "data.row_length=32"]
+  text = plan.describe(config.load("configs/gsm8k_sft.py", small))
+  assert f"embedding and head: {2048 * 64:,} of 2,048 ids" in text and "computes in float32" in text
+  missing = ["data.tokenizer.kind=hf", "data.tokenizer.path=nowhere/tokenizer.json"]
+  with pytest.raises(files.DataError, match="nowhere/tokenizer.json: no such tokenizer file"):
+    plan.describe(config.load("configs/gsm8k_sft.py", [*small, *missing]))
