@@ -180,19 +180,31 @@ class Train(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class Preference(Checked):
-  """Knobs of the preference losses; each loss reads what its docstring names."""
+  """Knobs of the losses over pairs; a loss reads those that name it, see losses/."""
 
-  beta: PositiveFloat = 0.1  # strength of the pull towards the reference
-  # DPO: probability that a label is wrong
+  # DPO, IPO (the paper's tau), DPOP, RPO, KTO, step_dpo: strength of the pull to the reference
+  beta: PositiveFloat = 0.1
+  # DPO, DPOP, RPO, SimPO, step_dpo: probability that a label is wrong
   label_smoothing: Annotated[float, from_to_below(0, 0.5)] = 0.0
-  # weight of the chosen response's NLL a token (RPO, and the anchor of the per-step losses)
+  # step_dpo: weight of the anchor, the NLL a token of all steps of the chosen sides
   nll: NonNegativeFloat = 0.0
+  # IPO: log-ratios are means over tokens (TRL), not sums (the paper)
+  ipo_length_normalised: bool = True
   # DPOP: weight of the chosen log-prob's fall below the reference (lambda of the paper is of this
   # order)
   dpop: NonNegativeFloat = 5.0
-  simpo_margin: NonNegativeFloat = 0.5  # SimPO: gamma
+  rpo_alpha: PositiveFloat = 1.0  # RPO: weight of the chosen response's NLL (alpha)
+  # RPO, ORPO: the NLL is a mean over responses of means over tokens, or one over all chosen tokens
+  # of the batch (TRL)
+  nll_mean: Literal["responses", "tokens"] = "responses"
+  # KTO: what estimates the reference point; mismatched (paper, TRL) lays out two more responses a
+  # pair, matched takes the pairs' own, zero takes none
+  kto_reference: Literal["mismatched", "matched", "zero"] = "mismatched"
   kto_desirable: NonNegativeFloat = 1.0  # KTO: lambda of chosen responses
   kto_undesirable: NonNegativeFloat = 1.0  # KTO: lambda of rejected ones
+  simpo_beta: PositiveFloat = 2.0  # SimPO: beta, of log-probs a token; 2 to 10 in the paper
+  simpo_margin: NonNegativeFloat = 1.0  # SimPO: gamma
+  orpo_lambda: PositiveFloat = 0.1  # ORPO: weight of the odds ratio (lambda)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,11 @@
 """Preference losses: pure functions of log-prob sums of whole responses. No model is called here.
 
-Each takes `Pairs` and its config and returns (loss, metrics); the loss is the mean over pairs, weighted, in float32.
+Each takes `Pairs` and its config and returns (loss, metrics); the loss is the weighted mean over
+pairs, in float32. Each docstring gives the formula, its source, and where TRL 1.16 differs by
+default; tests/losses/test_trl.py compares loss and gradient with TRL's own code.
+
+In the formulas r_w and r_l are the log-ratios log pi(y|x) - log pi_ref(y|x) of the chosen and the
+rejected response, sums over their tokens, h = r_w - r_l, and |y| is a response's number of tokens.
 
 Shapes: P pairs.
 """
@@ -14,7 +19,7 @@ from synthjax.schema import Preference
 
 
 class Pairs(NamedTuple):
-  """Log-prob sums of chosen and rejected responses under the policy and the reference, float32 [P]."""
+  """Log-prob sums of both responses under the policy and the reference, float32 [P]."""
 
   chosen: jax.Array
   rejected: jax.Array
@@ -23,66 +28,122 @@ class Pairs(NamedTuple):
   chosen_tokens: jax.Array  # number of tokens in the sums
   rejected_tokens: jax.Array
   weights: jax.Array  # of the pairs; 0 for filler
+  # KTO: responses of other problems after this pair's prefix. None where the caller has none.
+  mismatched_ratio: jax.Array | None = None  # sum of their log-ratios
+  mismatched: jax.Array | None = None  # their number
 
 
 Result = tuple[jax.Array, dict[str, jax.Array]]
 
 
 def dpo(pairs: Pairs, cfg: Preference) -> Result:
-  """-log sigma(beta h), h the difference of the log-ratios, with conservative label smoothing (Rafailov et al. 2023, eq. 7; cDPO)."""
-  margin = _margin(pairs)
-  return _finish(pairs, logistic(cfg.beta * margin, cfg.label_smoothing), cfg.beta * margin)
+  """-(1 - s) log sigma(beta h) - s log sigma(-beta h), s = `label_smoothing`.
+
+  Source: Rafailov et al. 2023, eq. 7; s > 0 is cDPO (Mitchell 2023), which assumes that a label is
+  wrong with probability s. TRL: loss type `sigmoid`, the same for s = 0; it has no s there, and its
+  `robust` is another loss (Chowdhury et al. 2024), which debiases instead of smoothing.
+  """
+  margin = cfg.beta * _margin(pairs)
+  return _finish(pairs, logistic(margin, cfg.label_smoothing), margin)
 
 
 def ipo(pairs: Pairs, cfg: Preference) -> Result:
-  """(h - 1/(2 beta))^2 with h a mean over tokens of each side (Azar et al. 2023, eq. 17; length-normalised as its authors advise)."""
-  margin = (_ratio(pairs.chosen, pairs.reference_chosen) / _count(pairs.chosen_tokens)
-            - _ratio(pairs.rejected, pairs.reference_rejected) / _count(pairs.rejected_tokens))
+  """(h - 1 / (2 beta))^2; beta is the paper's tau.
+
+  Source: Azar et al. 2023, eq. 17, where h is a sum over tokens: `ipo_length_normalised=False`. By
+  default h = r_w / |y_w| - r_l / |y_l|, a mean over tokens, as in TRL's `ipo`, which reports that
+  the paper's authors confirmed it. The two differ in scale by the length of a response, so beta does
+  not carry over from one to the other.
+  """
+  if cfg.ipo_length_normalised:
+    chosen = _ratio(pairs.chosen, pairs.reference_chosen) / _count(pairs.chosen_tokens)
+    rejected = _ratio(pairs.rejected, pairs.reference_rejected) / _count(pairs.rejected_tokens)
+    margin = chosen - rejected
+  else:
+    margin = _margin(pairs)
   return _finish(pairs, jnp.square(margin - 1 / (2 * cfg.beta)), cfg.beta * margin)
 
 
 def dpop(pairs: Pairs, cfg: Preference) -> Result:
-  """DPO with a penalty inside the sigmoid where the chosen log-prob falls below the reference's (Pal et al. 2024, eq. 3)."""
+  """-log sigma(beta (h - lambda max(0, -r_w))), lambda = `dpop`: no fall of the chosen log-prob.
+
+  Source: Pal et al. 2024, eq. 3. TRL has no such loss. `label_smoothing` acts as in `dpo` (our
+  choice).
+  """
   fall = jnp.maximum(0.0, pairs.reference_chosen - pairs.chosen)
   margin = cfg.beta * (_margin(pairs) - cfg.dpop * fall)
   return _finish(pairs, logistic(margin, cfg.label_smoothing), margin)
 
 
 def rpo(pairs: Pairs, cfg: Preference) -> Result:
-  """DPO plus `cfg.nll` times the chosen response's NLL a token (Pang et al. 2024, eq. 1)."""
-  loss = logistic(cfg.beta * _margin(pairs), cfg.label_smoothing) - cfg.nll * pairs.chosen / _count(pairs.chosen_tokens)
-  return _finish(pairs, loss, cfg.beta * _margin(pairs))
+  """-log sigma(beta h) - alpha log pi(y_w|x) / |y_w|, alpha = `rpo_alpha`.
+
+  Source: Pang et al. 2024, eq. 1, with alpha = 1 as there. TRL: loss types `sigmoid` and `sft` with
+  weights 1 and alpha; its `sft` is the mean over all chosen tokens of a batch, which is
+  `nll_mean="tokens"` here. `label_smoothing` acts as in `dpo`.
+  """
+  margin = cfg.beta * _margin(pairs)
+  preference = _mean(pairs, logistic(margin, cfg.label_smoothing))
+  return _result(pairs, preference + cfg.rpo_alpha * _chosen_nll(pairs, cfg), margin)
 
 
 def kto(pairs: Pairs, cfg: Preference) -> Result:
-  """Each side on its own against the batch's mean log-ratio (Ethayarajh et al. 2024, eq. 8).
+  """Mean over both sides of lambda_D sigma(beta (z - r_w)) and lambda_U sigma(beta (r_l - z)).
 
-  The reference point is the mean log-ratio of all responses in the batch, not below 0 and without gradient: an estimate of the KL
-  divergence that needs no mismatched pairs (our choice).
+  Source: Ethayarajh et al. 2024, eq. 7 (in its first version eq. 8): lambda - value, a mean over
+  examples; a pair is a desirable and an undesirable example. The reference point z estimates
+  KL(policy | reference), is at least 0 and carries no gradient; `kto_reference` says how:
+
+  - "mismatched" (the paper, and TRL's `kto`): the batch's mean log-ratio of responses to other
+    problems after this pair's prefix. They are branches of the pair's tree: recipes/preference.py
+    takes both responses of the next pair in the file that has another prefix. TRL rotates responses
+    by one within a batch in the order of its file.
+  - "matched": the batch's mean log-ratio of the pairs' own responses. No further tokens to compute;
+    biased, since chosen responses are what the policy is trained towards (our choice).
+  - "zero": z = 0, TRL's `apo_zero_unpaired` (D'Oosterlinck et al. 2024, eq. 7).
+
+  Raises:
+    ValueError: "mismatched", and `pairs` has no mismatched responses.
   """
-  chosen, rejected = _ratio(pairs.chosen, pairs.reference_chosen), _ratio(pairs.rejected, pairs.reference_rejected)
-  point = jax.lax.stop_gradient(jnp.maximum(0.0, _mean(pairs, (chosen + rejected) / 2)))
-  loss = (cfg.kto_desirable * jax.nn.sigmoid(-cfg.beta * (chosen - point))
-          + cfg.kto_undesirable * jax.nn.sigmoid(-cfg.beta * (point - rejected)))
-  return _finish(pairs, loss, cfg.beta * (chosen - rejected))
+  chosen = _ratio(pairs.chosen, pairs.reference_chosen)
+  rejected = _ratio(pairs.rejected, pairs.reference_rejected)
+  point = _reference_point(pairs, (chosen + rejected) / 2, cfg)
+  desirable = cfg.kto_desirable * jax.nn.sigmoid(cfg.beta * (point - chosen))
+  undesirable = cfg.kto_undesirable * jax.nn.sigmoid(cfg.beta * (rejected - point))
+  loss, found = _finish(pairs, (desirable + undesirable) / 2, cfg.beta * (chosen - rejected))
+  return loss, {**found, "reference_point": point}
 
 
 def simpo(pairs: Pairs, cfg: Preference) -> Result:
-  """-log sigma(beta (mean chosen log-prob - mean rejected one) - gamma): no reference (Meng et al. 2024, eq. 6)."""
-  margin = cfg.beta * (pairs.chosen / _count(pairs.chosen_tokens) - pairs.rejected / _count(pairs.rejected_tokens)) - cfg.simpo_margin
-  return _finish(pairs, -jax.nn.log_sigmoid(margin), margin)
+  """-log sigma(beta (log pi(y_w|x) / |y_w| - log pi(y_l|x) / |y_l|) - gamma): no reference.
+
+  Source: Meng et al. 2024, eq. 6; beta = `simpo_beta`, gamma = `simpo_margin`, whose defaults are
+  the paper's for Llama-3-Base. TRL: CPOTrainer with loss type `simpo` and `cpo_alpha=0`; its
+  defaults are beta 0.1, gamma 0.5 and an NLL of weight `cpo_alpha=1`. `label_smoothing` as there.
+  """
+  chosen, rejected = _per_token(pairs)
+  margin = cfg.simpo_beta * (chosen - rejected) - cfg.simpo_margin
+  return _finish(pairs, logistic(margin, cfg.label_smoothing), margin)
 
 
 def orpo(pairs: Pairs, cfg: Preference) -> Result:
-  """NLL of the chosen response a token, minus beta log sigma(log odds ratio): no reference (Hong et al. 2024, eq. 6, 7)."""
-  chosen, rejected = pairs.chosen / _count(pairs.chosen_tokens), pairs.rejected / _count(pairs.rejected_tokens)
-  odds = (chosen - rejected) - (_log1mexp(chosen) - _log1mexp(rejected))
-  return _finish(pairs, -chosen - cfg.beta * jax.nn.log_sigmoid(odds), odds)
+  """NLL(y_w) - lambda log sigma(log odds(y_w) - log odds(y_l)): no reference.
+
+  odds = P / (1 - P) with log P = log pi(y|x) / |y|; lambda = `orpo_lambda`. Source: Hong et al.
+  2024, eq. 3, 4, 6 and 7. The NLL is that of the chosen response, a mean over responses of a mean
+  over tokens. TRL's ORPOTrainer takes the mean over all tokens of a batch, which is
+  `nll_mean="tokens"` here, and counts the tokens of the prompt as well, which are not predicted here.
+  """
+  chosen, rejected = _per_token(pairs)
+  log_odds = (chosen - rejected) - (_log1mexp(chosen) - _log1mexp(rejected))
+  preference = -cfg.orpo_lambda * _mean(pairs, jax.nn.log_sigmoid(log_odds))
+  return _result(pairs, _chosen_nll(pairs, cfg) + preference, log_odds)
 
 
 def logistic(margin: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
   """-(1 - s) log sigma(margin) - s log sigma(-margin)."""
-  return -(1 - label_smoothing) * jax.nn.log_sigmoid(margin) - label_smoothing * jax.nn.log_sigmoid(-margin)
+  correct, flipped = jax.nn.log_sigmoid(margin), jax.nn.log_sigmoid(-margin)
+  return -(1 - label_smoothing) * correct - label_smoothing * flipped
 
 
 def _ratio(policy, reference) -> jax.Array:
@@ -90,39 +151,84 @@ def _ratio(policy, reference) -> jax.Array:
 
 
 def _margin(pairs: Pairs) -> jax.Array:
-  return _ratio(pairs.chosen, pairs.reference_chosen) - _ratio(pairs.rejected, pairs.reference_rejected)
+  chosen = _ratio(pairs.chosen, pairs.reference_chosen)
+  return chosen - _ratio(pairs.rejected, pairs.reference_rejected)
 
 
 def _count(tokens) -> jax.Array:
   return jnp.maximum(tokens, 1).astype(jnp.float32)
 
 
+def _per_token(pairs: Pairs) -> tuple[jax.Array, jax.Array]:
+  """Log-probs a token of the chosen and the rejected responses, [P] each."""
+  chosen = pairs.chosen / _count(pairs.chosen_tokens)
+  return chosen, pairs.rejected / _count(pairs.rejected_tokens)
+
+
+def _chosen_nll(pairs: Pairs, cfg: Preference) -> jax.Array:
+  if cfg.nll_mean == "tokens":
+    return -_sum_per_token(pairs, pairs.chosen, pairs.chosen_tokens)
+  return -_mean(pairs, pairs.chosen / _count(pairs.chosen_tokens))
+
+
+def _reference_point(pairs: Pairs, matched_P: jax.Array, cfg: Preference) -> jax.Array:
+  if cfg.kto_reference == "zero":
+    return jnp.float32(0.0)
+  if cfg.kto_reference == "matched":
+    mean = _mean(pairs, matched_P)
+  elif pairs.mismatched_ratio is None or pairs.mismatched is None:
+    raise ValueError("kto_reference='mismatched', but these pairs have no mismatched responses; "
+                     "lay them out as branches of the pairs' trees, or use kto_reference='matched'")
+  else:
+    mean = jnp.sum(pairs.mismatched_ratio) / jnp.maximum(jnp.sum(pairs.mismatched), 1.0)
+  return jax.lax.stop_gradient(jnp.maximum(0.0, mean))
+
+
 def _log1mexp(log_prob: jax.Array) -> jax.Array:
   """log(1 - exp(x)) for x < 0, exact near 0 and far below it (Maechler 2012)."""
   x = jnp.minimum(log_prob, -1e-6)
   near = x > -0.6931472
-  return jnp.where(near, jnp.log(-jnp.expm1(jnp.where(near, x, -1.0))), jnp.log1p(-jnp.exp(jnp.where(near, -1.0, x))))
+  # Each branch is given a harmless value where the other is taken, so that its gradient is finite.
+  of_near = jnp.log(-jnp.expm1(jnp.where(near, x, -1.0)))
+  of_far = jnp.log1p(-jnp.exp(jnp.where(near, -1.0, x)))
+  return jnp.where(near, of_near, of_far)
 
 
 def _mean(pairs: Pairs, values: jax.Array) -> jax.Array:
   return jnp.sum(values * pairs.weights) / jnp.maximum(jnp.sum(pairs.weights), 1e-9)
 
 
+def _sum_per_token(pairs: Pairs, sums: jax.Array, tokens: jax.Array) -> jax.Array:
+  """Sum over the batch's pairs divided by the number of their tokens."""
+  return jnp.sum(sums * pairs.weights) / jnp.maximum(jnp.sum(tokens * pairs.weights), 1.0)
+
+
 def _finish(pairs: Pairs, losses: jax.Array, margin: jax.Array) -> Result:
-  loss = _mean(pairs, losses)
+  return _result(pairs, _mean(pairs, losses), margin)
+
+
+def _result(pairs: Pairs, loss: jax.Array, margin: jax.Array) -> Result:
   return loss, {"loss": loss, **metrics(pairs, margin)}
 
 
 def metrics(pairs: Pairs, margin: jax.Array) -> dict[str, jax.Array]:
-  """Margin, accuracy of the implicit reward, KL estimate, log-probs a token and their drift from the reference, the early sign of
-  over-optimisation."""
-  a_token = lambda sums, tokens: jnp.sum(sums * pairs.weights) / jnp.maximum(jnp.sum(tokens * pairs.weights), 1.0)
+  """What is logged beside a loss.
+
+  `margin` and `accuracy` of the implicit reward; log-probs a token of both sides and their drift
+  from the reference, the early sign of over-optimisation; `kl`, an estimate of
+  KL(reference | policy) a token, as far as these responses are the reference's own samples; `kept`,
+  the share of the batch's pairs that count in the loss.
+  """
+  chosen_ratio = _ratio(pairs.chosen, pairs.reference_chosen)
+  rejected_ratio = _ratio(pairs.rejected, pairs.reference_rejected)
+  tokens = pairs.chosen_tokens + pairs.rejected_tokens
   return {
-    "margin": _mean(pairs, margin), "accuracy": _mean(pairs, (margin > 0).astype(jnp.float32)),
-    "chosen_log_prob": a_token(pairs.chosen, pairs.chosen_tokens), "rejected_log_prob": a_token(pairs.rejected, pairs.rejected_tokens),
-    "chosen_drift": a_token(_ratio(pairs.chosen, pairs.reference_chosen), pairs.chosen_tokens),
-    "rejected_drift": a_token(_ratio(pairs.rejected, pairs.reference_rejected), pairs.rejected_tokens),
-    # KL(reference | policy) a token, as far as these responses are the reference's own samples.
-    "kl": -a_token(_ratio(pairs.chosen + pairs.rejected, pairs.reference_chosen + pairs.reference_rejected),
-                   pairs.chosen_tokens + pairs.rejected_tokens),
+    "margin": _mean(pairs, margin),
+    "accuracy": _mean(pairs, (margin > 0).astype(jnp.float32)),
+    "chosen_log_prob": _sum_per_token(pairs, pairs.chosen, pairs.chosen_tokens),
+    "rejected_log_prob": _sum_per_token(pairs, pairs.rejected, pairs.rejected_tokens),
+    "chosen_drift": _sum_per_token(pairs, chosen_ratio, pairs.chosen_tokens),
+    "rejected_drift": _sum_per_token(pairs, rejected_ratio, pairs.rejected_tokens),
+    "kl": -_sum_per_token(pairs, chosen_ratio + rejected_ratio, tokens),
+    "kept": jnp.sum(pairs.weights > 0) / jnp.maximum(jnp.sum(tokens > 0), 1),
   }

@@ -33,11 +33,16 @@ def objective(log_prob_S: jax.Array, batch: Batch, pairs: int, cfg: Objective) -
 
 
 def whole_responses(steps: Steps, tree_S: jax.Array, side_S: jax.Array, pairs: int) -> Pairs:
-  """Steps summed to the two responses of each pair; shared steps cancel in every margin and are left out."""
+  """Steps summed to the two responses of each pair, and its mismatched responses.
+
+  A segment of a pair's tree that is on neither side is a whole response to another problem, whose
+  log-ratio KTO reads; weights of steps are not read.
+  """
   def total(values_S, side):
     return jax.ops.segment_sum(jnp.where(side_S == side, values_S, 0.0), tree_S, num_segments=pairs)
 
   chosen_tokens, rejected_tokens = total(steps.tokens, 1), total(steps.tokens, -1)
+  mismatched_S = (side_S == 0) & (steps.tokens > 0)
   is_pair = (chosen_tokens > 0) & (rejected_tokens > 0)
   return Pairs(
     chosen=total(steps.log_prob, 1),
@@ -47,16 +52,13 @@ def whole_responses(steps: Steps, tree_S: jax.Array, side_S: jax.Array, pairs: i
     chosen_tokens=chosen_tokens,
     rejected_tokens=rejected_tokens,
     weights=is_pair.astype(jnp.float32),
+    mismatched_ratio=total(jnp.where(mismatched_S, steps.log_prob - steps.reference, 0.0), 0),
+    mismatched=total(mismatched_S.astype(jnp.float32), 0),
   )
 
 
 def _step_dpo(steps, batch, pairs, cfg):
-  anchor_S = None
-  if cfg.preference.nll:
-    anchor_S = batch["side"] > 0
-  return stepwise.step_dpo(
-    steps, batch["tree"], batch["side"], pairs, cfg.preference, anchor_S=anchor_S
-  )
+  return stepwise.step_dpo(steps, batch["tree"], batch["side"], pairs, cfg.preference)
 
 
 def _awr(steps, batch, pairs, cfg):

@@ -1,7 +1,5 @@
 """Losses against float64 NumPy, and the theorem of the design on a tabular policy. Shapes: P pairs, S steps, A actions."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,57 +13,101 @@ from synthjax.schema import Advantage, Preference
 
 
 def _pairs(P=6, seed=0):
+  """Float64 values of `Pairs`, the last one filler."""
   random = np.random.default_rng(seed)
   sums = -random.uniform(1, 30, (4, P))
   tokens = random.integers(3, 20, (2, P)).astype(float)
-  weights = np.append(np.ones(P - 1), 0.0)
-  return [*sums, *tokens, weights]
+  mismatched = np.full(P, 2.0)
+  ratios = random.uniform(0, 5, P)
+  weights = np.ones(P)
+  weights[-1] = mismatched[-1] = ratios[-1] = 0.0
+  return Pairs(*sums, *tokens, weights, ratios, mismatched)
+
+
+def _float32(pairs):
+  return Pairs(*(jnp.asarray(x, jnp.float32) for x in pairs))
 
 
 def _sigmoid(x):
   return 1 / (1 + np.exp(-x))
 
 
-def _oracles(c, r, rc, rr, nc, nr, w, cfg):
-  h, b = (c - rc) - (r - rr), cfg.beta
-  smooth = lambda m: -(1 - cfg.label_smoothing) * np.log(_sigmoid(m)) - cfg.label_smoothing * np.log(_sigmoid(-m))
-  mean = lambda x: (x * w).sum() / w.sum()
-  point = max(0.0, mean(((c - rc) + (r - rr)) / 2))
-  log_odds = lambda x: x - np.log1p(-np.exp(x))
-  return {
-    "dpo": mean(smooth(b * h)), "ipo": mean(((c - rc) / nc - (r - rr) / nr - 1 / (2 * b)) ** 2),
-    "dpop": mean(smooth(b * (h - cfg.dpop * np.maximum(0, rc - c)))), "rpo": mean(smooth(b * h) - cfg.nll * c / nc),
-    "kto": mean(cfg.kto_desirable * (1 - _sigmoid(b * (c - rc - point))) + cfg.kto_undesirable * (1 - _sigmoid(b * (point - (r - rr))))),
-    "simpo": mean(-np.log(_sigmoid(b * (c / nc - r / nr) - cfg.simpo_margin))),
-    "orpo": mean(-c / nc - b * np.log(_sigmoid(log_odds(c / nc) - log_odds(r / nr)))),
+def _log_odds(x):
+  return x - np.log1p(-np.exp(x))
+
+
+def _reference_point(pairs, cfg):
+  """KTO's z."""
+  ratios = (pairs.chosen - pairs.reference_chosen) + (pairs.rejected - pairs.reference_rejected)
+  estimates = {
+    "mismatched": pairs.mismatched_ratio.sum() / pairs.mismatched.sum(),
+    "matched": (ratios / 2 * pairs.weights).sum() / pairs.weights.sum(),
+    "zero": 0.0,
   }
+  return max(0.0, estimates[cfg.kto_reference])
+
+
+def _oracle(name, pairs, cfg, point):
+  """A loss in float64, from its formula; `point` is KTO's, which carries no gradient."""
+  c, r, nc, nr, w = pairs.chosen, pairs.rejected, pairs.chosen_tokens, pairs.rejected_tokens, pairs.weights
+  rc, rr, b = c - pairs.reference_chosen, r - pairs.reference_rejected, cfg.beta
+
+  def smooth(m):
+    return -(1 - cfg.label_smoothing) * np.log(_sigmoid(m)) - cfg.label_smoothing * np.log(_sigmoid(-m))
+
+  def mean(x):
+    return (x * w).sum() / w.sum()
+
+  nll = mean(-c / nc) if cfg.nll_mean == "responses" else -(c * w).sum() / (nc * w).sum()
+  h = rc / nc - rr / nr if cfg.ipo_length_normalised else rc - rr
+  good = cfg.kto_desirable * (1 - _sigmoid(b * (rc - point)))
+  bad = cfg.kto_undesirable * (1 - _sigmoid(b * (point - rr)))
+  return {
+    "dpo": mean(smooth(b * (rc - rr))),
+    "ipo": mean((h - 1 / (2 * b)) ** 2),
+    "dpop": mean(smooth(b * (rc - rr - cfg.dpop * np.maximum(0, -rc)))),
+    "rpo": mean(smooth(b * (rc - rr))) + cfg.rpo_alpha * nll,
+    "kto": mean(good + bad) / 2,
+    "simpo": mean(smooth(cfg.simpo_beta * (c / nc - r / nr) - cfg.simpo_margin)),
+    "orpo": nll - cfg.orpo_lambda * mean(np.log(_sigmoid(_log_odds(c / nc) - _log_odds(r / nr)))),
+  }[name]
+
+
+SETTINGS = [
+  Preference(),
+  Preference(beta=0.3, label_smoothing=0.1, dpop=2.0, ipo_length_normalised=False, rpo_alpha=0.3, nll_mean="tokens",
+             kto_reference="matched", kto_desirable=2.0, simpo_beta=5.0, simpo_margin=0.3, orpo_lambda=0.7),
+  Preference(kto_reference="zero", kto_undesirable=0.5),
+]
 
 
 @pytest.mark.parametrize("name", PAIR_LOSSES)
-@pytest.mark.parametrize("cfg", [Preference(), Preference(beta=0.3, label_smoothing=0.1, nll=0.5, dpop=2.0)])
+@pytest.mark.parametrize("cfg", SETTINGS)
 def test_every_pair_loss_and_its_gradient_equal_a_float64_oracle(name, cfg):
   values = _pairs()
-  pairs = Pairs(*(jnp.asarray(x, jnp.float32) for x in values))
+  pairs, point = _float32(values), _reference_point(values, cfg)
   loss, metrics = PAIR_LOSSES[name](pairs, cfg)
-  assert float(loss) == pytest.approx(_oracles(*values, cfg)[name], rel=1e-5)
-  assert {"margin", "accuracy", "chosen_log_prob", "chosen_drift"} <= metrics.keys()
-  gradient = jax.grad(lambda c, r: PAIR_LOSSES[name](pairs._replace(chosen=c, rejected=r), cfg)[0], (0, 1))(pairs.chosen, pairs.rejected)
-  for side in (0, 1):
-    for p in range(len(values[0])):
-      shifted = []
-      for step in (1e-5, -1e-5):
-        moved = [x.copy() for x in values]
-        moved[side][p] += step
-        # KTO's reference point carries no gradient: the oracle holds it.
-        shifted.append(_oracles(*moved, cfg)[name] if name != "kto" else _kto_with_fixed_point(moved, values, cfg))
-      assert float(gradient[side][p]) == pytest.approx((shifted[0] - shifted[1]) / 2e-5, abs=2e-4)
+  assert float(loss) == pytest.approx(_oracle(name, values, cfg, point), rel=1e-5)
+  assert {"margin", "accuracy", "chosen_log_prob", "chosen_drift", "kept"} <= metrics.keys()
+  gradient = jax.grad(lambda p: PAIR_LOSSES[name](p, cfg)[0])(pairs)
+  for side in ("chosen", "rejected"):
+    for p in range(len(values.chosen)):
+      step = np.zeros(len(values.chosen))
+      step[p] = 1e-5
+      above, below = (_oracle(name, values._replace(**{side: getattr(values, side) + by}), cfg, point) for by in (step, -step))
+      assert float(getattr(gradient, side)[p]) == pytest.approx((above - below) / 2e-5, abs=2e-4)
+  assert not np.any(gradient.mismatched_ratio), "the reference point carries no gradient"
 
 
-def _kto_with_fixed_point(moved, values, cfg):
-  c, r, rc, rr, _, _, w = moved
-  point = max(0.0, ((((values[0] - values[2]) + (values[1] - values[3])) / 2) * w).sum() / w.sum())
-  return ((cfg.kto_desirable * (1 - _sigmoid(cfg.beta * (c - rc - point))) + cfg.kto_undesirable
-           * (1 - _sigmoid(cfg.beta * (point - (r - rr))))) * w).sum() / w.sum()
+def test_the_defaults_of_every_loss_are_those_of_its_paper():
+  """RPO without its NLL is DPO, and SimPO's beta of 0.1 hardly trains: neither is a default."""
+  values = _float32(_pairs())
+  assert float(preference.rpo(values, Preference())[0]) > float(preference.dpo(values, Preference())[0])
+  assert float(preference.rpo(values, Preference(rpo_alpha=0.0))[0]) == float(preference.dpo(values, Preference())[0])
+  assert Preference().simpo_beta >= 2 and Preference().rpo_alpha == 1 and Preference().nll == 0
+  unpaired = values._replace(mismatched_ratio=None, mismatched=None)
+  with pytest.raises(ValueError, match="these pairs have no mismatched responses; lay them out as branches"):
+    preference.kto(unpaired, Preference())
 
 
 def test_at_the_reference_dpo_is_log_2_and_its_gradient_half_beta():
@@ -104,17 +146,19 @@ def test_per_step_dpo_with_all_weights_one_is_dpo_and_one_hot_is_step_dpo():
   assert float(metrics["margin"]) == pytest.approx(margins.mean(), rel=1e-4)
 
 
-def test_the_anchor_adds_the_nll_a_token_of_the_steps_that_it_marks():
-  steps, anchor = _steps(), jnp.array([1, 1, 0, 0, 0, 0, 0, 0, 0.0])
+def test_the_anchor_adds_the_nll_a_token_of_all_chosen_steps_whatever_their_weights():
+  steps = _steps()
+  steps = steps._replace(weight=steps.weight.at[1].set(0.0))
   plain, _ = stepwise.step_dpo(steps, PAIR_S, SIGN_S, 3, Preference())
-  anchored, _ = stepwise.step_dpo(steps, PAIR_S, SIGN_S, 3, Preference(nll=2.0), anchor_S=anchor)
-  expected = -2.0 * float((steps.log_prob[:2]).sum() / steps.tokens[:2].sum())
+  anchored, _ = stepwise.step_dpo(steps, PAIR_S, SIGN_S, 3, Preference(nll=2.0))
+  chosen = np.asarray(SIGN_S) > 0
+  expected = -2.0 * float(steps.log_prob[chosen].sum() / steps.tokens[chosen].sum())
   assert float(anchored - plain) == pytest.approx(expected, rel=1e-5)
 
 
 def test_advantage_weights_are_clipped_normalised_and_reported():
   steps, advantage = _steps(), jnp.array([-1, 0, 1, 5, 0, 0, 0, 0, 9.0])
-  steps = steps._replace(weight=jnp.append(jnp.ones(8), 0.0))
+  steps = steps._replace(weight=jnp.append(jnp.ones(8), 0.0), tokens=steps.tokens.at[8].set(0.0))
   loss, metrics = stepwise.advantage_weighted(steps, advantage, Advantage(beta=0.5, clip=10.0))
   weight = np.minimum(np.exp(np.asarray(advantage) / 0.5), 10.0)[:8]
   assert float(loss) == pytest.approx(-(weight * np.asarray(steps.log_prob)[:8]).sum() / np.asarray(steps.tokens)[:8].sum(), rel=1e-5)
@@ -184,7 +228,8 @@ def test_dpo_on_pairs_labelled_by_advantage_and_advantage_weighted_rl_have_one_o
 
 def test_no_loss_gives_a_nan_for_filler_or_extreme_sums():
   huge = jnp.array([-1e4, -1e-7, 0.0])
-  pairs = Pairs(huge, huge[::-1], huge, huge, jnp.array([10.0, 1, 0]), jnp.array([10.0, 1, 0]), jnp.array([1.0, 1, 0]))
+  tokens, weights = jnp.array([10.0, 1, 0]), jnp.array([1.0, 1, 0])
+  pairs = Pairs(huge, huge[::-1], huge, huge, tokens, tokens, weights, mismatched_ratio=huge, mismatched=weights)
   for name, loss in PAIR_LOSSES.items():
-    value, gradient = jax.value_and_grad(lambda c, loss=loss: loss(pairs._replace(chosen=c), dataclasses.replace(Preference(), nll=1.0))[0])(huge)
+    value, gradient = jax.value_and_grad(lambda c, loss=loss: loss(pairs._replace(chosen=c), Preference())[0])(huge)
     assert np.isfinite(value) and np.all(np.isfinite(gradient)), name
