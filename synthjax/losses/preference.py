@@ -95,9 +95,9 @@ def kto(pairs: Pairs, cfg: Preference) -> Result:
   KL(policy | reference), is at least 0 and carries no gradient; `kto_reference` says how:
 
   - "mismatched" (the paper, and TRL's `kto`): the batch's mean log-ratio of responses to other
-    problems after this pair's prefix. They are branches of the pair's tree: recipes/preference.py
-    takes both responses of the next pair in the file that has another prefix. TRL rotates responses
-    by one within a batch in the order of its file.
+    problems after this pair's prefix. They are branches of the pair's tree, both responses of the
+    file's next pair of another problem (data/pair_trees.py). TRL rotates responses by one within a
+    batch, in the order of its file.
   - "matched": the batch's mean log-ratio of the pairs' own responses. No further tokens to compute;
     biased, since chosen responses are what the policy is trained towards (our choice).
   - "zero": z = 0, TRL's `apo_zero_unpaired` (D'Oosterlinck et al. 2024, eq. 7).

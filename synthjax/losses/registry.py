@@ -15,6 +15,8 @@ from synthjax.schema import Objective
 
 Batch = dict[str, jax.Array]
 
+ADVANTAGE_LOSSES = ("awr", "filtered_sft")  # losses that read the advantage of every step
+
 
 def objective(log_prob_S: jax.Array, batch: Batch, pairs: int, cfg: Objective) -> Result:
   """The loss that `cfg.loss` names and its metrics, from the sums of all segments of a batch.

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
 from synthjax import files, multihost, progress, records, stages
-from synthjax.data import tokenizers, trees
+from synthjax.data import pair_trees, tokenizers, trees
+from synthjax.losses.registry import ADVANTAGE_LOSSES
 from synthjax.recipes import finetune
 from synthjax.recipes.finetune import Job
 from synthjax.records import Pair
+from synthjax.schema import Objective
 from synthjax.train import policies, preference
 
 
@@ -16,7 +17,8 @@ def run(job: Job) -> dict:
   """Runs the experiment, skipping what is finished; returns and prints the table.
 
   Raises:
-    DataError: no pairs, or a pair whose tokens cannot be told apart; ConfigError: see the rooms.
+    DataError: no pairs, pairs that the loss cannot be computed on or that would train nothing;
+      ConfigError: see the rooms.
   """
   tokenizer, plan = _begin(job)
   scores = {"before": finetune.evaluate(job, tokenizer, "before")} if job.experiment.evaluate.before else {}
@@ -56,15 +58,69 @@ def _train(job, tokenizer, plan) -> dict:
 
 
 def _plan(job, tokenizer) -> trees.Plan:
-  experiment, length = job.experiment, job.experiment.data.row_length
-  pairs = list(records.read(Pair, experiment.objective.pairs))
-  plan = trees.plan([tree_of(pair, tokenizer, number) for number, pair in enumerate(pairs)], length, splittable=False)
+  objective, length = job.experiment.objective, job.experiment.data.row_length
+  plan = trees.plan(_trees(objective, tokenizer), length, splittable=False)
+  left_out = len(plan.too_long)
   if not plan.rows:
-    raise files.DataError(f"{experiment.objective.pairs}: no pair fits a row of data.row_length={length} tokens "
-                          f"({len(plan.too_long)} are longer)")
-  progress.say(f"{len(pairs):,} pairs in {len(plan.rows):,} rows, {100 * plan.fill:.1f} % full; "
-               f"{len(plan.too_long)} longer than a row and left out")
+    raise files.DataError(f"{objective.pairs}: no pair fits a row of data.row_length={length} tokens "
+                          f"({left_out} are longer)")
+  _check_trains(plan, objective)
+  pairs = sum(map(len, plan.rows))
+  progress.say(f"{pairs + left_out:,} pairs in {len(plan.rows):,} rows, {100 * plan.fill:.1f} % full; "
+               f"{left_out} longer than a row and left out")
   return plan
+
+
+def _trees(objective: Objective, tokenizer: tokenizers.Tokenizer) -> list[trees.Node]:
+  """The file's pairs as trees.
+
+  Raises:
+    DataError: a pair cannot be read, or has no step values and the loss needs them.
+  """
+  pairs = list(records.read(Pair, objective.pairs))
+  if objective.loss in ADVANTAGE_LOSSES:
+    for number, pair in enumerate(pairs):
+      if not pair_trees.has_advantages(pair):
+        raise files.DataError(
+          f"{objective.pairs}: {pair_trees.describe(pair, number)} has no step values, and loss "
+          f"{objective.loss!r} trains every step by its advantage; expected chosen_advantages and "
+          "rejected_advantages in its metadata, a number a step, or another config.objective.loss"
+        )
+  roots = [pair_trees.tree_of(pair, tokenizer, number) for number, pair in enumerate(pairs)]
+  if _has_mismatched(objective):
+    return pair_trees.with_mismatched(roots, pairs)
+  return roots
+
+
+def _has_mismatched(objective: Objective) -> bool:
+  return objective.loss == "kto" and objective.preference.kto_reference == "mismatched"
+
+
+def _check_trains(plan: trees.Plan, objective: Objective) -> None:
+  """Raises DataError where the loss has no gradient for any step, before anything is computed."""
+  roots = [root for row in plan.rows for root in row]
+  steps = [node for root in roots for node in trees.nodes(root) if node.predicted]
+  if any(_trains(step, objective) for step in steps):
+    return
+  weight = max(step.weight for step in steps)
+  advantage = max(step.advantage for step in steps)
+  raise files.DataError(
+    f"{objective.pairs}: loss {objective.loss!r} would train none of the {len(steps):,} steps; their "
+    f"largest weight is {weight:g} and their largest advantage {advantage:g}; expected a weight above "
+    f"0, and for filtered_sft an advantage above config.objective.advantage.threshold="
+    f"{objective.advantage.threshold:g}"
+  )
+
+
+def _trains(step: trees.Node, objective: Objective) -> bool:
+  """Whether the loss reads the step's log-prob with a weight above 0."""
+  if objective.loss == "filtered_sft":
+    return step.weight > 0 and step.advantage > objective.advantage.threshold
+  if objective.loss == "step_dpo":
+    return step.weight > 0 or (objective.preference.nll > 0 and step.side > 0)
+  if objective.loss == "awr":
+    return step.weight > 0
+  return True
 
 
 def _work(job, tokenizer, plan, folder) -> dict:
@@ -78,34 +134,10 @@ def _work(job, tokenizer, plan, folder) -> dict:
   return {**dataclasses.asdict(result), "pairs_left_out": len(plan.too_long)}
 
 
-def tree_of(pair: Pair, tokenizer: tokenizers.Tokenizer, number: int) -> trees.Node:
-  """A pair as a tree. `metadata` may hold the sampled tokens: `prefix_ids`, and `chosen_steps`, `rejected_steps` with their `_weights`.
-
-  Without them the texts are tokenised with the prefix before them, so that the tokens at the boundary are those of the whole text.
-
-  Raises:
-    DataError: prefix and continuation share a token, or a side is empty.
-  """
-  known = pair.metadata
-  if "prefix_ids" in known:
-    weights = [known.get(f"{side}_weights", [1.0] * len(known[f"{side}_steps"])) for side in ("chosen", "rejected")]
-    return trees.pair(known["prefix_ids"], known["chosen_steps"], known["rejected_steps"], weights=(weights[0], weights[1]))
-  prefix = tokenizer.encode(pair.prefix)
-  sides = [_continuation(prefix, pair.prefix + text, tokenizer, number) + [tokenizer.eos_id] * complete
-           for text, complete in ((pair.chosen, pair.chosen_complete), (pair.rejected, pair.rejected_complete))]
-  return trees.pair(prefix, [sides[0]], [sides[1]])
-
-
-def _continuation(prefix: Sequence[int], whole: str, tokenizer, number) -> list[int]:
-  tokens = tokenizer.encode(whole)
-  if list(tokens[:len(prefix)]) != list(prefix) or len(tokens) == len(prefix):
-    raise files.DataError(f"pair {number}: the tokens of its prefix are not the first tokens of prefix and response together; give the "
-                          "sampled tokens in metadata (prefix_ids, chosen_steps, rejected_steps)")
-  return list(tokens[len(prefix):])
-
-
 def _made_of(job: Job, tokenizer) -> dict[str, str]:
   experiment = job.experiment
   data = [files.file_hash(experiment.objective.pairs), experiment.data.row_length]
+  if _has_mismatched(experiment.objective):
+    data.append("with mismatched responses")
   return {"checkpoint": finetune.identity(experiment.train.init), "tokenizer": tokenizer.fingerprint,
           "data": files.value_hash(data)}

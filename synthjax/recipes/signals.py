@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from synthjax import files, records
 from synthjax.data import steps, trees
+from synthjax.data.pair_trees import tree_of
 from synthjax.recipes.cell import Cell, Policy
-from synthjax.recipes.preference import tree_of
 from synthjax.records import StepValue, Verdict
 from synthjax.rollout import pairs, values
 from synthjax.rollout.draw import Drawn, to_value

@@ -240,7 +240,7 @@ def _flaw(candidate: _Candidate, pair: Pair, cfg: Pairing) -> str:
 
 
 def _pair(samples: Samples, candidate: _Candidate, cfg: Pairing, tokenizer: Tokenizer) -> Pair:
-  """The record, with the sampled tokens in its metadata as recipes/preference.py reads them."""
+  """The record, with the sampled tokens in its metadata as data/pair_trees.py reads them."""
   _, pit, before, chosen, rejected = candidate
   prefix_ids = [*samples.prompt_ids, *(token for step in before for token in step)]
   prefix = tokenizer.decode(prefix_ids)
@@ -248,6 +248,8 @@ def _pair(samples: Samples, candidate: _Candidate, cfg: Pairing, tokenizer: Toke
   text = lambda side: tokenizer.decode([*prefix_ids, *side.ids()[:len(side.ids()) - side.complete]])[len(prefix):]
   metadata = {"prefix_ids": prefix_ids, "chosen_steps": list(map(list, chosen.steps)), "rejected_steps": list(map(list, rejected.steps)),
               "trace": candidate.trace, **({"pit": pit} if pit else {})}
+  if chosen.advantages is not None and rejected.advantages is not None:
+    metadata |= {"chosen_advantages": chosen.advantages, "rejected_advantages": rejected.advantages}
   if cfg.weighted:
     metadata |= _weights(chosen.advantages, rejected.advantages, cfg.normalise)
   return Pair(samples.problem_id, prefix, text(chosen), text(rejected), cfg.mode, chosen.complete, rejected.complete, metadata)

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from synthjax import files, records
-from synthjax.data import tokenizers, trees
+from synthjax.data import pair_trees, tokenizers, trees
 from synthjax.generate.worlds import shop
-from synthjax.recipes import preference
 from synthjax.records import Pair, Verdict
 from synthjax.rollout import pairing, pairs
 from synthjax.rollout.pairing import Pairing
@@ -73,7 +72,7 @@ def test_training_reads_the_sampled_tokens_back_from_a_file(mode, tmp_path):
   records.write(tmp_path / "pairs.jsonl", built.pairs)
   (pair,) = records.read(Pair, tmp_path / "pairs.jsonl")
   assert pair == built.pairs[0]
-  tree = preference.tree_of(pair, WORDS, 0)
+  tree = pair_trees.tree_of(pair, WORDS, 0)
   sides = {node.side: [] for node in trees.nodes(tree)}
   for node in trees.nodes(tree):
     sides[node.side].append(list(node.tokens))
