@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from synthjax import __main__, config, files, records
-from synthjax.data import tokenizers, trees
+from synthjax.data import trees
 from synthjax.generate.worlds import shop
-from synthjax.recipes import preference as recipe
 from synthjax.records import Pair
 from synthjax.train import preference
 
@@ -17,14 +16,14 @@ ROOT = pathlib.Path(__file__).parents[2]
 WORLD = shop.World()
 
 
-def _pairs(count):
+def _pairs(count, **metadata):
   """Clean right traces against traces whose first step is off by one."""
   for problem in shop.problems(WORLD, "train", count):
     right = shop.clean_trace(problem).text
     first, _, rest = right.partition(" ;")
     left, _, result = first.rpartition("= ")
     wrong = f"{left}= {(int(result) + 1) % 21} ;{rest}"
-    yield Pair(problem.id, problem.question, " " + right, " " + wrong, "paper")
+    yield Pair(problem.id, problem.question, " " + right, " " + wrong, "paper", metadata=metadata)
 
 
 def _run(tmp_path, *more):
@@ -76,35 +75,43 @@ def test_a_segment_that_skips_and_an_id_beyond_the_vocabulary_are_named():
     preference.check_trees({**batch, "tree": np.zeros(9)}, 6)
 
 
-@pytest.mark.parametrize("loss", ["dpo", "ipo", "dpop", "rpo", "kto", "simpo", "orpo"])
+LOSSES = ["dpo", "ipo", "dpop", "rpo", "kto", "simpo", "orpo", "awr", "filtered_sft"]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_trains_by_its_name(tmp_path, loss):
-  records.write(tmp_path / "pairs.jsonl", _pairs(60))
+  records.write(tmp_path / "pairs.jsonl", _pairs(60, chosen_advantages=[0.5], rejected_advantages=[-0.5]))
   assert _run(tmp_path, f"--config.objective.loss={loss}", "--config.evaluate.before=False", "--config.train.steps=4",
               "--config.train.log_every=1") == 0
   rows = [row for row in files.read_jsonl(tmp_path / "run/train/metrics.jsonl") if "loss" in row]
   assert len(rows) == 4 and all(np.isfinite(row["loss"]) for row in rows)
+  assert rows[0]["kept"] == (0.5 if loss == "filtered_sft" else 1.0)
+  if loss == "awr":
+    assert rows[0]["step_weight"] == pytest.approx(np.cosh(0.5), rel=1e-5), "exp(A) of both sides"
+  if loss == "kto":
+    assert rows[0]["reference_point"] == pytest.approx(0, abs=1e-4) and "reference_point" in rows[-1]
+
+
+@pytest.mark.parametrize(("loss", "settings", "metadata", "says"), [
+  ("awr", [], {}, "pair 0 (problem 'train-0') has no step values, and loss 'awr' trains every step by its advantage"),
+  ("filtered_sft", [], {}, "pair 0 (problem 'train-0') has no step values, and loss 'filtered_sft' trains"),
+  ("filtered_sft", ["--config.objective.advantage.threshold=0.75"], {"chosen_advantages": [0.5], "rejected_advantages": [-0.5]},
+   "loss 'filtered_sft' would train none of the 10 steps; their largest weight is 1 and their largest advantage 0.5"),
+  ("awr", [], {"chosen_advantages": [0.5], "rejected_advantages": [-0.5], "chosen_weights": [0], "rejected_weights": [0]},
+   "loss 'awr' would train none of the 10 steps; their largest weight is 0"),
+  ("step_dpo", ["--config.objective.preference.nll=0"], {"chosen_weights": [0], "rejected_weights": [0]},
+   "loss 'step_dpo' would train none of the 10 steps; their largest weight is 0"),
+])
+def test_pairs_that_a_loss_cannot_learn_from_are_refused_before_a_stage_begins(tmp_path, capsys, loss, settings, metadata, says):
+  records.write(tmp_path / "pairs.jsonl", _pairs(5, **metadata))
+  assert _run(tmp_path, f"--config.objective.loss={loss}", *settings) == 1
+  assert says in capsys.readouterr().err
+  assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.json"]
 
 
 def test_the_recipe_without_pairs_or_start_says_what_it_needs(tmp_path, capsys):
   assert __main__.main(["run", "--config", str(ROOT / "configs/world_dpo.py:smoke"), "--workdir", str(tmp_path)]) == 1
   assert "needs config.objective.pairs" in capsys.readouterr().err
-
-
-def test_sampled_tokens_are_taken_as_they_are_and_shared_boundaries_are_refused():
-  tokenizer = tokenizers.Bytes()
-  pair = Pair("p", "x", "a", "b", "step", metadata={"prefix_ids": [1, 2], "chosen_steps": [[3], [4]], "rejected_steps": [[5, 6]],
-                                                      "rejected_weights": [0.5]})
-  nodes = list(trees.nodes(recipe.tree_of(pair, tokenizer, 0)))
-  assert [(n.tokens, n.side, n.weight) for n in nodes] == [((1, 2), 0, 1.0), ((3,), 1, 1.0), ((4,), 1, 1.0), ((5, 6), -1, 0.5)]
-  plain = recipe.tree_of(Pair("p", "ab", "c", "d", "paper", rejected_complete=False), tokenizer, 0)
-  assert [n.tokens for n in trees.nodes(plain)] == [(97, 98), (99, 257), (100,)]
-
-  class Merging(tokenizers.Bytes):
-    def encode(self, text):
-      return [300] if text == "abc" else super().encode(text)
-
-  with pytest.raises(files.DataError, match="pair 7: the tokens of its prefix are not the first tokens"):
-    recipe.tree_of(Pair("p", "ab", "c", "d", "paper"), Merging(), 7)
 
 
 def test_batches_of_trees_fit_their_bounds_whichever_rows_meet():
