@@ -83,10 +83,6 @@ class Trace(Record):
             f"from {previous} on within the {len(self.text)} characters of the text")
       previous = step.end
 
-  def step_texts(self) -> list[str]:
-    """The text of every step."""
-    return [self.text[s.start:s.end] for s in self.steps]
-
 
 @dataclasses.dataclass(frozen=True)
 class Verdict(Record):

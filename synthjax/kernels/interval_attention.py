@@ -51,8 +51,9 @@ def _block(q_BGRQK, k_BGSK, v_BGSK, until_BS, positions_BS, start, window, soft_
   scores_BGRQS = jnp.einsum("bgrqk,bgsk->bgrqs", q_BGRQK, k_BGSK, preferred_element_type=jnp.float32)
   if soft_cap:
     scores_BGRQS = soft_cap * jnp.tanh(scores_BGRQS / soft_cap)
-  query_Q = start + jnp.arange(q_BGRQK.shape[3])[:, None]
-  visible_BQS = (jnp.arange(k_BGSK.shape[2]) <= query_Q) & (query_Q < until_BS[:, None, :])
+  query_1Q1 = start + jnp.arange(q_BGRQK.shape[3])[None, :, None]
+  key_11S = jnp.arange(k_BGSK.shape[2])[None, None]
+  visible_BQS = (key_11S <= query_1Q1) & (query_1Q1 < until_BS[:, None, :])
   if window:
     visible_BQS &= positions_BS[:, start:, None] - positions_BS[:, None, :] < window
   scores_BGRQS = jnp.where(visible_BQS[:, None, None], scores_BGRQS, jnp.finfo(jnp.float32).min)

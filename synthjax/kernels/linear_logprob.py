@@ -25,7 +25,6 @@ class Head:
 
   block: int = BLOCK  # columns at a time
   soft_cap: float = 0.0  # cap * tanh(logits / cap); 0: none
-  temperature: float = 1.0  # logits are divided by it, after the cap
   transposed: bool = False  # the head is [V, D], such as a tied embedding
   entropy: bool = False  # also compute the entropy of every row, for a tenth more time
 
@@ -55,7 +54,7 @@ def linear_logprob(hidden_ND: jax.Array, head: jax.Array, targets_N: jax.Array, 
     hidden_ND: float32 or bfloat16.
     head: [D, V], or [V, D] where `how.transposed`; of the hidden states' type, products accumulate in float32.
     targets_N: int32, 0..V-1 (see `check_targets`).
-    how: block, soft cap, temperature.
+    how: block, soft cap, layout of the head, entropy.
     split: mesh over which the rows and the vocabulary are split.
 
   Returns:
@@ -150,7 +149,7 @@ def _walk_back(how, hidden_ND, head, targets_N, log_sum_exp_N, d_log_prob_N, d_l
     d_hidden_ND, d_head = carry
     columns = _columns(how, head, start, size)
     logits_NC, slope_NC = _logits(how, hidden_ND, columns)
-    hit_NC = (targets_N - start)[:, None] == jnp.arange(size)
+    hit_NC = (targets_N - start)[:, None] == jnp.arange(size)[None]
     d_logits_NC = jnp.exp(logits_NC - log_sum_exp_N[:, None]) * d_softmax_N[:, None] + jnp.where(hit_NC, d_log_prob_N[:, None], 0.0)
     d_logits_NC = (d_logits_NC * slope_NC).astype(hidden_ND.dtype)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -190,11 +189,11 @@ def _logits(how, hidden_ND, columns):
 
 
 def bend(how: Head, plain_NC: jax.Array) -> tuple[jax.Array, jax.Array | float]:
-  """(logits, their slope) of plain products: soft cap, then temperature. The Pallas path bends alike."""
+  """(logits, their slope) of plain products under the soft cap. The Pallas path bends alike."""
   if not how.soft_cap:
-    return plain_NC / how.temperature, 1.0 / how.temperature
+    return plain_NC, 1.0
   bent_NC = jnp.tanh(plain_NC / how.soft_cap)
-  return how.soft_cap / how.temperature * bent_NC, (1.0 - jnp.square(bent_NC)) / how.temperature
+  return how.soft_cap * bent_NC, 1.0 - jnp.square(bent_NC)
 
 
 def _specs(how, split):

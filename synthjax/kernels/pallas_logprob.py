@@ -26,7 +26,7 @@ def linear_logprob(hidden_ND: jax.Array, head_DV: jax.Array, targets_N: jax.Arra
     hidden_ND: float32 or bfloat16.
     head_DV: of the hidden states' type.
     targets_N: int32, 0..V-1.
-    how: soft cap and temperature.
+    how: soft cap.
     tile: rows and columns.
     interpret: run on a CPU, slowly.
 

@@ -36,7 +36,8 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
   """x / rms(x) * scale over the last axis, in float32 (Zhang & Sennrich 2019)."""
   wide = x.astype(jnp.float32)
   inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
-  return (wide * inverse * scale.astype(jnp.float32)).astype(x.dtype)
+  scale = jnp.expand_dims(scale.astype(jnp.float32), tuple(range(x.ndim - 1)))
+  return (wide * inverse * scale).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -65,9 +66,9 @@ class Attention(nnx.Module):
     k_BTGK = jnp.einsum("btd,dgk->btgk", x_BTD, self.key.astype(dtype))
     v_BTGK = jnp.einsum("btd,dgk->btgk", x_BTD, self.value.astype(dtype))
     if cfg.qkv_bias:
-      q_BTHK += self.query_bias.astype(dtype)
-      k_BTGK += self.key_bias.astype(dtype)
-      v_BTGK += self.value_bias.astype(dtype)
+      q_BTHK += self.query_bias.astype(dtype)[None, None]
+      k_BTGK += self.key_bias.astype(dtype)[None, None]
+      v_BTGK += self.value_bias.astype(dtype)[None, None]
     if cfg.qk_norm:
       q_BTHK = rms_norm(q_BTHK, self.query_norm[...], cfg.norm_epsilon)
       k_BTGK = rms_norm(k_BTGK, self.key_norm[...], cfg.norm_epsilon)

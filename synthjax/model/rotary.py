@@ -28,7 +28,8 @@ def frequencies(cfg: Model) -> np.ndarray:
 
 def turns(cfg: Model, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
   """(cos, sin) of every position's angles, float32 [B, T, 1, K/2]: computed once, used by every layer."""
-  angles = positions_BT.astype(jnp.float32)[..., None, None] * jnp.asarray(frequencies(cfg), jnp.float32)
+  radians_111K = jnp.asarray(frequencies(cfg), jnp.float32)[None, None, None]
+  angles = positions_BT.astype(jnp.float32)[..., None, None] * radians_111K
   return jnp.cos(angles), jnp.sin(angles)
 
 

@@ -33,13 +33,13 @@ def draw(logits_SV: jax.Array, key_S: jax.Array, filters: Filters, size: int) ->
     filters: in the order temperature, top-k, top-p, min-p; ids that tie with the last one kept are kept too.
     size: ids from here on are never drawn (the vocabulary is rounded up).
   """
-  known_SV = jnp.where(jnp.arange(logits_SV.shape[1]) < size, logits_SV, -jnp.inf)
+  known_SV = jnp.where((jnp.arange(logits_SV.shape[1]) < size)[None], logits_SV, -jnp.inf)
   highest_S1 = known_SV.max(-1, keepdims=True)
   scaled_SV = (known_SV - highest_S1) / jnp.maximum(filters.temperature, 1e-6)[:, None]
   filtering = jnp.any((filters.top_k > 0) | (filters.top_p < 1) | (filters.min_p > 0))
   scaled_SV = jax.lax.cond(filtering, lambda: _filtered(scaled_SV, filters), lambda: scaled_SV)
   # Two plain reductions: argmax, a reduction over pairs, takes XLA on CPU 20 times as long.
-  greedy_S = jnp.min(jnp.where(known_SV == highest_S1, jnp.arange(known_SV.shape[1]), size - 1), axis=-1)
+  greedy_S = jnp.min(jnp.where(known_SV == highest_S1, jnp.arange(known_SV.shape[1])[None], size - 1), axis=-1)
   token_S = jnp.where(filters.temperature > 0, _weighted(jnp.exp(scaled_SV), key_S), greedy_S)
   chosen_S = jnp.take_along_axis(logits_SV, token_S[:, None], axis=1)[:, 0]
   return token_S.astype(jnp.int32), chosen_S - jax.nn.logsumexp(logits_SV, axis=-1)
@@ -49,7 +49,7 @@ def _filtered(scaled_SV, filters):
   """-inf where an id is filtered out; `scaled_SV` has a maximum of 0."""
   ordered_SV = -jnp.sort(-scaled_SV, axis=-1)
   top_k_S = jnp.where(filters.top_k > 0, filters.top_k, ordered_SV.shape[1])
-  kept_SV = jnp.where(jnp.arange(ordered_SV.shape[1]) < top_k_S[:, None], ordered_SV, -jnp.inf)
+  kept_SV = jnp.where(jnp.arange(ordered_SV.shape[1])[None] < top_k_S[:, None], ordered_SV, -jnp.inf)
   probability_SV = jax.nn.softmax(kept_SV, axis=-1)
   before_SV = jnp.cumsum(probability_SV, axis=-1) - probability_SV
   kept_SV = jnp.where(before_SV < filters.top_p[:, None], kept_SV, jnp.inf)  # the first one always has 0 before it

@@ -192,13 +192,13 @@ def _step(model: Transformer, size: int, eos_id: int, params: Params, state: Sta
   results = jax.vmap(_record)(results, sequences.row, count_BN, token_BN, log_prob_BN, over_BN, state.alive_BN)
   end_BN, time, C = sequences.end, state.time[0], results.tokens_BRC.shape[2]
   position_BN = jnp.take_along_axis(state.position_BW, end_BN, axis=1) + count_BN + 1
-  places_W = jnp.arange(state.until_BW.shape[1])
-  shared_BNW = (places_W <= end_BN[..., None]) & (end_BN[..., None] < state.until_BW[:, None])
-  age_C = (time - jnp.arange(C)) % C  # steps since a place of the ring was written; 0 is overwritten now
-  own_BNC = (age_C > 0) & (age_C <= count_BN[..., None])
+  places_11W = jnp.arange(state.until_BW.shape[1])[None, None]
+  shared_BNW = (places_11W <= end_BN[..., None]) & (end_BN[..., None] < state.until_BW[:, None])
+  age_11C = ((time - jnp.arange(C)) % C)[None, None]  # steps since a place of the ring was written; 0 is overwritten now
+  own_BNC = (age_11C > 0) & (age_11C <= count_BN[..., None])
   if window := model.cfg.window:
     shared_BNW &= position_BN[..., None] - state.position_BW[:, None] < window
-    own_BNC &= age_C < window
+    own_BNC &= age_11C < window
   hidden_BND, cache = model.decode(params, token_BN, position_BN, state.cache, Seen(shared_BNW, own_BNC), time % C)
   return state._replace(cache=cache, hidden_BND=hidden_BND, count_BN=count_BN + 1, alive_BN=state.alive_BN & ~over_BN, results=results,
                         time=state.time + 1, used=state.used + state.alive_BN.sum(dtype=jnp.int32))

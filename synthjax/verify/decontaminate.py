@@ -59,10 +59,6 @@ class Index:
       for gram in grams:
         self._grams[gram].append(name)
 
-  def shares_a_gram(self, text: str) -> set[str]:
-    """Evaluation problems with a 13-gram in common: the bare rule, for comparison."""
-    return {name for gram in _grams(words_of(text)) for name in self._grams.get(gram, ())}
-
   def match(self, text: str) -> tuple[str, str] | None:
     """(evaluation problem, rule) that a text repeats, or None."""
     if name := self._exact.get(normalised(text)):

@@ -17,7 +17,7 @@ def test_teacher_traces_are_right_and_their_steps_tile_the_text(world):
   for problem in shop.problems(world, "train", 20):
     trace = shop.teacher_trace(world, problem)
     assert set(shop.judge_steps(problem.question, trace.text)) <= {"right", "leap"}
-    assert "".join(trace.step_texts()) == trace.text
+    assert "".join(trace.text[step.start:step.end] for step in trace.steps) == trace.text
     assert trace.text.endswith(f"Answer: {problem.answer}")
 
 

@@ -19,15 +19,12 @@ stars = st.builds(lambda arms, length, spare, seed: star.Star(arms, length, arms
 
 @settings(max_examples=30, deadline=None)
 @given(stars)
-def test_a_problem_is_a_star_and_its_trace_walks_along_edges_from_the_centre_to_the_goal(knobs):
+def test_a_problem_is_a_star_and_its_answer_walks_along_edges_from_the_centre_to_the_goal(knobs):
   for problem in star.problems(knobs, "train", 3):
-    graph, trace = star.parse(problem.question), star.trace(problem)
-    nodes = trace.text.split()
+    graph, nodes = star.parse(problem.question), problem.answer.split()
     assert len(graph.edges) == knobs.arms * knobs.length and len({b for _, b in graph.edges}) == len(graph.edges)
     assert sum(a == graph.centre for a, _ in graph.edges) == knobs.arms and len(nodes) == knobs.length and nodes[-1] == graph.goal
     assert set(itertools.pairwise([graph.centre, *nodes])) <= set(graph.edges)
-    assert "".join(trace.step_texts()) == trace.text == problem.answer and len(trace.steps) == knobs.length
-    assert star.judge_steps(problem.question, trace.text) == ["right"] * knobs.length
 
 
 def test_an_edge_is_one_token():
@@ -57,16 +54,6 @@ def test_a_longer_list_begins_with_the_shorter_one_and_the_goal_is_at_any_arm():
   first = [star.parse(p.question) for p in many]
   place = [[b for a, b in g.edges if a == g.centre].index(g.path()[0]) for g in first]
   np.testing.assert_allclose(np.bincount(place) / 900, 1 / 3, atol=0.06)
-
-
-def test_a_step_off_the_path_is_wrong_and_so_is_all_after_it():
-  problem = star.problems(star.Star(), "test", 1)[0]
-  graph = star.parse(problem.question)
-  path = list(graph.path())
-  other = next(b for a, b in graph.edges if a == graph.centre and b != path[0])
-  assert star.judge_steps(problem.question, " ".join([other, *path[1:]])) == ["wrong"] * 5
-  assert star.judge_steps(problem.question, " ".join([*path[:2], path[4], *path[3:]])) == ["right"] * 2 + ["wrong"] * 3
-  assert star.judge_steps(problem.question, " ".join([*path, path[0]])) == ["right"] * 5 + ["wrong"]
 
 
 @pytest.mark.parametrize("bad", ["", "1>2 / 1", "1>2 / 1 2 ", "a>b / a b"])

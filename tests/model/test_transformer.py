@@ -62,7 +62,8 @@ def test_decoding_after_a_shared_prefix_gives_the_logits_of_training(name):
   window = model.cfg.window or 100
   for n in range(own):
     now = known + n
-    seen = Seen((jnp.arange(6) < known[..., None]) & (now[..., None] - jnp.arange(6) < window),
+    places = jnp.arange(6)[None, None]
+    seen = Seen((places < known[..., None]) & (now[..., None] - places < window),
                 jnp.broadcast_to((jnp.arange(own) < n) & (n - jnp.arange(own) < window), (2, 3, own)))
     hidden, cache = model.decode(unstacked, after[..., n], now, cache, seen, jnp.int32(n))
     for b, s in np.ndindex(2, 3):

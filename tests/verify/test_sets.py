@@ -52,16 +52,13 @@ def test_each_rule_of_decontamination_and_what_it_leaves_alone():
   found = index.search(candidates)
   assert {hit.candidate: hit.rule for hit in found.hits} == {"same": "exact", "contains": "contained", "short": "exact"}
   assert [hit.candidate for hit in found.templates] == ["other short", "template"]
-  assert index.shares_a_gram(candidates["shares"]) == {"long"}, "the bare rule would delete it"
   assert found.report["clean"] == 3 and found.report["removed"] == {"exact": 2, "contained": 1, "short": 0}
 
 
-def test_a_bare_13_gram_rule_would_take_an_eighth_of_math(shared_data):
+def test_decontamination_takes_few_problems_of_math(shared_data):
   texts = {split: {row["unique_id"]: row["problem"] for row in files.read_jsonl(shared_data / f"math/{split}.jsonl")}
            for split in ("train", "test")}
   index = decontaminate.Index(texts["test"])
-  shared = set().union(*(index.shares_a_gram(text) for text in texts["train"].values()))
-  assert 0.10 < len(shared) / len(texts["test"]) < 0.14
   report = index.search(texts["train"]).report
   assert report["clean"] > 0.97 * len(texts["train"]) and report["clean"] + sum(report["removed"].values()) == 7500
 

@@ -100,14 +100,6 @@ def parse(question: str) -> tuple[int, list[Event]]:
   return int(match[1]), [Event(signs[verb], verb, int(amount)) for verb, amount in pieces]
 
 
-def english(problem: Problem) -> str:
-  """The problem as a person would write it."""
-  start, events = parse(problem.question)
-  thing = problem.question.split()[4]
-  told = ", ".join(f"then {e.verb} {e.amount}" for e in events).removeprefix("then ")
-  return f"A shop has {start} {thing}. It {told}. How many {thing} does it have now?"
-
-
 def judge_steps(question: str, text: str) -> list[str]:
   """For each line of a trace: `right`, `leap` (right, several operations fused) or `wrong`.
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from synthjax.fields import Checked, NonNegativeInt, from_to
 from synthjax.generate.worlds.splits import distinct
-from synthjax.records import Problem, Step, Trace
+from synthjax.records import Problem
 
 SPLITS = ("train", "dev", "test")
 # Shares of the problem space, by a hash of the graph and its goal, whatever the order of its edges.
@@ -79,27 +79,12 @@ def problems(star: Star, split: str, count: int) -> list[Problem]:
   return distinct(_drawn(star, split), lambda problem: problem.id, lambda name: _split_of(name) == split, count, where)
 
 
-def trace(problem: Problem) -> Trace:
-  """The path, a node a step; steps tile the text."""
-  text = problem.answer
-  starts = [0, *(match.end() for match in re.finditer(" ", text))]
-  steps = [Step(start, end, leap=False) for start, end in itertools.pairwise([*starts, len(text)])]
-  return Trace(problem.id, text, tuple(steps), problem.answer, "clean")
-
-
 def parse(question: str) -> Graph:
   """A problem's graph. Raises ValueError where its text is not one of a star."""
   match = re.fullmatch(r"((?:\d+>\d+ )+)/ (\d+) (\d+)", question)
   if not match:
     raise ValueError(f"not a problem of the star: {question!r}")
   return Graph([(a, b) for a, b in (edge.split(">") for edge in match[1].split())], match[2], match[3])
-
-
-def judge_steps(question: str, text: str) -> list[str]:
-  """For each node of a trace: `right` while it is on the path to the goal, `wrong` from the first one on that is not."""
-  path, given = parse(question).path(), text.split()
-  right = _common(path, given)
-  return ["right" if i < right else "wrong" for i in range(len(given))]
 
 
 def shortcut(question: str) -> Policy:
