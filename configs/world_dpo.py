@@ -5,8 +5,8 @@ Command:   python -m synthjax run --config configs/world_dpo.py --workdir runs/w
 Hardware:  2 CPU cores, a minute for a thousand pairs.
 Source:    Rafailov et al. 2023 (DPO); per-step weights after Setlur et al. 2024. Rates and steps are our choice.
 
-A pair is a row {problem_id, prefix, chosen, rejected, mode}; `metadata` may hold the sampled tokens and a weight for every step, see
-synthjax/recipes/preference.py.
+A pair is a row {problem_id, prefix, chosen, rejected, mode}; `metadata` may hold the sampled tokens,
+and a weight and an advantage for every step: see synthjax/data/pair_trees.py.
 """
 
 import pathlib

@@ -5,7 +5,7 @@ import functools
 
 from synthjax import files, multihost, progress, records, stages
 from synthjax.data import pair_trees, tokenizers, trees
-from synthjax.losses.registry import ADVANTAGE_LOSSES
+from synthjax.losses.registry import ADVANTAGE_LOSSES, PAIR_LOSSES
 from synthjax.recipes import finetune
 from synthjax.recipes.finetune import Job
 from synthjax.records import Pair
@@ -78,18 +78,28 @@ def _trees(objective: Objective, tokenizer: tokenizers.Tokenizer) -> list[trees.
     DataError: a pair cannot be read, or has no step values and the loss needs them.
   """
   pairs = list(records.read(Pair, objective.pairs))
-  if objective.loss in ADVANTAGE_LOSSES:
-    for number, pair in enumerate(pairs):
-      if not pair_trees.has_advantages(pair):
-        raise files.DataError(
-          f"{objective.pairs}: {pair_trees.describe(pair, number)} has no step values, and loss "
-          f"{objective.loss!r} trains every step by its advantage; expected chosen_advantages and "
-          "rejected_advantages in its metadata, a number a step, or another config.objective.loss"
-        )
-  roots = [pair_trees.tree_of(pair, tokenizer, number) for number, pair in enumerate(pairs)]
+  if objective.loss in PAIR_LOSSES and any("chosen_weights" in pair.metadata for pair in pairs):
+    progress.say(f"{objective.pairs}: loss {objective.loss!r} compares whole sides and does not read "
+                 "the weights of their steps; step_dpo does")
+  roots = []
+  for number, pair in enumerate(pairs, 1):
+    try:
+      roots.append(_tree(pair, number, objective, tokenizer))
+    except files.DataError as e:
+      raise files.DataError(f"{objective.pairs}: {e}") from e
   if _has_mismatched(objective):
     return pair_trees.with_mismatched(roots, pairs)
   return roots
+
+
+def _tree(pair: Pair, number: int, objective: Objective, tokenizer) -> trees.Node:
+  if objective.loss in ADVANTAGE_LOSSES and not pair_trees.has_advantages(pair):
+    raise files.DataError(
+      f"{pair_trees.describe(pair, number)} has no step values, and loss {objective.loss!r} trains "
+      "every step by its advantage; expected chosen_advantages and rejected_advantages in its "
+      "metadata, a number a step, or another config.objective.loss"
+    )
+  return pair_trees.tree_of(pair, tokenizer, number)
 
 
 def _has_mismatched(objective: Objective) -> bool:

@@ -77,6 +77,12 @@ def test_training_reads_the_sampled_tokens_back_from_a_file(mode, tmp_path):
   for node in trees.nodes(tree):
     sides[node.side].append(list(node.tokens))
   assert (sides[0], sides[1], sides[-1]) == ([pair.metadata["prefix_ids"]], pair.metadata["chosen_steps"], pair.metadata["rejected_steps"])
+  # Step values go with them where those of both sides are known: continuations have none.
+  chosen, rejected = ([node.advantage for node in trees.nodes(tree) if node.side == side] for side in (1, -1))
+  if mode in ("branch", "step"):
+    assert not pair_trees.has_advantages(pair)
+  else:
+    assert chosen == GOOD.advantages() and rejected == BAD.advantages()[:len(rejected)]
 
 
 def test_a_trace_that_was_cut_off_is_not_ended():

@@ -93,8 +93,8 @@ def test_every_loss_trains_by_its_name(tmp_path, loss):
 
 
 @pytest.mark.parametrize(("loss", "settings", "metadata", "says"), [
-  ("awr", [], {}, "pair 0 (problem 'world-36ef93ab6565e492') has no step values, and loss 'awr' trains every step by its advantage"),
-  ("filtered_sft", [], {}, "pair 0 (problem 'world-36ef93ab6565e492') has no step values, and loss 'filtered_sft' trains"),
+  ("awr", [], {}, "pair 1 (problem 'world-36ef93ab6565e492') has no step values, and loss 'awr' trains every step by its advantage"),
+  ("filtered_sft", [], {}, "pair 1 (problem 'world-36ef93ab6565e492') has no step values, and loss 'filtered_sft' trains"),
   ("filtered_sft", ["--config.objective.advantage.threshold=0.75"], {"chosen_advantages": [0.5], "rejected_advantages": [-0.5]},
    "loss 'filtered_sft' would train none of the 10 steps; their largest weight is 1 and their largest advantage 0.5"),
   ("awr", [], {"chosen_advantages": [0.5], "rejected_advantages": [-0.5], "chosen_weights": [0], "rejected_weights": [0]},
