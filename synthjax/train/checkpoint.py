@@ -1,26 +1,48 @@
 """Checkpoints through Orbax v1: state, data position, config and tokenizer in one folder a step.
 
-Saving is asynchronous and atomic (Orbax renames a finished step into place). Restoring compares the stored tree with the wanted
-one first, so that a misfit is a readable difference and a type never changes in silence.
+Saving is asynchronous and atomic (Orbax renames a finished step into place). Restoring compares the
+stored tree with the wanted one first, so that a misfit is a readable difference and a type never
+changes in silence. Each process reads for itself; then all of them agree on what was found, so that
+they never go on from different steps.
 """
 
 import json
 import pathlib
+import re
 import shutil
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import jax
+import numpy as np
+import orbax.checkpoint as ocp_v0
 from orbax.checkpoint import v1 as ocp
 
-from synthjax import files, progress
+from synthjax import files, multihost, progress, stages
 from synthjax.errors import Error
 
 _policies = ocp.training.preservation_policies
+_Outcome = Literal["read", "damaged", "misfit", "failed"]
+_OUTCOMES: tuple[_Outcome, ...] = ("read", "damaged", "misfit", "failed")  # the worst last
+
+# Status codes at the head of tensorstore's messages. Only these say that what is stored is not whole.
+_DAMAGE = re.compile(r"\b(DATA_LOSS|NOT_FOUND|OUT_OF_RANGE|INVALID_ARGUMENT|FAILED_PRECONDITION): ")
+_NO_DAMAGE = re.compile(r"\b(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|"
+                        r"UNAUTHENTICATED|UNKNOWN|INTERNAL): ")
+_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_UNDECODABLE = (json.JSONDecodeError, UnicodeDecodeError, EOFError)
 
 
 class CheckpointError(Error, RuntimeError):
   """A checkpoint that cannot be written, read or used; the message says which, why and what to do."""
+
+
+class DamagedError(CheckpointError):
+  """A checkpoint some of whose files are missing, cut short or garbled."""
+
+
+class _MisfitError(CheckpointError):
+  """A whole checkpoint of another model or optimizer."""
 
 
 class Checkpoints:
@@ -41,6 +63,7 @@ class Checkpoints:
       preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(keep), best, _Unscored(watchers)]),
       cleanup_tmp_directories=True)
     self._pending = None
+    self._whole: set[int] = set()  # steps that were read or written here
 
   def steps(self) -> list[int]:
     """Finished steps, oldest first."""
@@ -59,13 +82,16 @@ class Checkpoints:
       CheckpointError: this or the previous write failed, for example on a full disk; earlier checkpoints are untouched.
     """
     self.wait()
-    if step in self.steps():
+    if step in self._whole:
       return
+    if step in self.steps():  # it could not be read when this run began, or another run left it
+      self._set_aside([step])
     try:
       self._pending = self._orbax.save_async(step, state, custom_metadata=about, metrics=metrics)
     except Exception as e:
       raise self._failed(step, e) from e
     self._pending_step = step
+    self._whole.add(step)
 
   def wait(self) -> None:
     """Waits until the write in flight has reached its place. Raises CheckpointError if it failed."""
@@ -83,35 +109,45 @@ class Checkpoints:
       f"and run the same command again: it goes on from step {max(self.steps(), default=0)}")
 
   def restore(self, abstract: Any, step: int | None = None) -> tuple[int, Any, dict] | None:
-    """The newest readable state (or that of `step`) as (step, state, about); None where there is none at all.
+    """The newest readable state (or that of `step`) as (step, state, about); None where there is none.
 
-    A step that cannot be read is said and left; the one before it is tried. A tree that does not fit raises at once: an older
-    checkpoint of the same run would not fit either.
+    A damaged step is reported and renamed to STEP.damaged, and the one before it is tried: training
+    comes to that step again and saves it anew. All processes take the same step. A tree that does not
+    fit raises at once: an older checkpoint of the same run would not fit either.
 
     Args:
       abstract: tree of ShapeDtypeStruct with shardings, on any mesh.
       step: a certain step.
 
     Raises:
-      CheckpointError: the trees differ (the difference is printed), or no step can be read though there are some.
+      CheckpointError: the trees differ (the difference is printed), or no step can be read though
+        there are some.
+      Exception: whatever else keeps a step from being read, such as too little memory or a file
+        system that does not answer, as it was raised and with the step's folder in a note.
     """
     candidates = self.steps()[::-1] if step is None else [step]
-    for candidate in candidates:
-      try:
-        stored = self._orbax.metadata(candidate)
-        difference = tree_difference(_tree_of(stored), abstract)
-      except Exception as e:  # whatever is wrong inside a damaged folder
-        self._say(f"{self.folder / str(candidate)}: damaged ({_first_line(e)}); trying the checkpoint before it")
-        continue
-      if difference:
-        raise CheckpointError(f"{self.folder / str(candidate)} does not fit this run:\n{difference}")
-      try:
-        return candidate, self._orbax.load(candidate, abstract), stored.custom_metadata
-      except Exception as e:
-        self._say(f"{self.folder / str(candidate)}: damaged ({_first_line(e)}); trying the checkpoint before it")
-    if candidates:
-      raise CheckpointError(f"{self.folder}: none of the checkpoints {sorted(candidates)} can be read; remove it to begin anew")
-    return None
+    if not candidates:
+      return None
+    damaged = []
+    for number, found in _attempts(self.folder, candidates, abstract, parameters=False):
+      if not isinstance(found, DamagedError):
+        self._set_aside(damaged)
+        self._whole.add(number)
+        state, about = found
+        return number, state, about
+      damaged.append(number)
+      self._say(f"{found}; trying the checkpoint before it")
+    raise CheckpointError(f"{self.folder}: none of the checkpoints {sorted(damaged)} can be read; remove the folder "
+                          "to begin anew")
+
+  def _set_aside(self, steps: Sequence[int]) -> None:
+    if not steps:
+      return
+    if multihost.is_first():
+      for step in steps:
+        set_aside(self.folder, step)
+    multihost.meet(f"{self.folder} set aside")
+    self._orbax.reload()
 
   def close(self) -> None:
     """Finishes the write in flight."""
@@ -145,38 +181,90 @@ def _scored(journal: pathlib.Path) -> set[int]:
   return {json.loads(line)["step"] for line in journal.read_bytes().split(b"\n")[:-1]}
 
 
-def load_params(folder: files.Path, abstract: Any, step: int | None = None) -> tuple[int, Any, dict]:
-  """The parameters alone of a run's newest readable checkpoint (or of `step`): (step, params, about).
+def named_step(folder: files.Path) -> int | None:
+  """The step that the manifest of a finished training names, for its `checkpoints` folder; None elsewhere."""
+  folder = pathlib.Path(folder)
+  stage = stages.version(folder.parent) if folder.name == "checkpoints" else None
+  if stage is None or stage.result is None:
+    return None
+  return stage.result.get("steps")
 
-  `folder` is a run's `checkpoints` folder or one that `export_params` wrote.
+
+def newest_step(folder: files.Path) -> int | None:
+  """The step that readers take from a folder of checkpoints: the manifest's, else the newest one there."""
+  folder = pathlib.Path(folder)
+  if _is_step(folder):
+    return int(folder.name)
+  return named_step(folder) or max(_numbers(folder), default=None)
+
+
+def step_folder(folder: files.Path) -> pathlib.Path:
+  """The folder of `newest_step`. A folder of checkpoints without any is returned as it is."""
+  folder, step = pathlib.Path(folder), newest_step(folder)
+  return folder if step is None or _is_step(folder) else folder / str(step)
+
+
+def load_params(folder: files.Path, abstract: Any, step: int | None = None) -> tuple[int, Any, dict]:
+  """The parameters alone of a run's checkpoint: (step, params, about).
+
+  Of a finished training it is the step that the manifest names, and no other. Of an unfinished one, and
+  of a folder that `export_params` wrote, it is the newest step that can be read; damaged ones are said.
+
+  Args:
+    folder: a run's `checkpoints` folder, one that `export_params` wrote, or one step in such a folder.
+    abstract: tree of ShapeDtypeStruct with shardings.
+    step: a certain step, and no other.
 
   Raises:
     CheckpointError: nothing there, or the parameters do not fit.
+    DamagedError: the step that was asked for or that the manifest names is damaged; it is renamed to
+      STEP.damaged where a training can make it anew.
+    Exception: as `Checkpoints.restore`.
   """
   folder = pathlib.Path(folder).absolute()
+  if _is_step(folder):
+    folder, step = folder.parent, int(folder.name)
   if not folder.is_dir():
     raise CheckpointError(f"{folder}: no such checkpoint folder; give the folder that holds the steps")
-  numbers = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
-  if step is not None and step not in numbers:
-    raise CheckpointError(f"{folder}: no step {step}; there are {numbers}")
-  for number in numbers if step is None else [step]:
-    try:
-      stored = ocp.metadata(folder / str(number))
-      tree = _tree_of(stored)
-      difference = tree_difference(tree["params"], abstract)
-    except Exception as e:
-      print(f"{folder / str(number)}: damaged ({_first_line(e)}); trying the checkpoint before it")
-      continue
-    if difference:
-      raise CheckpointError(f"{folder / str(number)}: the parameters do not fit this model:\n{difference}")
-    # Leaves that are not wanted are not read.
-    wanted = {k: (abstract if k == "params" else jax.tree.map(lambda _: ocp.PLACEHOLDER, v)) for k, v in tree.items()}
-    return number, ocp.load(folder / str(number), wanted)["params"], stored.custom_metadata
+  numbers = sorted(_numbers(folder), reverse=True)
+  named = named_step(folder)
+  wanted = named if step is None else step
+  if wanted is not None and wanted not in numbers and wanted != named:
+    raise CheckpointError(f"{folder}: no step {wanted}; there are {numbers}")
+  for number, found in _attempts(folder, numbers if wanted is None else [wanted], abstract, parameters=True):
+    if not isinstance(found, DamagedError):
+      params, about = found
+      return number, params, about
+    if wanted is None:
+      progress.say(f"{found}; trying the checkpoint before it")
+    else:
+      raise DamagedError(f"{found}; {_way_out(folder, number, named)}") from found
   raise CheckpointError(f"{folder}: no readable checkpoint; its steps are {sorted(numbers) or 'none'}")
 
 
+def _way_out(folder: pathlib.Path, step: int, named: int | None) -> str:
+  """What to do about a damaged step; sets it aside where its training can make it anew."""
+  older = [number for number in sorted(_numbers(folder)) if number != step]
+  instead = f"the other steps there are {older or 'none'}; name one as {folder}/STEP"
+  if step != named:
+    return instead
+  if multihost.is_first():
+    set_aside(folder, step)
+  return (f"train again with the same settings, which goes on from the checkpoint before it and writes step {step} "
+          f"anew; {instead}")
+
+
+def set_aside(folder: files.Path, step: int) -> None:
+  """Renames a damaged step to STEP.damaged, which takes the place of an earlier one of that name."""
+  source = pathlib.Path(folder) / str(step)
+  target = source.with_name(f"{step}.damaged")
+  if source.is_dir():
+    shutil.rmtree(target, ignore_errors=True)
+    source.rename(target)
+
+
 def export_params(folder: files.Path, to: files.Path, abstract: Any) -> int:
-  """Writes the parameters alone of the newest checkpoint in `folder` as a folder that `train.init` can name. Returns their step.
+  """Writes the parameters alone of a run as a folder that `train.init` can name. Returns their step, see `load_params`.
 
   Raises:
     CheckpointError: nothing readable there, the parameters do not fit, or `to` holds something already.
@@ -187,6 +275,120 @@ def export_params(folder: files.Path, to: files.Path, abstract: Any) -> int:
   step, params, about = load_params(folder, abstract)
   ocp.save(to / str(step), {"params": params}, custom_metadata=about)
   return step
+
+
+def _is_step(folder: pathlib.Path) -> bool:
+  return folder.name.isdigit() and (folder / "_CHECKPOINT_METADATA").exists()
+
+
+def _numbers(folder: pathlib.Path) -> list[int]:
+  """Numbers of the steps that lie in a folder, whole or not."""
+  if not folder.is_dir():
+    return []
+  return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+
+
+def _attempts(folder: pathlib.Path, numbers: Sequence[int], abstract: Any,
+              parameters: bool) -> Iterator[tuple[int, tuple[Any, dict] | DamagedError]]:
+  """For each step (the first process says which): what was read of it, or its damage. All processes yield the same.
+
+  Raises:
+    CheckpointError: it does not fit, or another process could not read it. Exception: as `Checkpoints.restore`.
+  """
+  for number in _of_first(numbers):
+    path = folder / str(number)
+    value: Any = None
+    error: Exception | None = None
+    outcome: _Outcome = "read"
+    try:
+      value = _read(path, abstract, parameters)
+    except Exception as e:  # sorted below
+      error = e
+      outcome = "misfit" if isinstance(e, _MisfitError) else "damaged" if is_damage(e) else "failed"
+    agreed, process = _worst(outcome)
+    if agreed == "read":
+      yield number, value
+    elif agreed == "damaged":
+      reason = _first_line(error) if error else f"process {process} cannot read it"
+      yield number, DamagedError(f"{path}: damaged ({reason})")
+    elif error is not None and agreed == outcome:
+      error.add_note(f"while reading the checkpoint {path}")
+      raise error
+    else:
+      raise CheckpointError(f"{path}: process {process} could not use it; its own message says why") from error
+
+
+def _of_first(numbers: Sequence[int]) -> list[int]:
+  """The numbers as the first process has them: a shared file system may show the others older ones."""
+  if jax.process_count() == 1:
+    return list(numbers)
+  from jax.experimental import multihost_utils
+
+  padded = np.full(256, -1, np.int64)
+  padded[:len(numbers)] = numbers[:256]
+  return [int(number) for number in multihost_utils.broadcast_one_to_all(padded) if number >= 0]
+
+
+def _worst(outcome: _Outcome) -> tuple[_Outcome, int]:
+  """(the worst outcome of all processes, the first of them that has it)."""
+  if jax.process_count() == 1:
+    return outcome, 0
+  from jax.experimental import multihost_utils
+
+  found = multihost_utils.process_allgather(np.int32(_OUTCOMES.index(outcome)))
+  return _OUTCOMES[int(found.max())], int(found.argmax())
+
+
+def _read(path: pathlib.Path, abstract: Any, parameters: bool) -> tuple[Any, dict]:
+  """(state or parameters, about) of one step, read by this process without waiting for others."""
+  about = json.loads((path / "_CHECKPOINT_METADATA").read_text(encoding="utf-8"))
+  if not isinstance(about, dict) or "custom_metadata" not in about:
+    raise DamagedError("_CHECKPOINT_METADATA holds nothing about the run")
+  # Orbax v1 hides the error where it cannot describe the arrays.
+  stored = ocp_v0.PyTreeCheckpointHandler().metadata(path.absolute() / "state").tree
+  difference = tree_difference(stored["params"] if parameters else stored, abstract)
+  if difference:
+    what = "the parameters do not fit this model" if parameters else "does not fit this run"
+    raise _MisfitError(f"{path}: {what}:\n{difference}")
+  wanted = abstract
+  if parameters:  # leaves that are not wanted are not read
+    wanted = {name: jax.tree.map(lambda _: ocp.PLACEHOLDER, part) for name, part in stored.items()}
+    wanted["params"] = abstract
+  alone, me = ocp.Context(), jax.process_index()
+  alone.multiprocessing.primary_host = me
+  alone.multiprocessing.active_processes = {me}
+  alone.multiprocessing.barrier_sync_key_prefix = f"read{me}"
+  with alone:
+    found = ocp.load(path, wanted)
+  return found["params"] if parameters else found, about["custom_metadata"]
+
+
+def is_damage(error: BaseException) -> bool:
+  """Whether an error says that a checkpoint's files are missing, cut short or garbled.
+
+  Too little memory, no permission, a file system that does not answer and whatever is not known to be
+  damage is none: the same step may well be readable a minute later.
+  """
+  found = False
+  for each in _chain(error):
+    text = str(each)
+    if isinstance(each, MemoryError) or (isinstance(each, OSError) and not isinstance(each, _MISSING)):
+      return False
+    if _NO_DAMAGE.search(text[:200]):
+      return False
+    garbled = isinstance(each, ValueError) and _DAMAGE.search(text[:200]) is not None
+    found |= garbled or isinstance(each, (DamagedError, *_MISSING, *_UNDECODABLE))
+  return found
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+  """An error, the members of groups and what each was raised from."""
+  if error is None:
+    return
+  yield error
+  for member in getattr(error, "exceptions", ()):
+    yield from _chain(member)
+  yield from _chain(error.__cause__ or (None if error.__suppress_context__ else error.__context__))
 
 
 def tree_difference(stored: Any, wanted: Any, lines: int = 12) -> str:
@@ -208,14 +410,6 @@ def _described(tree) -> dict[str, str]:
 def _name(path) -> str:
   """A leaf's dotted name; keys, fields and indices read alike because Orbax stores tuples and named tuples as it likes."""
   return ".".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
-
-
-def _tree_of(metadata) -> Any:
-  tree = metadata.metadata
-  tree = getattr(tree, "pytree", tree)
-  if not _described(tree):
-    raise ValueError("its arrays cannot be read")
-  return tree
 
 
 def _first_line(error: BaseException) -> str:

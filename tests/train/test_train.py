@@ -14,7 +14,7 @@ from synthjax.data import packing
 from synthjax.kernels import linear_logprob as kernel
 from synthjax.model.transformer import Transformer
 from synthjax.sharding import MeshError, check_fit, make_layout
-from synthjax.train import checkpoint, optimizer
+from synthjax.train import optimizer
 from synthjax.train.step import Trainer
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -56,33 +56,6 @@ def test_a_mesh_that_does_not_divide_the_model_is_named_and_one_that_does_is_pro
     check_fit(layout, TINY, 8, 32)
   with pytest.raises(MeshError, match="does not fit 8 devices"):
     make_layout(schema.Mesh(3, 1, 1, 1))
-
-
-def _state(value):
-  return {"params": {"w": jnp.full((4, 2), value)}, "step": jnp.int32(1)}
-
-
-def test_a_damaged_checkpoint_is_said_and_the_one_before_it_is_used(tmp_path):
-  with checkpoint.Checkpoints(tmp_path, 3) as checkpoints:
-    for step in (1, 2):
-      checkpoints.save(step, _state(float(step)), {"position": step})
-  for path in (tmp_path / "2/state/d").iterdir():
-    path.write_bytes(b"xx")
-  said = []
-  with checkpoint.Checkpoints(tmp_path, 3, say=said.append) as checkpoints:
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _state(0.0))
-    step, state, about = checkpoints.restore(abstract)
-  assert (step, about["position"]) == (1, 1) and float(state["params"]["w"][0, 0]) == 1.0
-  assert "damaged" in said[0]
-
-
-def test_a_tree_that_does_not_fit_prints_the_difference(tmp_path):
-  with checkpoint.Checkpoints(tmp_path) as checkpoints:
-    checkpoints.save(1, _state(1.0), {})
-    checkpoints.wait()
-    wanted = {"params": {"w": jax.ShapeDtypeStruct((4, 2), jnp.bfloat16)}, "step": jax.ShapeDtypeStruct((), jnp.int32)}
-    with pytest.raises(checkpoint.CheckpointError, match=r"params.w: the checkpoint has float32\[4, 2\], this run wants bfloat16\[4, 2\]"):
-      checkpoints.restore(wanted)
 
 
 def test_a_whole_run_compiles_its_step_once(tmp_path):
