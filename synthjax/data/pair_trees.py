@@ -4,7 +4,8 @@
 
 - `prefix_ids`, `chosen_steps`, `rejected_steps`: the sampled tokens, a list of ids for each step;
   all three or none. Without them the texts are tokenised, and each side is one step.
-- `chosen_weights`, `rejected_weights`: how much each step counts in its loss, 0 and more.
+- `chosen_weights`, `rejected_weights`: how much each step's log-ratio enters the margin of
+  `step_dpo`, 0 and more. No other loss reads them: `awr` has weights of its own.
 - `chosen_advantages`, `rejected_advantages`: q_i - q_(i-1) of each step, for `awr` and
   `filtered_sft`.
 
@@ -26,13 +27,16 @@ SIDES = ("chosen", "rejected")
 _TOKENS = ("prefix_ids", "chosen_steps", "rejected_steps")
 
 
-def tree_of(pair: Pair, tokenizer: Tokenizer, number: int) -> trees.Node:
+def tree_of(
+  pair: Pair, tokenizer: Tokenizer, number: int, weighted: bool = True
+) -> trees.Node:
   """A pair as a tree: its prefix, and a chain of steps for each side.
 
   Args:
     pair: see the top of this file for its metadata.
     tokenizer: of the policy.
     number: of the pair in its file, for messages.
+    weighted: whether steps have the weights of the metadata; else each has weight 1.
 
   Raises:
     DataError: prefix and continuation share a token, a side is empty, or the metadata is not as
@@ -45,7 +49,7 @@ def tree_of(pair: Pair, tokenizer: Tokenizer, number: int) -> trees.Node:
     prefix, chosen, rejected = _tokenised(pair, tokenizer, name)
   counts = len(chosen), len(rejected)
   weights = _of_steps(known, "weights", counts, name)
-  root = trees.pair(prefix, chosen, rejected, weights=weights)
+  root = trees.pair(prefix, chosen, rejected, weights=weights if weighted else None)
   advantages = _of_steps(known, "advantages", counts, name)
   return _with_advantages(root, advantages) if advantages else root
 

@@ -5,7 +5,7 @@ import functools
 
 from synthjax import files, multihost, progress, records, stages
 from synthjax.data import pair_trees, tokenizers, trees
-from synthjax.losses.registry import ADVANTAGE_LOSSES, PAIR_LOSSES
+from synthjax.losses.registry import ADVANTAGE_LOSSES
 from synthjax.recipes import finetune
 from synthjax.recipes.finetune import Job
 from synthjax.records import Pair
@@ -78,9 +78,11 @@ def _trees(objective: Objective, tokenizer: tokenizers.Tokenizer) -> list[trees.
     DataError: a pair cannot be read, or has no step values and the loss needs them.
   """
   pairs = list(records.read(Pair, objective.pairs))
-  if objective.loss in PAIR_LOSSES and any("chosen_weights" in pair.metadata for pair in pairs):
-    progress.say(f"{objective.pairs}: loss {objective.loss!r} compares whole sides and does not read "
-                 "the weights of their steps; step_dpo does")
+  if not pairs:
+    raise files.DataError(f"{objective.pairs}: the file holds no pair; expected one a row")
+  if objective.loss != "step_dpo" and any("chosen_weights" in pair.metadata for pair in pairs):
+    progress.say(f"{objective.pairs}: loss {objective.loss!r} does not read the weights of the steps "
+                 "(chosen_weights, rejected_weights); step_dpo does")
   roots = []
   for number, pair in enumerate(pairs, 1):
     try:
@@ -99,7 +101,7 @@ def _tree(pair: Pair, number: int, objective: Objective, tokenizer) -> trees.Nod
       "every step by its advantage; expected chosen_advantages and rejected_advantages in its "
       "metadata, a number a step, or another config.objective.loss"
     )
-  return pair_trees.tree_of(pair, tokenizer, number)
+  return pair_trees.tree_of(pair, tokenizer, number, weighted=objective.loss == "step_dpo")
 
 
 def _has_mismatched(objective: Objective) -> bool:
@@ -112,24 +114,23 @@ def _check_trains(plan: trees.Plan, objective: Objective) -> None:
   steps = [node for root in roots for node in trees.nodes(root) if node.predicted]
   if any(_trains(step, objective) for step in steps):
     return
-  weight = max(step.weight for step in steps)
-  advantage = max(step.advantage for step in steps)
+  if objective.loss == "filtered_sft":
+    largest = max(step.advantage for step in steps)
+    why = (f"their largest advantage is {largest:g}, expected one above "
+           f"config.objective.advantage.threshold={objective.advantage.threshold:g}")
+  else:
+    why = "all their weights are 0, expected one above it in chosen_weights or rejected_weights"
   raise files.DataError(
-    f"{objective.pairs}: loss {objective.loss!r} would train none of the {len(steps):,} steps; their "
-    f"largest weight is {weight:g} and their largest advantage {advantage:g}; expected a weight above "
-    f"0, and for filtered_sft an advantage above config.objective.advantage.threshold="
-    f"{objective.advantage.threshold:g}"
+    f"{objective.pairs}: loss {objective.loss!r} would train none of the {len(steps):,} steps; {why}"
   )
 
 
 def _trains(step: trees.Node, objective: Objective) -> bool:
   """Whether the loss reads the step's log-prob with a weight above 0."""
   if objective.loss == "filtered_sft":
-    return step.weight > 0 and step.advantage > objective.advantage.threshold
+    return step.advantage > objective.advantage.threshold
   if objective.loss == "step_dpo":
     return step.weight > 0 or (objective.preference.nll > 0 and step.side > 0)
-  if objective.loss == "awr":
-    return step.weight > 0
   return True
 
 

@@ -30,6 +30,11 @@ def test_sampled_tokens_are_taken_as_they_are_with_the_weight_and_the_advantage_
     prefix, ((3,), 1, 1.0, 0.25), ((4,), 1, 0, 0.5), ((5, 6), -1, 0.5, -0.25)]
 
 
+def test_weights_are_left_out_where_the_loss_reads_none():
+  pair = _pair(**SAMPLED, chosen_weights=[0.0, 3.0], rejected_weights=[2.0])
+  assert {node.weight for node in trees.nodes(pair_trees.tree_of(pair, TOKENIZER, 1, weighted=False))} == {1.0}
+
+
 def test_texts_are_one_step_a_side_and_take_one_weight_and_one_advantage():
   prefix = ((97, 98), 0, 1.0, 0.0)
   assert _steps(TEXT) == [prefix, ((99, 257), 1, 1.0, 0.0), ((100,), -1, 1.0, 0.0)]

@@ -58,6 +58,9 @@ def test_each_verb_follows_the_recipe_and_one_that_it_has_not_is_said(tmp_path, 
 
 
 def test_pairs_that_do_not_fit_are_known_before_a_stage_begins(tmp_path, capsys):
+  (tmp_path / "pairs.jsonl").write_text("")
+  assert _run(tmp_path) == 1
+  assert "pairs.jsonl: the file holds no pair; expected one a row" in capsys.readouterr().err
   records.write(tmp_path / "pairs.jsonl", _pairs(5))
   assert _run(tmp_path, "--config.data.row_length=8") == 1
   assert "no pair fits a row of data.row_length=8 tokens (5 are longer)" in capsys.readouterr().err
@@ -80,7 +83,9 @@ LOSSES = ["dpo", "ipo", "dpop", "rpo", "kto", "simpo", "orpo", "awr", "filtered_
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_trains_by_its_name(tmp_path, loss):
-  records.write(tmp_path / "pairs.jsonl", _pairs(60, chosen_advantages=[0.5], rejected_advantages=[-0.5]))
+  # Of these losses none reads the weights of steps, which study A's weighted pairs have beside their advantages.
+  records.write(tmp_path / "pairs.jsonl", _pairs(60, chosen_advantages=[0.5], rejected_advantages=[-0.5], chosen_weights=[0.0],
+                                                 rejected_weights=[2.0]))
   assert _run(tmp_path, f"--config.objective.loss={loss}", "--config.evaluate.before=False", "--config.train.steps=4",
               "--config.train.log_every=1") == 0
   rows = [row for row in files.read_jsonl(tmp_path / "run/train/metrics.jsonl") if "loss" in row]
@@ -96,11 +101,9 @@ def test_every_loss_trains_by_its_name(tmp_path, loss):
   ("awr", [], {}, "pair 1 (problem 'world-36ef93ab6565e492') has no step values, and loss 'awr' trains every step by its advantage"),
   ("filtered_sft", [], {}, "pair 1 (problem 'world-36ef93ab6565e492') has no step values, and loss 'filtered_sft' trains"),
   ("filtered_sft", ["--config.objective.advantage.threshold=0.75"], {"chosen_advantages": [0.5], "rejected_advantages": [-0.5]},
-   "loss 'filtered_sft' would train none of the 10 steps; their largest weight is 1 and their largest advantage 0.5"),
-  ("awr", [], {"chosen_advantages": [0.5], "rejected_advantages": [-0.5], "chosen_weights": [0], "rejected_weights": [0]},
-   "loss 'awr' would train none of the 10 steps; their largest weight is 0"),
+   "loss 'filtered_sft' would train none of the 10 steps; their largest advantage is 0.5, expected one above"),
   ("step_dpo", ["--config.objective.preference.nll=0"], {"chosen_weights": [0], "rejected_weights": [0]},
-   "loss 'step_dpo' would train none of the 10 steps; their largest weight is 0"),
+   "loss 'step_dpo' would train none of the 10 steps; all their weights are 0"),
 ])
 def test_pairs_that_a_loss_cannot_learn_from_are_refused_before_a_stage_begins(tmp_path, capsys, loss, settings, metadata, says):
   records.write(tmp_path / "pairs.jsonl", _pairs(5, **metadata))
