@@ -206,6 +206,11 @@ class Preference(Checked):
   simpo_margin: NonNegativeFloat = 1.0  # SimPO: gamma
   orpo_lambda: PositiveFloat = 0.1  # ORPO: weight of the odds ratio (lambda)
 
+  def __post_init__(self):
+    super().__post_init__()
+    trains = self.kto_desirable > 0 or self.kto_undesirable > 0
+    self.require(trains, "kto_undesirable", "above 0 where kto_desirable is 0")
+
 
 @dataclasses.dataclass(frozen=True)
 class Advantage(Checked):

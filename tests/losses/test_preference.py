@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from synthjax.errors import ConfigError
 from synthjax.losses import preference, stepwise
 from synthjax.losses.preference import Pairs
-from synthjax.losses.registry import PAIR_LOSSES
+from synthjax.losses.registry import PAIR_LOSSES, whole_responses
 from synthjax.losses.stepwise import Steps
 from synthjax.schema import Advantage, Preference
 
@@ -105,10 +106,32 @@ def test_by_default_rpo_is_not_dpo_and_simpo_has_the_beta_of_its_paper():
   assert Preference().simpo_beta >= 2 and Preference().rpo_alpha == 1 and Preference().nll == 0
 
 
+@pytest.mark.parametrize(("field", "value"), [
+  ("beta", 0.0), ("beta", float("nan")), ("label_smoothing", 0.5), ("nll", -1.0), ("rpo_alpha", 0.0), ("simpo_beta", -2.0),
+  ("orpo_lambda", 0.0), ("kto_reference", "none"), ("nll_mean", "mean")])
+def test_a_knob_out_of_its_range_is_refused_by_its_name(field, value):
+  with pytest.raises(ConfigError, match=f"Preference.{field} is {value!r}.*; expected"):
+    Preference(**{field: value})
+  with pytest.raises(ConfigError, match="kto_undesirable is 0.0; expected above 0 where kto_desirable is 0"):
+    Preference(kto_desirable=0.0, kto_undesirable=0.0)
+
+
 def test_kto_without_the_mismatched_responses_that_it_is_to_read_is_an_error():
   unpaired = _float32(_pairs())._replace(mismatched_ratio=None, mismatched=None)
   with pytest.raises(ValueError, match="these pairs have no mismatched responses; lay them out as branches"):
     preference.kto(unpaired, Preference())
+
+
+def test_segments_on_neither_side_are_mismatched_responses_and_filler_is_nothing():
+  steps = Steps(*(jnp.float32(x) for x in (
+    [-1, -2, -3, -4, -5, -6, 0], [-1.5, -2, -5, -4, -4, -9, 0], [1, 2, 3, 4, 5, 6, 0], [1, 1, 1, 0, 0, 1, 0])))
+  tree_S, side_S = jnp.array([0, 0, 0, 0, 0, 1, 2]), jnp.float32([1, 1, -1, 0, 0, 1, 0])
+  pairs = whole_responses(steps, tree_S, side_S, 2)
+  expected = Pairs(
+    chosen=[-3, -6], rejected=[-3, 0], reference_chosen=[-3.5, -9], reference_rejected=[-5, 0], chosen_tokens=[3, 6],
+    rejected_tokens=[3, 0], weights=[1, 0], mismatched_ratio=[-1, 0], mismatched=[2, 0])
+  for name, found, value in zip(Pairs._fields, pairs, expected, strict=True):
+    np.testing.assert_array_equal(found, value, err_msg=name)
 
 
 def test_at_the_reference_dpo_is_log_2_and_its_gradient_half_beta():
