@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
+from synthjax import locks
 from synthjax.errors import Error
 
 Path = str | os.PathLike
@@ -154,20 +155,55 @@ def value_hash(value: Any) -> str:
 class Journal:
   """An append-only JSONL file that survives a kill: each row is on disk when `append` returns from its flush.
 
-  Opening repairs a torn last line (cut off by a kill or a full disk): the line is removed, said through `say`, and never
-  counted. Only the last line may be torn; a malformed line anywhere else raises DataError.
+  One writer at a time: opening takes a lock beside the file. Opening repairs a torn last line (cut off by
+  a kill or a full disk): the line is removed, said through `say`, and never counted. A malformed line
+  anywhere else is an error that says how to take it out.
 
-  Use as a context manager. `rows` are those found on opening and those appended; without `keep` they stay on disk alone, to be read with
-  `read_jsonl`.
+  Use as a context manager. `rows` are those found on opening and those appended.
+
+  Args:
+    path: of the file.
+    say: prints a line.
+    keep: `rows` holds the rows; otherwise they stay on disk alone, and `read` reads them.
+    locked: without it whoever opens the journal sees to it that nobody else does.
+
+  Raises:
+    LockError: another process writes to it. DataError: a malformed line.
   """
 
-  def __init__(self, path: Path, say: Callable[[str], None] = print, keep: bool = True):
+  def __init__(self, path: Path, say: Callable[[str], None] = print, keep: bool = True, locked: bool = True):
     self.path, self.keep = pathlib.Path(path), keep
     self.path.parent.mkdir(parents=True, exist_ok=True)
-    if self.path.exists():
-      self._repair(say)
-    self.rows = list(read_jsonl(self.path)) if keep and self.path.exists() else []
-    self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - open as long as the journal
+    with contextlib.ExitStack() as held:
+      if locked:
+        advice = f"{self.path}: wait for it or stop it, or write to another file"
+        held.enter_context(locks.lock(locks.beside(self.path), "a run of synthjax", advice))
+      if self.path.exists():
+        self._repair(say)
+      self.rows = list(self.read()) if keep else []
+      self._file = held.enter_context(open(self.path, "ab", buffering=0))
+      self._held = held.pop_all()
+
+  def read(self) -> Iterator[dict]:
+    """The rows on disk. Raises DataError, with all their numbers and the command that takes them out, for malformed lines."""
+    if not self.path.exists():
+      return
+    with open(self.path, "rb") as lines:
+      for number, line in enumerate(lines, 1):
+        if line.isspace():
+          continue
+        row = _row(line)
+        if row is None:
+          raise DataError(self._malformed(number))
+        yield row
+
+  def _malformed(self, first: int) -> str:
+    with open(self.path, "rb") as lines:
+      numbers = [number for number, line in enumerate(lines, 1) if number >= first and not line.isspace() and _row(line) is None]
+    cut = "".join(f"{number}d;" for number in numbers)
+    return (f"{self.path}, line {', '.join(map(str, numbers))}: not a JSON object, so the file was damaged after it was written; run "
+            f"`sed -i.damaged '{cut}' {self.path}`, which keeps the whole file as {self.path.name}.damaged, then the same command "
+            "again, which does anew what the lines held")
 
   def _repair(self, say):
     with open(self.path, "r+b") as f:
@@ -202,10 +238,19 @@ class Journal:
     os.fsync(self._file.fileno())
 
   def close(self) -> None:
-    self._file.close()
+    self._held.close()
 
   def __enter__(self) -> "Journal":
     return self
 
   def __exit__(self, *_) -> None:
     self.close()
+
+
+def _row(line: bytes) -> dict | None:
+  """The object of a line of JSONL; None where it is malformed."""
+  try:
+    row = json.loads(line)
+  except ValueError:
+    return None
+  return row if isinstance(row, dict) else None

@@ -137,7 +137,12 @@ class Pair(Record):
 
 def read(cls: type[Record], path: files.Path, limit: int | None = None) -> Iterator[Any]:
   """Yields the records of a JSONL file. Raises DataError with file and row number."""
-  for number, row in enumerate(files.read_jsonl(path, limit), 1):
+  yield from parse(cls, files.read_jsonl(path, limit), path)
+
+
+def parse(cls: type[Record], rows: Iterable[dict], path: files.Path) -> Iterator[Any]:
+  """Yields the records of rows that were read from `path`. Raises DataError with file and row number."""
+  for number, row in enumerate(rows, 1):
     try:
       yield cls.from_json(row)
     except files.DataError as e:

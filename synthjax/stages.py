@@ -1,11 +1,15 @@
 """Stages: steps of a recipe that are skipped when finished with the same inputs and go on where they stopped.
 
-A stage's folder NAME holds the version in use. When the inputs change, the folder is renamed to NAME.KEY, KEY being the first eight
-digits of the hash of its inputs, and comes back by another renaming when those inputs do. Nothing that a stage made is ever deleted.
+A stage's folder NAME holds the version in use. When the inputs change, the folder is renamed to NAME.KEY,
+KEY being the first eight digits of the hash of its inputs, and comes back by another renaming when those
+inputs do. Nothing that a stage made is ever deleted.
 """
 
+import contextlib
 import dataclasses
+import functools
 import itertools
+import math
 import pathlib
 import re
 import shutil
@@ -13,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from synthjax import __version__, files, multihost, progress
+from synthjax import __version__, files, locks, multihost, progress
 
 _KEPT = r"\.[0-9a-f]{8}(-\d+)?"  # what is added to a stage's name
 
@@ -48,12 +52,13 @@ def version(folder: files.Path) -> Version | None:
 
 
 def versions(folder: files.Path) -> list[Version]:
-  """All versions of the stage `folder`: the one in use, then those that are kept beside it, the newest first."""
+  """All versions of the stage `folder`: the one in use, then those kept beside it, the newest first."""
   folder = pathlib.Path(folder)
   kept = []
   if folder.parent.is_dir():
     names = re.compile(rf"{re.escape(folder.name)}{_KEPT}")
-    kept = [path for path in folder.parent.iterdir() if names.fullmatch(path.name) and (path / "begun.json").exists()]
+    kept = [path for path in folder.parent.iterdir() if names.fullmatch(path.name)]
+  kept = [path for path in kept if (path / "begun.json").exists()]
   kept.sort(key=_begun_at, reverse=True)
   found = [version(path) for path in (folder, *kept)]
   return [each for each in found if each]
@@ -64,22 +69,30 @@ def is_kept(folder: files.Path) -> bool:
   return re.fullmatch(rf".+{_KEPT}", pathlib.Path(folder).name) is not None
 
 
-def finished(folder: files.Path, inputs: Any) -> Version | None:
-  """The finished version that `run` would take instead of working, where nothing forces it: in use or kept."""
+def finished(folder: files.Path, inputs: Any, whole: Callable[[Version], bool] | None = None) -> Version | None:
+  """The finished version that `run` would take instead of working, where nothing forces it: in use or kept.
+
+  Args:
+    folder, inputs, whole: as `run` takes them.
+  """
   key = files.value_hash(inputs)
   same = [each for each in versions(folder) if each.key == key]
   if same and same[0].folder == pathlib.Path(folder):
     same = same[:1]
-  return next((each for each in same if each.result is not None), None)
+  return next((each for each in same if _is_finished(each, whole)), None)
 
 
 def run(folder: files.Path, inputs: Any, work: Callable[[pathlib.Path], dict], force: bool = False,
-        say: Callable[[str], None] = progress.say, together: bool = False) -> dict:
+        say: Callable[[str], None] = progress.say, together: bool = False,
+        whole: Callable[[Version], bool] | None = None) -> dict:
   """Runs `work(folder)` unless a version of the stage finished with the same inputs. Returns what it returned.
 
-  A version with other inputs makes room: it is kept beside the folder (see `versions`), whether it is finished or not. A kept version
-  with these inputs is taken back. An unfinished version with these inputs keeps its files, and the work decides how to go on from them.
-  Several processes share the folder: the first of them works while the others wait, or all work `together`.
+  A version with other inputs makes room: it is kept beside the folder (see `versions`), whether it is
+  finished or not. A kept version with these inputs is taken back. An unfinished version with these inputs
+  keeps its files, and the work decides how to go on from them.
+
+  Several processes of one start share the folder: the first of them works while the others wait, or all
+  work `together`. Of several starts that come to one stage, one works while the others wait for it.
 
   Args:
     folder: of this stage alone; `manifest.json` in it is written last.
@@ -88,6 +101,7 @@ def run(folder: files.Path, inputs: Any, work: Callable[[pathlib.Path], dict], f
     force: redo a finished stage; the version that was finished is kept.
     say: prints a line.
     together: all processes do the work.
+    whole: whether a finished version still holds what it made; if not, it goes on as an unfinished one.
 
   Raises:
     DataError: the folder holds files that no stage made.
@@ -95,27 +109,57 @@ def run(folder: files.Path, inputs: Any, work: Callable[[pathlib.Path], dict], f
   folder = pathlib.Path(folder)
   manifest = folder / "manifest.json"
   multihost.meet(f"{folder} before")
-  if multihost.is_first():
-    _put_in_place(folder, inputs, force, say)
-  multihost.meet(f"{folder} begun")
-  if manifest.exists():
-    return files.read_json(manifest)["result"]
-  if multihost.is_first() or together:
-    start = time.monotonic()
-    result = work(folder)
+  with contextlib.ExitStack() as held:
     if multihost.is_first():
-      seconds = round(time.monotonic() - start, 2)
-      say(f"[{folder.name}] finished in {seconds:.1f} s")
-      files.write_json(manifest, {"config": inputs, "inputs": files.value_hash(inputs), "result": result, "seconds": seconds,
-                                  "version": __version__})
-  multihost.meet(f"{folder} finished")
+      if force or not _is_in_place(folder, inputs, whole):
+        held.enter_context(_alone(folder, say))
+      _put_in_place(folder, inputs, force, say, whole)
+    multihost.meet(f"{folder} begun")
+    if manifest.exists():
+      return files.read_json(manifest)["result"]
+    if multihost.is_first() or together:
+      start = time.monotonic()
+      result = work(folder)
+      if multihost.is_first():
+        seconds = round(time.monotonic() - start, 2)
+        say(f"[{folder.name}] finished in {seconds:.1f} s")
+        about = {"config": inputs, "inputs": files.value_hash(inputs), "result": result, "seconds": seconds}
+        files.write_json(manifest, {**about, "version": __version__})
+    multihost.meet(f"{folder} finished")
   return files.read_json(manifest)["result"]
 
 
+def _is_in_place(folder: pathlib.Path, inputs: Any, whole: Callable[[Version], bool] | None) -> bool:
+  found = finished(folder, inputs, whole)
+  return found is not None and found.folder == folder
+
+
+def _is_finished(found: Version, whole: Callable[[Version], bool] | None) -> bool:
+  return found.result is not None and (whole is None or whole(found))
+
+
+def _alone(folder: pathlib.Path, say: Callable[[str], None]) -> contextlib.AbstractContextManager[None]:
+  """The lock of a stage. It lies beside the folder, which is renamed when its inputs change."""
+  return locks.lock(locks.beside(folder), f"stage {folder.name}", str(folder), patience=math.inf,
+                    waiting=functools.partial(_say_waiting, folder.name, say))
+
+
+def _say_waiting(name: str, say: Callable[[str], None], holder: locks.Holder) -> None:
+  say(f"[{name}] waits for {holder}")
+
+
 def difference(before: Any, after: Any, most: int = 3) -> str:
-  """Where two JSON values differ, as "train.steps 10 -> 20"; "" where they do not."""
+  """Where two JSON values differ, as "train.steps 10 -> 20"; "" where they do not.
+
+  Args:
+    before: None where it is not known.
+    after: the other value.
+    most: names at most so many places.
+  """
+  if before is None:
+    return "from what, an older synthjax did not write down"
   one, other = dict(_leaves(before)), dict(_leaves(after))
-  names = [name for name in {**one, **other} if one.get(name, "nothing") != other.get(name, "nothing")]
+  names = [name for name in one | other if one.get(name, "nothing") != other.get(name, "nothing")]
   shown = []
   for name in names[:most]:
     before, after = (_short(leaves.get(name, "nothing")) for leaves in (one, other))
@@ -143,17 +187,18 @@ def _short(value: Any) -> str:
   return text if len(text) <= 40 else f"{text[:12]}..."
 
 
-def _put_in_place(folder: pathlib.Path, inputs: Any, force: bool, say: Callable[[str], None]) -> None:
+def _put_in_place(folder: pathlib.Path, inputs: Any, force: bool, say: Callable[[str], None],
+                  whole: Callable[[Version], bool] | None) -> None:
   """Leaves in `folder` the version with these inputs: the one that is there, a kept one, or a new one.
 
-  Each change is one renaming, and whatever lies in the folder or beside it is found again by its inputs, so a kill at any moment loses
-  nothing: the next run does what is left.
+  Each change is one renaming, and whatever lies in the folder or beside it is found again by its inputs:
+  a kill at any moment loses nothing, and the next run does what is left.
   """
   key, current = files.value_hash(inputs), version(folder)
   if current is None:
     _check_empty(folder)
   elif current.key == key and not (force and current.result is not None):
-    say(f"[{folder.name}] {'goes on' if current.result is None else 'done before, skipped'}")
+    _go_on(current, say, whole)
     return
   back = None
   if not force:
@@ -164,13 +209,33 @@ def _put_in_place(folder: pathlib.Path, inputs: Any, force: bool, say: Callable[
     back.folder.rename(folder)
     state = "finished" if back.result is not None else "was begun"
     say(f"[{folder.name}] taken back from {back.folder.name}, which {state} with these inputs{moved}")
+    _reopen(folder, say, whole)
     return
   reason = ""
-  if current:
-    changed = difference(current.inputs, inputs) if current.inputs is not None else "in a way that is not known"
-    reason = "forced" if current.key == key else f"its inputs changed ({changed})"
-  say(f"[{folder.name}] begins{' anew: ' if reason else ''}{reason}{moved}")
+  if current and current.key == key:
+    reason = " anew: forced"
+  elif current:
+    reason = f" anew: its inputs changed ({difference(current.inputs, inputs)})"
+  say(f"[{folder.name}] begins{reason}{moved}")
   files.write_json(folder / "begun.json", {"inputs": key, "config": inputs})
+
+
+def _go_on(current: Version, say: Callable[[str], None], whole: Callable[[Version], bool] | None) -> None:
+  name = current.folder.name
+  if current.result is None:
+    say(f"[{name}] goes on")
+  elif not _reopen(current.folder, say, whole):
+    say(f"[{name}] done before, skipped")
+
+
+def _reopen(folder: pathlib.Path, say: Callable[[str], None], whole: Callable[[Version], bool] | None) -> bool:
+  """Whether a finished version lost something that it made, and is unfinished from here on."""
+  current = version(folder)
+  if current is None or current.result is None or _is_finished(current, whole):
+    return False
+  (folder / "manifest.json").rename(folder / "manifest.before.json")
+  say(f"[{folder.name}] was finished, but part of what it made is damaged: it goes on")
+  return True
 
 
 def _check_empty(folder: pathlib.Path) -> None:
@@ -184,7 +249,8 @@ def _check_empty(folder: pathlib.Path) -> None:
 
 def _make_room(folder: pathlib.Path, current: Version) -> str:
   """Renames the version in use; says where it lies. One that made nothing yet is removed."""
-  if current.result is None and all(path.name == "begun.json" or path.name.startswith(".") for path in folder.iterdir()):
+  made = [path for path in folder.iterdir() if path.name != "begun.json" and not path.name.startswith(".")]
+  if current.result is None and not made:
     shutil.rmtree(folder)
     return ""
   kept = folder.with_name(f"{folder.name}.{current.key[:8]}")
@@ -193,7 +259,8 @@ def _make_room(folder: pathlib.Path, current: Version) -> str:
       break
     kept = folder.with_name(f"{folder.name}.{current.key[:8]}-{number}")
   folder.rename(kept)
-  return f"; the {'finished' if current.result is not None else 'unfinished'} version that was here is kept as {kept}"
+  state = "finished" if current.result is not None else "unfinished"
+  return f"; the {state} version that was here is kept as {kept}"
 
 
 def _begun_at(folder: pathlib.Path) -> float:

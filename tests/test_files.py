@@ -1,6 +1,8 @@
+import subprocess
+
 import pytest
 
-from synthjax import files
+from synthjax import files, locks
 
 
 def test_a_torn_last_line_is_repaired_said_and_not_counted(tmp_path):
@@ -14,6 +16,33 @@ def test_a_torn_last_line_is_repaired_said_and_not_counted(tmp_path):
     journal.append({"a": 4})
   assert "torn last line of 7 bytes" in said[0]
   assert [r["a"] for r in files.read_jsonl(path)] == [1, 2, 4]
+
+
+def _read_journal(path, keep):
+  with files.Journal(path, keep=keep) as journal:
+    return list(journal.read())
+
+
+def test_a_malformed_line_within_a_journal_is_named_with_a_command_that_takes_it_out(tmp_path):
+  path = tmp_path / "j.jsonl"
+  path.write_bytes(b'{"a": 1}\n{"a": \n{"a": 3}\n\xff\x00\n[4]\n{"a": 5}\n')
+  for keep in (True, False):
+    with pytest.raises(files.DataError, match="j.jsonl, line 2, 4, 5: not a JSON object") as error:
+      _read_journal(path, keep)
+  subprocess.run(["bash", "-c", str(error.value).split("`")[1]], check=True)
+  with files.Journal(path) as journal:
+    assert [row["a"] for row in journal.rows] == [1, 3, 5]
+  assert len((tmp_path / "j.jsonl.damaged").read_bytes().splitlines()) == 6
+
+
+def test_two_do_not_write_to_one_journal(tmp_path):
+  with files.Journal(tmp_path / "j.jsonl") as journal:
+    journal.append({"a": 1})
+    with pytest.raises(locks.LockError, match=r"process \d+, since .* is at work on .*j.jsonl: wait for it"), files.Journal(tmp_path / "j.jsonl"):
+      pass
+  with files.Journal(tmp_path / "j.jsonl") as journal:
+    assert journal.rows == [{"a": 1}]
+  assert [path.name for path in tmp_path.iterdir()] == ["j.jsonl"]
 
 
 def test_a_malformed_line_is_named_by_file_and_number(tmp_path):

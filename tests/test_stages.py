@@ -1,5 +1,7 @@
 import contextlib
 import pathlib
+import threading
+import time
 from unittest import mock
 
 import pytest
@@ -99,6 +101,34 @@ def test_a_kill_at_any_moment_of_a_swap_loses_no_version(tmp_path, operation, nt
   for value in (2, 1, 2):
     result, _ = _stage(tmp_path / "s", {"a": value})
     assert result == {"parts": 1} and (tmp_path / "s/made_of").read_text() == str(value)
+
+
+def test_two_starts_that_come_to_one_stage_work_once(tmp_path):
+  begun, works, said = threading.Event(), [], []
+
+  def work(folder):
+    works.append(folder)
+    begun.set()
+    time.sleep(0.3)
+    return {"made": 1}
+
+  first = threading.Thread(target=stages.run, args=(tmp_path / "s", {}, work, False, said.append))
+  first.start()
+  begun.wait()
+  assert stages.run(tmp_path / "s", {}, work, False, said.append) == {"made": 1}
+  first.join()
+  assert len(works) == 1 and "[s] waits for stage s on host" in said[1] and said[-1] == "[s] done before, skipped"
+
+
+def test_a_finished_stage_that_lost_what_it_made_goes_on(tmp_path):
+  _stage(tmp_path / "s", {"a": 1})
+  lost = lambda each: (each.folder / "made").exists()
+  said, work = [], lambda folder: {"files": [(folder / name).touch() or name for name in ("made",)]}
+  assert stages.finished(tmp_path / "s", {"a": 1}, lost) is None
+  for expected in ("was finished, but part of what it made is damaged: it goes on", "done before, skipped"):
+    assert stages.run(tmp_path / "s", {"a": 1}, work, say=said.append, whole=lost) == {"files": ["made"]}
+    assert said[-1].endswith(expected) or said[-2].endswith(expected)
+  assert (tmp_path / "s/part").read_text() == "x"
 
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path):

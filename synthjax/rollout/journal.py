@@ -40,7 +40,7 @@ def generate(engine: Engine, requests: Iterable[Request], path: files.Path) -> I
     path: JSONL of `Row`; made where it is not there. One process at a time writes to it.
 
   Raises:
-    DataError: two requests have one id, or the journal is malformed.
+    DataError: two requests have one id, or the journal is malformed. LockError: another process writes to it.
     UnansweredError: the engine left requests without an answer.
   """
   waiting = _by_key(requests)
@@ -114,7 +114,7 @@ def _journalled(journal: files.Journal, fingerprint: str, waiting: dict[str, lis
   """Results of earlier runs; takes out of `waiting` what they answer, and says what else the journal holds under the same ids."""
   key_of = {request.id: key for key, same in waiting.items() for request in same}
   changed, other_policy = set[str](), set[str]()
-  for row in records.read(Row, journal.path):
+  for row in records.parse(Row, journal.read(), journal.path):
     if row.engine == fingerprint and row.key in waiting:
       for request in waiting.pop(row.key):
         yield dataclasses.replace(row.result, id=request.id)

@@ -128,7 +128,7 @@ class Checkpoints:
     candidates = self.steps()[::-1] if step is None else [step]
     if not candidates:
       return None
-    damaged = []
+    damaged: list[int] = []
     for number, found in _attempts(self.folder, candidates, abstract, parameters=False):
       if not isinstance(found, DamagedError):
         self._set_aside(damaged)

@@ -15,11 +15,11 @@ class Metrics:
     folder = pathlib.Path(folder)
     path = folder / "metrics.jsonl"
     if path.exists():
-      with files.Journal(path, say) as journal:
+      with files.Journal(path, say, locked=False) as journal:  # the folder has a lock: one training writes there
         rows = journal.rows
       if any(row["step"] > step for row in rows):
         files.write_jsonl(path, [row for row in rows if row["step"] <= step])
-    self._journal = files.Journal(path, say)
+    self._journal = files.Journal(path, say, locked=False)
     self.last: dict[str, float] = next((row for row in reversed(self._journal.rows) if "loss" in row), {})  # newest row of training metrics
     self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 

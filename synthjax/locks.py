@@ -1,0 +1,328 @@
+"""One writer a folder: locks that name their holder and do not outlive it.
+
+A lock is a small file beside or in what it guards. It appears whole or not at all (a hard link to a
+scratch file), so two processes never both make it. While its holder lives, the file's time is renewed
+every few seconds. Whether the holder still lives is known at once on its own machine, where its process
+number and the moment when that process started are looked up, and elsewhere by the age of the file.
+Ages are differences between two times of the same file system, so clocks need not agree.
+
+A dead holder's lock is replaced by whoever holds the right to do so, which is itself a lock: named after
+the dead holder, so that of two that take over at once one wins. Needs nothing but links, renames and
+times: no flock, which shared file systems keep per machine.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from synthjax.errors import Error
+
+RENEWED_EVERY = 5.0  # seconds between two renewals of a lock that is held
+STALE_AFTER = 120.0  # seconds without one, after which a holder on another machine counts as dead
+
+_UNKNOWN = "unknown"
+
+Path = str | os.PathLike
+
+
+class LockError(Error, RuntimeError):
+  """Something that another process works on; the message says which process, since when and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+  """Who holds a lock."""
+
+  what: str  # it does, for readers: "synthjax train"
+  host: str
+  machine: str  # where process numbers mean the same: this boot of it, and this container
+  pid: int
+  started: str  # when that process started, as its machine counts
+  since: str  # local time at which the lock was taken
+  token: str  # of this lock alone
+
+  def __str__(self) -> str:
+    return f"{self.what} on host {self.host}, process {self.pid}, since {self.since}"
+
+
+class _HeldError(Exception):
+  """The lock has a holder that lives."""
+
+  def __init__(self, holder: Holder):
+    super().__init__(str(holder))
+    self.holder = holder
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path, what: str, patience: float = 0.0) -> Iterator[None]:
+  """Within the block no other start works on a folder. Of several processes of one start the first holds it for all.
+
+  The folder is made where it is not there, and removed again if nothing was put into it.
+
+  Args:
+    folder: what is guarded; the lock is `.lock` in it.
+    what: is done, for the message that another start prints.
+    patience: seconds to wait for another holder.
+
+  Raises:
+    LockError: another start holds it.
+  """
+  from synthjax import multihost  # imports jax
+
+  folder = pathlib.Path(folder).absolute()
+  with contextlib.ExitStack() as held:
+    error = None
+    if multihost.is_first():
+      held.enter_context(_made(folder))
+      advice = f"{folder}: wait for it or stop it, or give another folder"
+      try:
+        held.enter_context(lock(folder / ".lock", what, advice, patience))
+      except LockError as e:
+        error = e
+    _agree(error)
+    yield
+
+
+def _agree(error: LockError | None) -> None:
+  """Raises on all processes where the first did not get the lock."""
+  import jax
+
+  if jax.process_count() > 1:
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    if multihost_utils.broadcast_one_to_all(np.int32(error is not None)) and error is None:
+      error = LockError("the first process did not get the lock of the folder; its own message says why")
+  if error:
+    raise error
+
+
+def beside(path: Path) -> pathlib.Path:
+  """The lock file of a file or folder that may be renamed or replaced while it is guarded."""
+  path = pathlib.Path(path)
+  return path.with_name(f".{path.name}.lock")
+
+
+@contextlib.contextmanager
+def lock(path: Path, what: str, advice: str, patience: float = 0.0, waiting: Callable[[Holder], None] | None = None) -> Iterator[None]:
+  """Within the block this process alone holds the lock file `path`; its folder is made where it is not there.
+
+  Args:
+    what: is done, for others to read.
+    advice: ends the message of the error: what is held, and what to do.
+    patience: seconds to wait for another holder.
+    waiting: called once with the holder that is waited for.
+
+  Raises:
+    LockError: another holds it, be it in this process.
+  """
+  path, mine = pathlib.Path(path).absolute(), _me(what)
+  deadline = time.monotonic() + patience
+  while True:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      _acquire(path, mine)
+      break
+    except FileNotFoundError:  # another start removed the folder that it had made, being empty
+      continue
+    except _HeldError as e:
+      if time.monotonic() >= deadline:
+        raise LockError(f"{e.holder} is at work on {advice}") from None
+      if waiting:
+        waiting(e.holder)
+        waiting = None
+      time.sleep(0.1)
+  _sweep(path)
+  _heart.add(path, mine.token)
+  try:
+    yield
+  finally:
+    _heart.remove(path)
+    if os.getpid() == mine.pid:  # a fork of the holder is not the holder
+      _release(path, mine)
+
+
+def _acquire(path: pathlib.Path, mine: Holder) -> None:
+  """Makes the lock, or replaces a dead holder's. Raises _HeldError where the holder lives."""
+  while not _create(path, mine):
+    holder = _read(path)
+    if holder is None:  # released at this moment
+      continue
+    if _lives(path, holder):
+      raise _HeldError(holder)
+    right = path.with_name(f"{path.name}.{holder.token}")
+    _acquire(right, mine)
+    try:
+      found = _read(path)
+      if found is not None and found.token == holder.token:
+        os.replace(_scratch(path, mine), path)
+        return
+    finally:
+      _release(right, mine)
+
+
+def _create(path: pathlib.Path, mine: Holder) -> bool:
+  """Whether the lock was free, and is now ours."""
+  scratch = _scratch(path, mine)
+  try:
+    os.link(scratch, path)
+  except FileExistsError:
+    pass  # or made all the same, by a network file system that repeated the request
+  except OSError:  # a file system without hard links
+    try:
+      with open(path, "xb") as file:
+        file.write(scratch.read_bytes())
+    except FileExistsError:
+      pass
+  scratch.unlink()
+  found = _read(path)
+  return found is not None and found.token == mine.token
+
+
+def _scratch(path: pathlib.Path, mine: Holder) -> pathlib.Path:
+  scratch = path.with_name(f"{path.name}.{mine.token}.{secrets.token_hex(4)}")
+  scratch.write_text(json.dumps(dataclasses.asdict(mine)))
+  return scratch
+
+
+def _release(path: pathlib.Path, mine: Holder) -> None:
+  with contextlib.suppress(OSError):  # a folder that is gone holds no lock
+    found = _read(path)
+    if found is not None and found.token == mine.token:
+      path.unlink()
+
+
+def _read(path: pathlib.Path) -> Holder | None:
+  """The holder; None where the lock is free. One that is being written, or is not ours, has no process number."""
+  try:
+    text = path.read_text()
+  except FileNotFoundError:
+    return None
+  try:
+    return Holder(**json.loads(text))
+  except (ValueError, TypeError):
+    return Holder(what="a program", host=_UNKNOWN, machine="", pid=0, started="", since="an unknown time", token=_UNKNOWN)
+
+
+def _lives(path: pathlib.Path, holder: Holder) -> bool:
+  if holder.machine == _machine():
+    started = _started(holder.pid)
+    if started != _UNKNOWN:
+      return started is not None and started == holder.started
+  return _age(path) < STALE_AFTER
+
+
+def _age(path: pathlib.Path) -> float:
+  """Seconds since the lock was renewed, both moments as its file system tells the time."""
+  now = path.with_name(f"{path.name}.now.{secrets.token_hex(4)}")
+  now.touch()
+  try:
+    with open(path, "rb") as file:  # opening makes a network file system look again
+      return now.stat().st_mtime - os.fstat(file.fileno()).st_mtime
+  except FileNotFoundError:
+    return 0.0
+  finally:
+    now.unlink()
+
+
+def _sweep(path: pathlib.Path) -> None:
+  """Removes what killed processes left beside a lock that we hold: rights to replace earlier holders, and scratch files."""
+  for leftover in path.parent.glob(f"{path.name}.*"):
+    with contextlib.suppress(OSError):
+      if _age(leftover) > STALE_AFTER:
+        leftover.unlink()
+
+
+def _me(what: str) -> Holder:
+  return Holder(what=what, host=socket.gethostname(), machine=_machine(), pid=os.getpid(), started=_started(os.getpid()) or "",
+                since=time.strftime("%Y-%m-%d %H:%M:%S"), token=secrets.token_hex(8))
+
+
+@functools.cache
+def _machine() -> str:
+  """Tells boots of machines and their containers apart; the host's name where the system does not say."""
+  try:
+    boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+  except OSError:
+    return socket.gethostname()
+
+
+def _started(pid: int) -> str | None:
+  """When a process of this machine started; None where there is none. A zombie, which cannot work, is none."""
+  try:
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else fields[19]
+  except (FileNotFoundError, ProcessLookupError):
+    pass
+  # There is none, or the system does not show it: it has no /proc, or hides other users' processes.
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return None
+  except PermissionError:
+    pass
+  return _UNKNOWN
+
+
+@contextlib.contextmanager
+def _made(folder: pathlib.Path) -> Iterator[None]:
+  """Makes a folder; afterwards removes what it made and is empty."""
+  missing = [path for path in (folder, *folder.parents) if not path.exists()]
+  folder.mkdir(parents=True, exist_ok=True)
+  try:
+    yield
+  finally:
+    with contextlib.suppress(OSError):
+      for path in missing:
+        path.rmdir()
+
+
+class _Heart:
+  """Renews the locks of this process from a thread of its own, and ends the process when one was taken from it."""
+
+  def __init__(self):
+    self._held: dict[pathlib.Path, str] = {}
+    self._change = threading.Lock()
+    self._thread: threading.Thread | None = None
+    self._pid = 0
+
+  def add(self, path: pathlib.Path, token: str) -> None:
+    with self._change:
+      self._held[path] = token
+      if self._thread is None or self._pid != os.getpid():  # a fork has no threads
+        self._pid = os.getpid()
+        self._thread = threading.Thread(target=self._beat, name="locks", daemon=True)
+        self._thread.start()
+
+  def remove(self, path: pathlib.Path) -> None:
+    with self._change:
+      self._held.pop(path, None)
+
+  def _beat(self) -> None:
+    while True:
+      time.sleep(RENEWED_EVERY)
+      with self._change:
+        for path, token in self._held.items():
+          with contextlib.suppress(OSError):  # a file system that does not answer now may answer the next time
+            self._renew(path, token)
+
+  def _renew(self, path: pathlib.Path, token: str) -> None:
+    found = _read(path)
+    if found is not None and found.token != token:
+      print(f"synthjax: {path}: this process did not renew its lock for {STALE_AFTER:.0f} s, and {found} has taken it over; "
+            "this run ends at once so that two do not write", file=sys.stderr, flush=True)
+      os._exit(1)
+    os.utime(path)
+
+
+_heart = _Heart()
