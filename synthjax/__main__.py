@@ -7,26 +7,61 @@ import argparse
 import functools
 import os
 import sys
+import traceback
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs a verb. Returns the exit code: 0, 1 for a run that failed with a known error, 2 for a wrong command line."""
+  """Runs a verb. Returns the exit code: 0, 1 for a run that failed with a known error, 2 for a wrong command line.
+
+  SIGTERM and Ctrl-C end the process with 143 and 130, see `stopping.py`.
+  """
   arguments = list(sys.argv[1:] if arguments is None else arguments)
   parser = _parser()
   overrides = _overrides(parser, arguments)
   parsed = parser.parse_args([a for a in arguments if not a.startswith("--config.")])
+  from synthjax import stopping
   from synthjax.errors import Error
 
-  try:
-    code = parsed.verb(parsed, overrides)
-    sys.stdout.flush()
+  with stopping.handled():
+    try:
+      code = parsed.verb(parsed, overrides)
+      sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads us, such as `head`, has enough
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      return 0
+    except Error as e:
+      print(f"synthjax: {e}", file=sys.stderr)
+      _end_all(str(e), 1)
+      return 1
+    except stopping.Stopped as e:
+      print(f"synthjax: {e}", file=sys.stderr, flush=True)
+      _end_all(str(e), e.exit_code)
+      sys.stdout.flush()
+      os._exit(e.exit_code)  # threads that are in the middle of something are left there
+    except Exception as e:
+      if _connected():
+        traceback.print_exc()
+        _end_all(f"{type(e).__name__}: {e}", 1)
+      raise
+    if _connected():
+      from synthjax import multihost
+
+      multihost.finish()
     return code
-  except BrokenPipeError:  # whoever reads us, such as `head`, has enough
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
-  except Error as e:
-    print(f"synthjax: {e}", file=sys.stderr)
-    return 1
+
+
+def _connected() -> bool:
+  """Whether this is one of several processes; without an import that `--help` would wait for."""
+  multihost = sys.modules.get("synthjax.multihost")
+  return multihost is not None and multihost.share()[1] > 1
+
+
+def _end_all(message: str, exit_code: int) -> None:
+  """One of several processes ends all of them; does nothing for a single one."""
+  if _connected():
+    from synthjax import multihost
+
+    multihost.leave(message, exit_code)
 
 
 def _overrides(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:
