@@ -11,6 +11,7 @@ import signal
 import traceback
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from synthjax import files, progress
 from synthjax.rollout.requests import RequestError, Session
@@ -115,12 +116,12 @@ class _Server:
       await asyncio.sleep(0.02)
 
   @web.middleware
-  async def guard(self, http: web.Request, handler) -> web.StreamResponse:
+  async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
     """Asks for the token, and gives every error the protocol's shape."""
     try:
-      if self.token and http.path != "/health":
-        self._authorize(http)
-      return await handler(http)
+      if self.token and request.path != "/health":
+        self._authorize(request)
+      return await handler(request)
     except wire.Refusal as e:
       return _refuse(e)
     except RequestError as e:
@@ -128,7 +129,7 @@ class _Server:
     except SessionError as e:
       return _refuse(wire.Refusal(500, str(e)))
     except web.HTTPException as e:  # no such path, another method, a body that is too large
-      return _refuse(wire.Refusal(e.status, f"{http.method} {http.path}: {e.text or e.reason}"))
+      return _refuse(wire.Refusal(e.status, f"{request.method} {request.path}: {e.text or e.reason}"))
     except Exception as e:  # a fault of ours: the client is told that it was not his
       traceback.print_exc()
       return _refuse(wire.Refusal(500, f"internal error: {type(e).__name__}"))
