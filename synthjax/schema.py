@@ -118,6 +118,10 @@ class Data(Checked):
   traces: TRACES = "teacher"  # world only: with leaps, without, or the base policy's corpus
   # trains on these at their rates instead of on `task`; needs train.steps
   mixture: tuple[Source, ...] = ()
+  # what happens to training documents that repeat an evaluation problem, by id, by normalised text
+  # or by the rules of verify/decontaminate.py: the run stops, they are left out and counted, or
+  # nobody looks
+  overlap: Literal["error", "drop", "allow"] = "error"
   tokenizer: Tokenizer = Tokenizer()  # how text becomes tokens
   row_length: Annotated[int, at_least(2)] = 128  # tokens in a training row
   # what happens to a document longer than a row
@@ -162,10 +166,6 @@ class Train(Checked):
   """One training."""
 
   init: str = ""  # folder of a checkpoint to start from; "": from scratch
-  # folder of checkpoints of a training that this one continues whole (parameters, optimizer state,
-  # step, data position) under its own schedule; "": none
-  continue_from: str = ""
-  continue_step: NonNegativeInt = 0  # which of its steps; 0: the newest
   loss: Literal["cross_entropy"] = "cross_entropy"  # name of the loss, see losses/
   z_loss: NonNegativeFloat = 0.0  # weight of the squared log-normaliser
   batch_size: PositiveInt = 32  # rows a step, over all devices

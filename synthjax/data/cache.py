@@ -21,7 +21,8 @@ _BLOCK = 65_536  # examples a file
 
 
 def cache(source: schema.Source, data: schema.Data, world: shop.World, split: str, tokenizer: Tokenizer, folder: files.Path,
-          runner: str = "", force: bool = False, say: Callable[[str], None] = progress.say) -> dict:
+          runner: str = "", force: bool = False, say: Callable[[str], None] = progress.say,
+          left_out: frozenset[str] = frozenset()) -> dict:
   """Tokenises a source into `folder`, unless it holds that already. Returns the counts: documents, tokens, dropped, too long.
 
   Args:
@@ -34,16 +35,19 @@ def cache(source: schema.Source, data: schema.Data, world: shop.World, split: st
     runner: name of a Beam runner; "" runs in this process.
     force: cache again.
     say: prints a line.
+    left_out: ids of documents that are counted as dropped instead.
 
   Raises:
     DataError: bad input, named by file and line; nothing to cache; or a document too long under `data.too_long="error"`.
   """
   inputs = [tokenizer.fingerprint, data.row_length, data.too_long, sources.fingerprint(source, data, world, split)]
+  if left_out:
+    inputs.append(sorted(left_out))
 
   def work(folder: pathlib.Path) -> dict:
     for leftover in folder.glob("*-*.*"):
       leftover.unlink()
-    _run_pipeline((source, data, world, split), tokenizer, folder, runner)
+    _run_pipeline((source, data, world, split), tokenizer, folder, runner, left_out)
     return {**_finish(folder, source, data), "tokenizer": tokenizer.fingerprint}
 
   counts = stages.run(folder, inputs, work, force, say)
@@ -77,7 +81,7 @@ def _finish(folder, source, data) -> dict:
           "longest": int(lengths.max()), "too_long": too_long, "dropped": dict(dropped)}
 
 
-def _run_pipeline(made_of, tokenizer, folder, runner) -> None:
+def _run_pipeline(made_of, tokenizer, folder, runner, left_out) -> None:
   """seqio's Beam pipeline, then one ArrayRecord file a block of examples, in the order of the source."""
   import apache_beam as beam
   from apache_beam.options.pipeline_options import PipelineOptions
@@ -88,7 +92,7 @@ def _run_pipeline(made_of, tokenizer, folder, runner) -> None:
 
   source, data, world, split = made_of
   name, errors = f"synthjax_{files.value_hash(str(folder.absolute()))[:16]}", folder / "error.json"
-  task = tasks.register(name, source, data, world, tokenizer, errors)
+  task = tasks.register(name, source, data, world, tokenizer, errors, left_out)
   shard, index = beam_utils.SOURCE_SHARD_ID_PROVENANCE_KEY, beam_utils.ID_WITHIN_SHARD_PROVENANCE_KEY
   write = functools.partial(_write_block, folder=str(folder.absolute()), eos_id=tokenizer.eos_id, row_length=data.row_length,
                             policy=data.too_long)
@@ -99,7 +103,7 @@ def _run_pipeline(made_of, tokenizer, folder, runner) -> None:
     return (example[shard], example[index] // _BLOCK), row
 
   preprocess = beam_utils.PreprocessTask(  # a remote worker registers the task for itself
-    task, split, add_provenance=True, setup_fn=functools.partial(tasks.register, name, source, data, world, tokenizer, errors))
+    task, split, add_provenance=True, setup_fn=functools.partial(tasks.register, name, source, data, world, tokenizer, errors, left_out))
   try:
     # Beam's own in-process runner, asked for by name, may look for a Go binary to download; this one is pure Python.
     with beam.Pipeline(runner=runner or fn_api_runner.FnApiRunner(), options=PipelineOptions([])) as pipeline:

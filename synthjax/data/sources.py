@@ -10,7 +10,7 @@ import itertools
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from synthjax import files, schema
@@ -47,17 +47,28 @@ def shards(source: schema.Source, data: schema.Data, split: str) -> list[str]:
   """Names of the parts that can be read apart: a file each; one where only the first `count` documents are wanted.
 
   Raises:
-    DataError: no such file, with where to get it.
+    DataError: no such file, with the config's key for it and where to get it.
   """
   if source.task == "world" or source.path.startswith(_TFDS):
     return [source.path or "world"]
   folder = pathlib.Path(data.folder or os.environ.get("SYNTHJAX_DATA") or "../shared/data")
   pattern = source.path or str(folder / _PLACES.get(source.task, f"{source.task}/{{split}}.jsonl").format(split=split))
   found = sorted(glob.glob(pattern))
+  if not found and source.path:
+    raise files.DataError(f"{_key(source, data, split)} is {source.path!r}: no such file; give a path "
+                          f"from {os.getcwd()}, or a whole one")
   if not found:
-    raise files.DataError(f"{pattern}: no such file for the {split} split; see data/README.md for where to get {source.task}, then set "
-                          f"config.data.{split}_path, config.data.folder or SYNTHJAX_DATA")
+    raise files.DataError(f"{pattern}: no such file for the {split} split; see data/README.md for "
+                          f"where to get {source.task}, then set {_key(source, data, split)}, "
+                          "config.data.folder or SYNTHJAX_DATA")
   return [_BETWEEN.join(found)] if source.count else found
+
+
+def _key(source, data, split) -> str:
+  """The field of the config that says where a source lies."""
+  if split != "test" and source in data.mixture:
+    return f"config.data.mixture[{data.mixture.index(source)}].path"
+  return f"config.data.{'test' if split == 'test' else 'train'}_path"
 
 
 def read(source: schema.Source, world: shop.World, split: str, shard: str) -> Iterator[Example]:
@@ -74,10 +85,52 @@ def read(source: schema.Source, world: shop.World, split: str, shard: str) -> It
 
 
 def examples(data: schema.Data, world: shop.World, split: str) -> Iterator[Example]:
-  """All usable examples of a split, in order; those with a reason to be dropped are left out (`cache` counts them)."""
-  for source in of_split(data, split):
+  """All usable examples of a split, in order; those with a reason to be dropped are left out (`cache` counts them).
+
+  Raises:
+    DataError: as `of_sources`.
+  """
+  return of_sources(of_split(data, split), data, world, split)
+
+
+def of_sources(parts: Sequence[schema.Source], data: schema.Data, world: shop.World, split: str) -> Iterator[Example]:
+  """All usable examples of some sources, in order.
+
+  An id stands for one problem, whatever files and parts of a mixture it comes from; rows that give
+  a problem again, with another solution, may have its id.
+
+  Raises:
+    DataError: two problems have one id, with both places; or as `shards` and `read`.
+  """
+  texts: dict[str, int] = {}
+  for source in parts:
     for shard in shards(source, data, split):
-      yield from (example for example in read(source, world, split, shard) if not example.drop)
+      for example in read(source, world, split, shard):
+        if example.drop:
+          continue
+        text = hash(asked(example))
+        if texts.setdefault(example.id, text) != text:
+          raise files.DataError(_two_problems(example, parts, data, split))
+        yield example
+
+
+def asked(example: Example) -> str:
+  """The text that tells a problem or a document from others: what the policy is shown, or all of it."""
+  return example.inputs or example.targets
+
+
+def _two_problems(clashing: Example, parts, data, split) -> str:
+  """What to say about two problems with one id."""
+  first, second = "", ""
+  for source in parts:
+    for name in [name for shard in shards(source, data, split) for name in shard.split(_BETWEEN)]:
+      for number, example in enumerate(_read_file(source.task, name, split), 1):
+        if example.id == clashing.id and not first:
+          first = f"{name}, row {number}"
+        elif example.id == clashing.id and not second and asked(example) == asked(clashing):
+          second = f"{name}, row {number}"
+  return (f"id {clashing.id!r} stands for two problems, in {first} and in {second}; give the rows ids "
+          "of their own, or rename one of two files whose rows have no ids and are named after the file")
 
 
 def fingerprint(source: schema.Source, data: schema.Data, world: shop.World, split: str) -> list[Any]:
@@ -101,6 +154,8 @@ def _read_file(task, name, split):
   make = _MAKERS[task]
   for number, row in enumerate(_rows(task, name, split), 1):
     stem = pathlib.Path(name.removesuffix(".gz")).stem if not name.startswith(_TFDS) else split
+    if split == "test" and split not in stem:
+      stem = f"{stem}-test"  # rows of a training file of the same name are others
     yield make(_Row(row, name, number, f"{task}-{stem}-{number - 1}"))
 
 

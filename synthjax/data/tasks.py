@@ -64,8 +64,8 @@ class Vocabulary(seqio.Vocabulary):
 class _Source(seqio.DataSource):
   """One of the project's sources: a shard a file, rows as (id, inputs, targets, drop)."""
 
-  def __init__(self, source: schema.Source, data: schema.Data, world: shop.World, errors: pathlib.Path):
-    self._made_of, self._errors = (source, data, world), errors
+  def __init__(self, source: schema.Source, data: schema.Data, world: shop.World, errors: pathlib.Path, left_out: frozenset[str]):
+    self._made_of, self._errors, self._left_out = (source, data, world), errors, left_out
     super().__init__(splits=("train", "test"))
 
   @property
@@ -76,7 +76,7 @@ class _Source(seqio.DataSource):
     source, data, _ = self._made_of
     return sources.shards(source, data, split)
 
-  def get_dataset(self, split="train", shuffle=True, seed=None, shard_info=None, **unused):
+  def get_dataset(self, split="train", shuffle=True, seed=None, shard_info=None, **_):
     """As seqio asks; the order is that of the file: the loader shuffles, by index."""
     source, _, world = self._made_of
     names = self.list_shards(split)
@@ -85,7 +85,9 @@ class _Source(seqio.DataSource):
     def rows():
       try:
         for name in wanted:
-          yield from (dict(zip(_COLUMNS, (e.id, e.inputs, e.targets, e.drop))) for e in sources.read(source, world, split, name))
+          for e in sources.read(source, world, split, name):
+            drop = "repeats an evaluation problem" if e.id in self._left_out else e.drop
+            yield {"id": e.id, "inputs": e.inputs, "targets": e.targets, "drop": drop}
       except files.DataError as e:
         # TensorFlow would wrap it in a page of traces; whoever runs the pipeline finds it here.
         files.write_json(self._errors, str(e))
@@ -95,13 +97,16 @@ class _Source(seqio.DataSource):
 
 
 def register(name: str, source: schema.Source, data: schema.Data, world: shop.World, tokenizer: Tokenizer,
-             errors: pathlib.Path) -> seqio.Task:
-  """A source as the seqio task `name`, replacing one of that name; splits `train` and `test`. Bad input is written to `errors`."""
+             errors: pathlib.Path, left_out: frozenset[str] = frozenset()) -> seqio.Task:
+  """A source as the seqio task `name`, replacing one of that name; splits `train` and `test`.
+
+  Bad input is written to `errors`. Documents with an id in `left_out` are dropped, with the reason.
+  """
   if name in seqio.TaskRegistry.names():
     seqio.TaskRegistry.remove(name)
   feature = seqio.Feature(Vocabulary(tokenizer), add_eos=False, dtype=tf.int32)
   return seqio.TaskRegistry.add(
-    name, source=_Source(source, data, world, errors),
+    name, source=_Source(source, data, world, errors, left_out),
     preprocessors=[seqio.preprocessors.tokenize, seqio.CacheDatasetPlaceholder()],
     output_features={"inputs": feature, "targets": feature})
 

@@ -1,10 +1,14 @@
 """Evaluation protocols by name: which problems, which prompt, where the answer stands. A score means nothing without them."""
 
 import dataclasses
+import pathlib
+import typing
 
-from synthjax import files, schema, shipped
+from synthjax import fields, files, schema
 from synthjax.data.sources import Example
 from synthjax.errors import ConfigError
+
+PROMPTS = pathlib.Path(__file__).parents[2] / "data/prompts"  # shipped worked examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Protocol:
     """The worked examples."""
     if not self.shots:
       return ""
-    rows = files.read_jsonl(shipped.folder("prompts") / f"{self.shots}.jsonl")
+    rows = files.read_jsonl(PROMPTS / f"{self.shots}.jsonl")
     return "".join(f"{self.template.format(question=row['question'])} {row['solution']}\n\n" for row in rows)
 
   def record(self) -> dict:
@@ -72,5 +76,7 @@ def of(experiment: schema.Experiment) -> Protocol:
   if cfg.answer != "task":
     return Protocol(f"{task}_{cfg.answer}", task, cfg.answer)
   if task not in _OF_TASK:
-    raise ConfigError(f"task {task!r} has no protocol of its own; set config.evaluate.answer to where its final answers stand")
+    modes = ", ".join(typing.get_args(fields.hints(schema.Evaluate)["answer"])[1:])
+    raise ConfigError(f"task {task!r} has no answer mode of its own; set config.evaluate.answer to where "
+                      f"the final answers of {task} stand: {modes}")
   return PROTOCOLS[_OF_TASK[task]]

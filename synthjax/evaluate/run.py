@@ -43,10 +43,17 @@ def answer(engine: Engine, examples: Sequence[sources.Example], experiment: sche
 
 
 def problems(experiment: schema.Experiment) -> list[sources.Example]:
-  """The test problems of the experiment's protocol."""
-  source, data = _source(experiment), experiment.data
-  found = [example for shard in sources.shards(source, data, "test") for example in sources.read(source, experiment.world, "test", shard)]
-  return [example for example in found if not example.drop]
+  """The test problems of the experiment's protocol.
+
+  Raises:
+    DataError: a problem without an answer; two problems with one id; a missing or malformed file.
+  """
+  found = list(sources.of_sources([_source(experiment)], experiment.data, experiment.world, "test"))
+  for example in found:
+    if not example.answer:
+      raise files.DataError(f"test problem {example.id!r} has no answer to be compared with; give its row "
+                            "a field 'answer'")
+  return found
 
 
 def fingerprint(experiment: schema.Experiment) -> list:

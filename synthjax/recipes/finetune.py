@@ -17,6 +17,7 @@ from synthjax.evaluate import protocols, score
 from synthjax.evaluate import run as evaluate_lib
 from synthjax.evaluate import watch as watch_lib
 from synthjax.model.transformer import Params, Transformer, sized
+from synthjax.recipes import overlap
 from synthjax.train import checkpoint, loop
 
 # Fields that may change without making another result, up to rounding: a finished stage stays finished, an unfinished one goes on.
@@ -62,9 +63,11 @@ def prepare(job: Job) -> tuple[tokenizers.Tokenizer, dict[pathlib.Path, float]]:
   sharding.make_layout(job.experiment.mesh)  # a mesh that the devices do not fill is known before anything is written
   if multihost.is_first():
     files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
+  left_out = overlap.of_documents(job.experiment, job.workdir)
   tokenizer = tokenizer_of(job)
   for (split, source), folder in _caches(job).items():
-    cache.cache(source, job.experiment.data, job.experiment.world, split, tokenizer, folder, job.runner, job.force)
+    cache.cache(source, job.experiment.data, job.experiment.world, split, tokenizer, folder, job.runner, job.force,
+                left_out=left_out if split == "train" else frozenset())
   return tokenizer, {folder: source.rate for (split, source), folder in _caches(job).items() if split == "train"}
 
 

@@ -1,6 +1,7 @@
 """Study A: what N synthetic maths problems are worth under SFT, RFT, DPO, per-step DPO and advantage-weighted RL (Setlur et al. 2024).
 
-problems + teacher traces -> SFT -> its samples -> RFT -> its samples -> step values -> pairs -> preference arms -> evaluation -> multiples.
+problems, none of them of the evaluation, + teacher traces -> SFT -> its samples -> RFT -> its
+samples -> step values -> pairs -> preference arms -> evaluation -> multiples.
 
 Arms (`config.study.arms`); `sft` and, where preference arms start from it, `rft` are always trained:
   sft, sft_long (with as many tokens as rft), rft, rft_many (more right traces a problem), rft_clean and rft_spurious (world only: right
@@ -50,6 +51,7 @@ def run(job: Job) -> dict:
   if job.force:
     raise ConfigError("recipe 'math_rl' has a stage for every step of every arm; to redo one, remove its folder instead of giving --force")
   files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
+  splits.check(job.experiment, job.workdir, sorted({*study.problems, *study.baseline_problems}))
   found, differences = _measured(job, study.problems, study.baseline_problems)
   control = None
   if study.control:

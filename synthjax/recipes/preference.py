@@ -6,7 +6,7 @@ import functools
 from synthjax import files, multihost, progress, records, stages
 from synthjax.data import pair_trees, tokenizers, trees
 from synthjax.losses.registry import ADVANTAGE_LOSSES
-from synthjax.recipes import finetune
+from synthjax.recipes import finetune, overlap
 from synthjax.recipes.finetune import Job
 from synthjax.records import Pair
 from synthjax.schema import Objective
@@ -59,7 +59,7 @@ def _train(job, tokenizer, plan) -> dict:
 
 def _plan(job, tokenizer) -> trees.Plan:
   objective, length = job.experiment.objective, job.experiment.data.row_length
-  plan = trees.plan(_trees(objective, tokenizer), length, splittable=False)
+  plan = trees.plan(_trees(job, tokenizer), length, splittable=False)
   left_out = len(plan.too_long)
   if not plan.rows:
     raise files.DataError(f"{objective.pairs}: no pair fits a row of data.row_length={length} tokens "
@@ -71,20 +71,25 @@ def _plan(job, tokenizer) -> trees.Plan:
   return plan
 
 
-def _trees(objective: Objective, tokenizer: tokenizers.Tokenizer) -> list[trees.Node]:
-  """The file's pairs as trees.
+def _trees(job: Job, tokenizer: tokenizers.Tokenizer) -> list[trees.Node]:
+  """The file's pairs as trees, without those about evaluation problems.
 
   Raises:
-    DataError: a pair cannot be read, or has no step values and the loss needs them.
+    DataError: a pair cannot be read, or has no step values and the loss needs them; or pairs are
+      about evaluation problems, and `config.data.overlap` is "error".
   """
-  pairs = list(records.read(Pair, objective.pairs))
-  if not pairs:
+  objective = job.experiment.objective
+  numbered = dict(enumerate(records.read(Pair, objective.pairs), 1))
+  if not numbered:
     raise files.DataError(f"{objective.pairs}: the file holds no pair; expected one a row")
+  for number in overlap.of_pairs(job.experiment, job.workdir, numbered):
+    del numbered[number]
+  pairs = list(numbered.values())
   if objective.loss != "step_dpo" and any("chosen_weights" in pair.metadata for pair in pairs):
     progress.say(f"{objective.pairs}: loss {objective.loss!r} does not read the weights of the steps "
                  "(chosen_weights, rejected_weights); step_dpo does")
   roots = []
-  for number, pair in enumerate(pairs, 1):
+  for number, pair in numbered.items():
     try:
       roots.append(_tree(pair, number, objective, tokenizer))
     except files.DataError as e:

@@ -1,27 +1,40 @@
 """Which problems a study trains on and which it is evaluated on: no problem is in both."""
 
 import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from synthjax import files, schema
+from synthjax import files, progress, schema, stages
 from synthjax.data import sources
 from synthjax.data.sources import Example
+from synthjax.errors import ConfigError
 from synthjax.evaluate import run as evaluate_lib
+from synthjax.recipes import overlap
+from synthjax.verify import decontaminate
+
+
+class Divided(NamedTuple):
+  """The distinct problems of a task in files."""
+
+  training: list[Example]
+  development: list[Example]
+  rows: int  # that the files have; some repeat a problem
 
 
 def training(experiment: schema.Experiment, count: int) -> list[Example]:
-  """The first `count` problems of the seed's order: fewer are the first of more, and another seed has others.
+  """The first `count` distinct problems of the seed's order: fewer are the first of more, and another seed has others.
 
   Raises:
-    DataError: there are fewer. ValueError: the world holds fewer.
+    ConfigError: there are fewer. DataError: as `cleaned`.
   """
   data = experiment.data
   if data.task == "world":
     return list(sources.examples(dataclasses.replace(data, train_problems=count), experiment.world, "train"))
-  found = divided(experiment)[0]
-  if len(found) < count:
-    raise files.DataError(f"config.study.problems asks for {count} problems; task {data.task!r} has {len(found)} for training")
+  found, searched = cleaned(experiment)
+  _enough(experiment, count, len(found), searched)
   return [found[i] for i in np.random.default_rng(experiment.seed).permutation(len(found))[:count]]
 
 
@@ -32,12 +45,91 @@ def evaluated(experiment: schema.Experiment) -> list[Example]:
     return evaluate_lib.problems(experiment)
   if data.task == "world":
     return list(sources.examples(data, experiment.world, "dev"))
-  return divided(experiment)[1][:data.test_problems or None]
+  return divided(experiment).development[:data.test_problems or None]
 
 
-def divided(experiment: schema.Experiment) -> tuple[list[Example], list[Example]]:
-  """(training, development) problems of a task in files: a tenth, by the hash of the problem, is for development."""
-  parts: tuple[list[Example], list[Example]] = ([], [])
+def divided(experiment: schema.Experiment) -> Divided:
+  """Problems of a task in files: a tenth, by the hash of the problem, is for development.
+
+  Rows whose problems differ in case, spacing or punctuation alone are one problem, the first of them.
+  """
+  distinct: dict[str, Example] = {}
+  rows = 0
   for example in sources.examples(experiment.data, experiment.world, "train"):
-    parts[int(files.value_hash(example.question or example.inputs)[:8], 16) % 10 == 0].append(example)
-  return parts
+    rows += 1
+    distinct.setdefault(decontaminate.normalised(_problem(example)), example)
+  parts: tuple[list[Example], list[Example]] = ([], [])
+  for example in distinct.values():
+    parts[int(files.value_hash(_problem(example))[:8], 16) % 10 == 0].append(example)
+  return Divided(*parts, rows)
+
+
+def cleaned(experiment: schema.Experiment) -> tuple[list[Example], overlap.Found]:
+  """(training problems without those that repeat an evaluation problem, what the search found).
+
+  Raises:
+    DataError: training problems repeat evaluation problems, and `config.data.overlap` is "error".
+  """
+  data, problems = experiment.data, divided(experiment).training
+  evaluation = evaluated(experiment) if data.overlap != "allow" else []
+  found = overlap.search(map(overlap.document, problems), evaluation)
+  overlap.refuse(found, data.overlap, "config.data.train_path")
+  gone = {hit.candidate for hit in found.hits}
+  return [example for example in problems if example.id not in gone], found
+
+
+def check(experiment: schema.Experiment, workdir: pathlib.Path, counts: Sequence[int]) -> None:
+  """The stage `decontaminate` of a study: before anything is trained, that the problems are there and clean.
+
+  Raises:
+    ConfigError: fewer problems than the largest of `counts`. DataError: as `cleaned`.
+  """
+  data, world, study = experiment.data, experiment.world, experiment.study
+  if data.task == "world":
+    inputs = [dataclasses.asdict(world), list(counts), list(study.seeds), study.split, data.test_problems]
+    report = lambda: _in_the_world(experiment, counts)
+  else:
+    inputs = [[sources.fingerprint(source, data, world, "train") for source in sources.of_split(data, "train")],
+              evaluate_lib.fingerprint(experiment)[0], study.split, data.overlap, list(counts)]
+    report = lambda: _in_files(experiment, counts)
+  stages.run(workdir / "decontaminate", inputs, lambda folder: report(), say=lambda line: None)
+
+
+def _in_files(experiment, counts) -> dict:
+  """Counts of the rows, and of what became of them."""
+  parts = divided(experiment)
+  found, searched = cleaned(experiment)
+  _enough(experiment, max(counts), len(found), searched)
+  if searched.hits:
+    progress.say(f"{searched.describe()}; they are left out")
+  return {"rows": parts.rows, "distinct": len(parts.training) + len(parts.development),
+          "development": len(parts.development), "training": len(found), **searched.report()}
+
+
+def _in_the_world(experiment, counts) -> dict:
+  """What of the evaluation is computed in training, by N and seed."""
+  evaluation = evaluated(experiment)
+  report = {}
+  for seed in experiment.study.seeds:
+    world = dataclasses.replace(experiment.world, seed=experiment.world.seed + seed)
+    problems = training(dataclasses.replace(experiment, world=world), max(counts))
+    for count in counts:
+      found = overlap.of_the_world([problem.question for problem in problems[:count]], evaluation)
+      report[f"n{count:05}_s{seed}"] = found.report()
+  return report
+
+
+def _enough(experiment, count: int, found: int, searched: overlap.Found) -> None:
+  if count <= found:
+    return
+  parts = divided(experiment)
+  repeated = parts.rows - len(parts.training) - len(parts.development)
+  raise ConfigError(
+    f"config.study.problems or baseline_problems asks for {count:,} problems; task {experiment.data.task!r} "
+    f"has {found:,} for training: of {parts.rows:,} rows {repeated:,} repeat another row, "
+    f"{len(parts.development):,} problems (a tenth, by hash) are kept for development, and "
+    f"{len(searched.hits):,} repeat an evaluation problem; ask for fewer, or add rows to config.data.train_path")
+
+
+def _problem(example: Example) -> str:
+  return example.question or example.inputs

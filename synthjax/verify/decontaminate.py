@@ -48,12 +48,13 @@ class Index:
     self._templates: dict[str, str] = {}
     self._grams: dict[tuple[str, ...], list[str]] = collections.defaultdict(list)
     self._sizes: dict[str, int] = {}
+    self._longest = max(map(len, evaluation.values()), default=0)
     for name, text in evaluation.items():
       words = words_of(text)
       self._exact.setdefault(normalised(text), name)
       self._templates.setdefault(masked(text), name)
       if len(words) < _N:
-        self._short.setdefault(words, name)
+        self._short.setdefault(_with_signs(text), name)
       grams = _grams(words)
       self._sizes[name] = len(grams)
       for gram in grams:
@@ -61,15 +62,17 @@ class Index:
 
   def match(self, text: str) -> tuple[str, str] | None:
     """(evaluation problem, rule) that a text repeats, or None."""
-    if name := self._exact.get(normalised(text)):
+    # A text ten times as long as the longest problem is not one of them: running text is read fast.
+    name = self._exact.get(normalised(text)) if len(text) <= 10 * self._longest else None
+    if name:
       return name, "exact"
     words = words_of(text)
-    grams = _grams(words)
-    shared = collections.Counter(name for gram in grams for name in self._grams.get(gram, ()))
+    known = {gram for gram in zip(*(words[i:] for i in range(_N))) if gram in self._grams}
+    shared = collections.Counter(name for gram in known for name in self._grams[gram])
     for name, count in shared.most_common():
-      if count > _CONTAINED * min(len(grams), self._sizes[name]):
+      if count > _CONTAINED * min(len(_grams(words)), self._sizes[name]):
         return name, "contained"
-    if len(words) < _N and (name := self._short.get(words)):
+    if len(words) < _N and (name := self._short.get(_with_signs(text))):
       return name, "short"
     return None
 
@@ -91,12 +94,17 @@ class Index:
 
 def normalised(text: str) -> str:
   """Lower case, without spacing, dollar signs, sentence marks and variants of LaTeX's fractions and brackets; signs and numbers stay."""
-  return re.sub(r"[\s$,.:;!?~]|\\[,!;: ]|\\left|\\right|(?<=\\)[dt](?=frac)", "", text.lower())
+  return re.sub(r"[\s$,:;!?~]|\.(?!\d)|\\[,!;: ]|\\left|\\right|(?<=\\)[dt](?=frac)", "", text.lower())
 
 
 def words_of(text: str) -> tuple[str, ...]:
   """Lower-case words and numbers; punctuation and LaTeX marks do not count."""
   return tuple(re.findall(r"[a-z]+|\d+", text.lower()))
+
+
+def _with_signs(text: str) -> tuple[str, ...]:
+  """Words, numbers and the signs between them: in a short text `3 + 4` is another problem than `3 - 4`."""
+  return tuple(re.findall(r"[a-z]+|\d+|[+*/^=<>]|-(?=\s*\d)", text.lower()))
 
 
 def masked(text: str) -> str:

@@ -52,7 +52,7 @@ def test_each_verb_follows_the_recipe_and_one_that_it_has_not_is_said(tmp_path, 
   rest = ["--config", str(ROOT / "configs/world_dpo.py:smoke"), "--workdir", str(tmp_path / "run"),
           f"--config.objective.pairs={tmp_path / 'pairs.jsonl'}", "--config.train.steps=2"]
   assert __main__.main(["train", *rest]) == 0
-  assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.json", "reference", "train"], "pairs were trained on, nothing was cached"
+  assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.json", "decontaminate", "reference", "train"], "pairs were trained on, nothing was cached"
   assert __main__.main(["cache", *rest]) == 1
   assert "recipe 'preference' has no part 'prepare' for the verb 'cache'; its verbs are run, train" in capsys.readouterr().err
 
@@ -64,7 +64,7 @@ def test_pairs_that_do_not_fit_are_known_before_a_stage_begins(tmp_path, capsys)
   records.write(tmp_path / "pairs.jsonl", _pairs(5))
   assert _run(tmp_path, "--config.data.row_length=8") == 1
   assert "no pair fits a row of data.row_length=8 tokens (5 are longer)" in capsys.readouterr().err
-  assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.json"]
+  assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.json", "decontaminate"]
 
 
 def test_a_segment_that_skips_and_an_id_beyond_the_vocabulary_are_named():
@@ -73,9 +73,9 @@ def test_a_segment_that_skips_and_an_id_beyond_the_vocabulary_are_named():
   preference.check_trees(batch, 6)
   with pytest.raises(ValueError, match=r"tokens\[1, 2\] is 5; expected 0 to 4"):
     preference.check_trees(batch, 5)
-  batch["segment"][0, 3:] += 1
+  batch["segment"][3:] += 1
   with pytest.raises(ValueError, match=r"segment\[3\] is 3; expected 0 to 2"):
-    preference.check_trees({**batch, "tree": np.zeros((1, 9))}, 6)
+    preference.check_trees({**batch, "tree": np.zeros(9)}, 6)
 
 
 LOSSES = ["dpo", "ipo", "dpop", "rpo", "kto", "simpo", "orpo", "awr", "filtered_sft"]
@@ -109,7 +109,7 @@ def test_pairs_that_a_loss_cannot_learn_from_are_refused_before_a_stage_begins(t
   records.write(tmp_path / "pairs.jsonl", _pairs(5, **metadata))
   assert _run(tmp_path, f"--config.objective.loss={loss}", *settings) == 1
   assert says in capsys.readouterr().err
-  assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.json"]
+  assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.json", "decontaminate"]
 
 
 def test_the_recipe_without_pairs_or_start_says_what_it_needs(tmp_path, capsys):
@@ -120,7 +120,7 @@ def test_the_recipe_without_pairs_or_start_says_what_it_needs(tmp_path, capsys):
 def test_batches_of_trees_fit_their_bounds_whichever_rows_meet():
   random = np.random.default_rng(0)
   rows = [[trees.pair([1], [[2] * random.integers(1, 9)], [[3] * random.integers(1, 9)])] for _ in range(7)]
-  source = trees.TreeRows(rows, None, trees.bounds(rows, 3, 32), 0, 1.0)
+  source = trees.TreeRows(rows, None, 3, 32, 0, 1.0)
   for start in range(0, 30, 3):
     source.read([start, start + 1, start + 2])
   assert sorted(source.ids(i)[0] for i in range(7, 14)) == list(range(7))

@@ -63,6 +63,19 @@ def test_decontamination_takes_few_problems_of_math(shared_data):
   assert report["clean"] > 0.97 * len(texts["train"]) and report["clean"] + sum(report["removed"].values()) == 7500
 
 
+def test_numbers_stay_what_they_are_when_texts_are_normalised():
+  index = decontaminate.Index({"e": r"Compute $\tan 22.5^\circ.$", "thousand": "Add 1,000 and 2."})
+  assert index.match(r"Compute $\tan 225^\circ$.") is None
+  assert index.match(r"compute \tan 22.5^\circ") == ("e", "exact")
+  assert index.match("Add 1000 and 2") == ("thousand", "exact")
+
+
+def test_short_problems_that_differ_in_a_sign_are_two_problems():
+  index = decontaminate.Index({"sum": "What is (3 + 4)?", "hyphen": "A well-known shop has 3 apples"})
+  assert index.match("What is 3 - 4?") is None and index.match("what is 3 + 4") == ("sum", "short")
+  assert index.match("A well known shop has 3 apples") == ("hyphen", "short")
+
+
 def test_files_of_traces_are_labelled_and_files_of_problems_cleaned(tmp_path):
   from synthjax import __main__
 

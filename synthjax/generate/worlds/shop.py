@@ -100,6 +100,12 @@ def parse(question: str) -> tuple[int, list[Event]]:
   return int(match[1]), [Event(signs[verb], verb, int(amount)) for verb, amount in pieces]
 
 
+def computation(question: str) -> tuple[int, ...]:
+  """What is computed, whatever the words: the start and the signed amounts, in order."""
+  start, events = parse(question)
+  return start, *(event.sign * event.amount for event in events)
+
+
 def judge_steps(question: str, text: str) -> list[str]:
   """For each line of a trace: `right`, `leap` (right, several operations fused) or `wrong`.
 
