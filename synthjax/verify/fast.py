@@ -1,327 +1,415 @@
-"""Equality of plain answers, exact and without sympy: numbers, words, and tuples, intervals, sets and lists of them.
+"""Equality of answers by their forms: exact for numbers, certain for formulas, and by parts for groups, quantities and relations.
 
-Both answers are brought to a canonical form; closed forms with roots, pi or variables to a value, by which they can only differ. Where
-one has none, or the forms leave room for doubt (percent against plain, a decimal near an exact value, anything symbolic), `compare`
-returns None and the symbolic comparison decides.
+`compare` returns None where it is not certain; the symbolic comparison decides then, one pair of parts at a time.
 """
 
-import functools
 import re
+from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import NamedTuple
 
-from synthjax.verify import numeric
+from synthjax.verify import forms, numeric
+from synthjax.verify.forms import Assigned, Form, Formula, Group, Measured, Number, Phrase, Relation, Word
+from synthjax.verify.policy import STRICT, Policy
+from synthjax.verify.spelling import clean, squeeze
 
-_GREATEST_EXPONENT = 400  # of 10^n and 1e n; larger ones are not expanded
-_NEAR = Fraction(1, 10**5)  # distance, absolute or relative, within which a decimal may stand for an exact value
+Leaf = Callable[[str, str], bool | None]  # decides what this module leaves open
 
-
-class Number(NamedTuple):
-  """An exact value, and how it was written."""
-
-  value: Fraction
-  decimal: bool = False  # has a decimal point: may be rounded
-  percent: bool = False
-  unit: str = ""  # trailing words, lower case
-
-
-class Word(NamedTuple):
-  """A single letter, or words that were written as text."""
-
-  text: str
-
-
-class Group(NamedTuple):
-  """Elements between brackets: `(1,2)` and `[1,2)` in order, `{1,2}` and a bare `1,2` in any."""
-
-  brackets: str
-  items: tuple
-
-
-class Value(NamedTuple):
-  """A closed form with roots, pi or variables, in floating point: good for telling different ones apart."""
-
-  value: float
-
-
-Form = Number | Word | Group | Value
-
-
-def compare(gold: str, prediction: str) -> bool | None:
-  """True or False where that is certain, else None."""
-  one, other = clean(gold), clean(prediction)
-  if _FORMULA_OF_WORDS.search(other) and isinstance(form(one), Number):
-    return False
-  if _squeeze(one) == _squeeze(other):
-    return True if _squeeze(one) else None
-  return _same(form(one), form(other))
-
-
-@functools.lru_cache(1 << 16)
-def form(text: str) -> Form | None:
-  """The canonical form of a cleaned answer, or None where it has none."""
-  if assigned := _ASSIGNMENT.match(text):
-    return form(text[assigned.end():])
-  if (number := _number(text)) is not None:
-    return number
-  if option := _OPTION.fullmatch(text):
-    return Word(option[1])
-  if _WORDS.fullmatch(text):
-    word = _word(text)
-    if word is not None:
-      return word
-  group = _group(text)
-  if group is not None:
-    return group
-  value = numeric.value(text)
-  return None if value is None else Value(value)
-
-
-_CLEANED = [(re.compile(pattern), new) for pattern, new in (
-  (r"\\[dtc]frac", r"\\frac"),
-  (r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|textstyle|limits)(?![A-Za-z])", ""),
-  (r"(?<=\d),?(?:\\[,!;:]|\{,\}|\\ )+(?=\d{3}(?!\d))", ","),  # 1\,000, 1,\!000 and 1{,}000
-  (r"\\[,!;:>]|\\ |~|\\q?quad", " "),
-  (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree|\\textdegree", ""),
-  (r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|textnormal|operatorname)\s*\{([^{}]*)\}", r" \\word \1 "),
-  (r"\\[$%#&]", lambda m: m[0][1]),
-  (r"\\(?:times|cdot)(?![A-Za-z])", "*"),
-  (r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi"),
-  (r"(?<![\\A-Za-z])(?:inf|infinity|infty)(?![A-Za-z])", r"\\infty"),
-  (r"_\{(\w+)\}", r"_\1"),
-  (r"\^\{(\w)\}", r"^\1"),
-)]
-_CHARACTERS = str.maketrans({
-  **dict.fromkeys("\N{MINUS SIGN}\N{EN DASH}\N{EM DASH}\N{HYPHEN}\N{NON-BREAKING HYPHEN}", "-"),
-  **dict.fromkeys("\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}\N{THIN SPACE}", " "),
-  **dict.fromkeys("\N{POUND SIGN}\N{EURO SIGN}", "$"),
-  "\N{FULLWIDTH COMMA}": ",", "\N{DEGREE SIGN}": "", "\N{MULTIPLICATION SIGN}": "*", "\N{GREEK SMALL LETTER PI}": r"\pi",
-  "\N{INFINITY}": r"\infty"})
-_DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
-
-
-@functools.lru_cache(1 << 16)
-def clean(text: str) -> str:
-  """The answer without what carries no meaning: delimiters, spacing commands, styles, degrees, currency, a final full stop."""
-  text = text.strip()
-  if text.isdigit() and text.isascii():
-    return text
-  text = text.translate(_CHARACTERS)
-  for left, right in _DELIMITERS:
-    if text.startswith(left) and text.endswith(right) and len(text) >= len(left) + len(right):
-      text = text[len(left):-len(right)].strip()
-  if "\\" in text or "{" in text or "i" in text:
-    for pattern, new in _CLEANED:
-      text = pattern.sub(new, text)
-  text = text.replace("$", "").strip()
-  # A full stop ends a sentence, and 7. is 7; dots that go on stand for something.
-  return text[:-1].strip() if text.endswith((".", ",", ";")) and not text.endswith("..") else text
-
-
-def _squeeze(text: str) -> str:
-  """Without spaces and text marks, to be compared as strings; a space between digits has a meaning (1 1/2)."""
-  return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text.replace(r"\word", ""))
-
-
-_SPELLED = {word: Fraction(n) for n, word in enumerate((
-  "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen",
-  "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"))}
-_ASSIGNMENT = re.compile(r"\\?[A-Za-z]+(?:_\w)?(?:\([A-Za-z]\))?\s*=\s*(?=[^=])")
-_WORDS = re.compile(r"(?:\\word|[A-Za-z '.\-])+")  # one character a turn: runs inside runs would take exponential time
-_OPTION = re.compile(r"(?:\\word)?\s*\(\s*(?:\\word)?\s*([A-Za-z])\s*\)\s*")  # (C), of a multiple choice
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+"
-_PLAIN = re.compile(rf"(?P<sign>[-+]?)\s*(?P<digits>{_DIGITS})")
-_SCIENTIFIC = re.compile(rf"(?P<sign>[-+]?)\s*(?P<digits>{_DIGITS})\s*(?:[eE]|(?:\*|x)\s*10\s*\^)\s*\{{?(?P<power>[-+]?\d{{1,3}})\}}?")
-_POWER = re.compile(r"(?P<sign>[-+]?)10\s*\^\s*\{?(?P<power>[-+]?\d{1,3})\}?")
-_PART = r"\{{\s*(?P<{0}{1}>[-+]?\d+)\s*\}}|(?P<{0}{2}>\d)"
-_FRACTION = re.compile(
-  r"(?P<sign>[-+]?)\s*(?:(?P<whole>\d+)\s*)?\\frac\s*(?:" + _PART.format("n", 1, 2) + r")\s*(?:" + _PART.format("d", 1, 2) + ")")
-_SLASH = re.compile(r"(?P<sign>[-+]?)\s*(?:(?P<whole>\d+)\s+)?(?P<top>\d+)\s*/\s*(?P<bottom>\d+)")
-_UNIT = re.compile(r"\s*(?P<unit>(?:\\word\s+[^\\]*|\s[A-Za-z][A-Za-z.]+(?:[\s/-]+[A-Za-z.]+)*)(?:\s*\^\s*\{?[23]\}?)?)\s*")
-# 10+John's age: a formula in which words stand for quantities is not a number, and costs sympy half a second.
+_MOST_ITEMS = 40  # of a group whose order does not count
+_SIX_DIGITS = Fraction(1, 10**5)
+_SUBSCRIPT = re.compile(r"(?<=[0-9A-F])\s*_\s*\{?\s*\d+\s*\}?")
+_ELLIPSIS = re.compile(r"\\[lcdv]?dots(?:c|b|m|o)?(?![A-Za-z])|\.\.\.|\N{HORIZONTAL ELLIPSIS}")
+# 10+John's age: a formula in which words stand for quantities is not a number.
 _QUANTITY = r"(?!sqrt|sin|cos|tan|log|exp)[A-Z]?[a-z]{3,}"
 _FORMULA_OF_WORDS = re.compile(rf"[\d)]\s*[-+*/]\s*{_QUANTITY}|(?<![\\A-Za-z]){_QUANTITY}\s*[+*/]\s*[\d(]")
-_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_SCALE = re.compile(rf"(?:\\word)?\s*({'|'.join(_SCALES)})\s*", re.IGNORECASE)
 # Words after a number that make it another one.
-_NOT_UNITS = re.compile(r"\b(?:pi|sqrt|sin|cos|tan|log|ln|million|billion|trillion|thousand|hundred|dozen|half|or|and|to|mod|squared|cubed|"
-                        r"factorial|times|plus|minus|over|percent)\b", re.IGNORECASE)
+_MORE_THAN_A_UNIT = re.compile(
+  r"\b(?:pi|sqrt|sin|cos|tan|log|ln|\w*ths?|halfs?|halves|thirds?|quarters?|hundreds?|thousands?|millions?|billions?|trillions?|dozens?|"
+  r"pairs?|and|or|to|mod|squared|cubed|factorial|times|plus|minus|over|percent|choose|less|more|than|not|by|divided|double|"
+  r"twice|triple)\b|[-+*/^!]", re.IGNORECASE)
+_WITHIN = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
-def _number(text: str) -> Number | None:
-  """A plain number, with percent sign or unit, or None."""
-  if text.isdigit() and text.isascii():
-    return Number(Fraction(int(text)))
-  if text.startswith("(") and text.endswith(")") and "," not in text:
-    return _number(text[1:-1].strip())
-  for pattern, value in _READERS:
-    if match := pattern.match(text):
-      rest = text[match.end():]
-      if rest and rest[0] in "^_!*/(=+-\\.,:{[|e" and not rest.startswith("\\word"):
-        continue
-      try:
-        exact = value(match)
-      except ZeroDivisionError:
-        return None
-      exact = -exact if match["sign"] == "-" else exact
-      return _with_rest(exact, "." in match[0], rest)
-  return None
+def compare(gold: str, prediction: str, policy: Policy = STRICT, leaf: Leaf | None = None) -> bool | None:
+  """True or False where that is certain, else None.
+
+  Args:
+    gold: the known answer.
+    prediction: the extracted one.
+    policy: what counts as equal.
+    leaf: asked about the parts that are left open; None leaves them open.
+  """
+  return _same(clean(gold), clean(prediction), policy, leaf)
 
 
-def _with_rest(value: Fraction, decimal: bool, rest: str) -> Number | None:
-  if not rest.strip():
-    return Number(value, decimal)
-  if rest.strip() in ("%", r"\word percent", "percent"):
-    return Number(value, decimal, percent=True)
-  if scaled := _SCALE.fullmatch(rest):
-    return Number(value * _SCALES[scaled[1].lower()], decimal)
-  unit = _UNIT.fullmatch(rest)
-  if unit is None or _NOT_UNITS.search(unit["unit"]):
-    return None
-  words = re.sub(r"\\word|[.\s]", "", unit["unit"]).lower()
-  return Number(value, decimal, unit=words)
+def key(answer: str):
+  """A hashable value that equal answers mostly share: what a vote counts."""
+  return _key(clean(answer))
 
 
-def _digits(match) -> Fraction:
-  return Fraction(match["digits"].replace(",", ""))
+def _key(text: str):
+  found = forms.form(text)
+  match found:
+    case Number():
+      return found.value
+    case Measured() | Assigned():
+      return _key(found.body)
+    case Group():
+      keys = [_key(item) for item in found.items]
+      return (found.brackets, *(sorted(keys, key=repr) if found.brackets in ("", "{}", "union") else keys))
+    case Word():
+      return found.text
+    case Formula():
+      return numeric.fingerprint(found.expression) or squeeze(text)
+  return squeeze(text)
 
 
-def _power_of_ten(match) -> Fraction:
-  power = int(match["power"])
-  if abs(power) > _GREATEST_EXPONENT:
-    raise ZeroDivisionError  # left to the symbolic comparison
-  return Fraction(10) ** power
+def _same(gold: str, found: str, policy: Policy, leaf: Leaf | None) -> bool | None:
+  if squeeze(gold) == squeeze(found):
+    return True if squeeze(gold) else None
+  for name, pattern in (("ellipsis", _ELLIPSIS), ("subscript", _SUBSCRIPT)):
+    if pattern.search(gold) or pattern.search(found):
+      if getattr(policy, name):
+        return _compact(gold) == _compact(found)
+      gold, found = (re.sub(r",\s*$", "", pattern.sub("", text).strip()) for text in (gold, found))
+  one, other = forms.form(gold), forms.form(found)
+  verdict = _of_forms(one, other, policy, leaf)
+  if verdict is None and leaf is not None and _is_for_leaf(one, other):
+    return leaf(gold, found)
+  return verdict
 
 
-def _fraction(match) -> Fraction:
-  top, bottom = int(match["n1"] or match["n2"]), int(match["d1"] or match["d2"])
-  if match["whole"] and not 0 <= top < abs(bottom):
-    raise ZeroDivisionError  # 3\frac{5}{2} is a product
-  return int(match["whole"] or 0) + Fraction(top, bottom)
-
-
-_READERS = (
-  (_SCIENTIFIC, lambda m: _digits(m) * _power_of_ten(m)),
-  (_POWER, _power_of_ten),
-  (_SLASH, lambda m: int(m["whole"] or 0) + Fraction(int(m["top"]), int(m["bottom"]))),
-  (_FRACTION, _fraction),
-  (_PLAIN, _digits),
-)
-
-
-def _word(text: str) -> Number | Word | None:
-  as_text = r"\word" in text
-  words = " ".join(text.replace(r"\word", " ").replace(".", " ").split())
-  if words.lower() in _SPELLED:
-    return Number(_SPELLED[words.lower()])
-  if len(words) == 1:
-    return Word(words)
-  # Letters without spaces that were not set as text may be a product of variables.
-  return Word(words.lower()) if len(words) > 1 and (as_text or " " in words or len(words) > 3) else None
-
-
-def _group(text: str) -> Group | None:
-  opening, closing = text[:1] + text[1:2] * (text[:1] == "\\"), text[-1:]
-  if opening == r"\{" and text.endswith(r"\}"):
-    brackets, inner = "{}", text[2:-2]
-  elif opening in "([" and opening and closing in ")]":
-    brackets, inner = opening + closing, text[1:-1]
-  else:
-    brackets, inner = "", text
-  pieces = _split(inner)
-  if pieces is None or (len(pieces) < 2 and brackets != "{}") or (brackets and _PLAIN.fullmatch(inner.strip())):
-    return None
-  items = [form(piece) for piece in pieces]
-  return None if any(item is None for item in items) else Group(brackets, tuple(items))
-
-
-def _split(text: str) -> list[str] | None:
-  """At the commas outside brackets; None where brackets do not match or a piece is empty."""
-  pieces, depth, start = [], 0, 0
-  for index, character in enumerate(text):
-    depth += (character in "([{") - (character in ")]}")
-    if depth < 0:
-      return None
-    if character == "," and depth == 0:
-      pieces.append(text[start:index])
-      start = index + 1
-  pieces = [piece.strip() for piece in [*pieces, text[start:]]]
-  return pieces if depth == 0 and all(pieces) else None
-
-
-def _same(gold: Form | None, found: Form | None) -> bool | None:
-  if gold is None or found is None:
-    return None
-  if isinstance(gold, Number) and isinstance(found, Number):
-    return _same_number(gold, found)
-  if isinstance(gold, Group) and isinstance(found, Group):
-    return _same_group(gold, found)
-  if isinstance(gold, Word) and isinstance(found, Word):
-    return _same_word(gold.text, found.text)
-  if isinstance(gold, Number | Value) and isinstance(found, Number | Value):
-    percent = isinstance(gold, Number) and gold.percent or isinstance(found, Number) and found.percent
-    return None if percent or not numeric.apart(float(gold.value), float(found.value)) else False
-  if {type(gold), type(found)} in ({Number, Group}, {Value, Group}):
-    return _scalar_and_group(gold, found)
-  if {type(gold), type(found)} == {Number, Word}:
-    # e, i and pi are numbers; every other letter or word is none.
-    return None if any(isinstance(word, Word) and len(word.text) <= 2 for word in (gold, found)) else False
-  return None
-
-
-def _same_number(gold: Number, found: Number) -> bool | None:
-  if gold.percent != found.percent:
-    return None
-  if gold.unit and found.unit and gold.unit.rstrip("s") != found.unit.rstrip("s"):
-    return False if {gold.unit, found.unit} == {"am", "pm"} else None
-  if gold.value == found.value:
-    return True
-  near = abs(gold.value - found.value) <= _NEAR * max(abs(gold.value), abs(found.value), Fraction(1))
-  return None if near and gold.decimal | found.decimal else False
-
-
-def _scalar_and_group(gold: Form, found: Form) -> bool | None:
-  """A scalar is no tuple; but a set of one may be its element, and `1, 000` a number."""
-  group = gold if isinstance(gold, Group) else found
-  assert isinstance(group, Group)
-  thousands = all(isinstance(item, Number) and item.value < 1000 for item in group.items[1:])
-  return None if len(set(group.items)) < 2 or (group.brackets == "" and thousands) else False
-
-
-def _same_word(gold: str, found: str) -> bool | None:
-  if gold == found:
-    return True
-  return False if sorted(gold.lower().replace(" ", "")) != sorted(found.lower().replace(" ", "")) else None
-
-
-def _same_group(gold: Group, found: Group) -> bool | None:
-  if gold.brackets != found.brackets:
-    # An open end is not a closed one; what other differences mean is for the policy to say.
-    return False if gold.brackets and found.brackets and "{}" not in (gold.brackets, found.brackets) else None
-  if gold.brackets in ("{}", ""):
-    return _same_multiset(list(gold.items), list(found.items))
-  if len(gold.items) != len(found.items):
-    return False
-  return _all([_same(a, b) for a, b in zip(gold.items, found.items)])
-
-
-def _same_multiset(gold: list, found: list) -> bool | None:
-  """Certain only where every pair of elements is: then elements are matched greedily, equality being transitive."""
-  verdicts = [[_same(a, b) for b in found] for a in gold]
-  if any(verdict is None for row in verdicts for verdict in row):
-    return None
-  if len(gold) != len(found):
-    return None if len(set(gold)) == len(set(found)) else False  # repeated elements: let sympy say
-  free = set(range(len(found)))
-  for row in verdicts:
-    match = next((j for j in free if row[j]), None)
-    if match is None:
-      return False
-    free.remove(match)
+def _is_for_leaf(one: Form | None, other: Form | None) -> bool:
+  """The parts of two groups were asked about already; a union and an interval are judged as sets."""
+  if isinstance(one, Group) and isinstance(other, Group):
+    return "union" in (one.brackets, other.brackets)
   return True
 
 
-def _all(verdicts: list[bool | None]) -> bool | None:
-  if False in verdicts:
+def _compact(text: str) -> str:
+  return re.sub(r"\s|\\word|[{}]", "", text)
+
+
+def _of_forms(gold: Form | None, found: Form | None, policy: Policy, leaf: Leaf | None) -> bool | None:
+  kinds = (type(gold), type(found))
+  if Relation in kinds or kinds == (Assigned, Assigned):
+    return _same_relations(gold, found, policy, leaf)
+  if isinstance(gold, Assigned):
+    return _same_text(gold.body, found, policy, leaf, gold_first=True)
+  if isinstance(found, Assigned):
+    return _same_text(found.body, gold, policy, leaf, gold_first=False)
+  if gold is None or found is None:
+    return None
+  if Measured in kinds:
+    return _same_measured(gold, found, policy, leaf)
+  if Phrase in kinds:
+    return _same_phrases(gold, found)
+  if kinds == (Group, Group):
+    return _same_groups(gold, found, policy, leaf)
+  if Group in kinds:
+    return _same_group_and_single(gold, found, policy, leaf)
+  if kinds == (Number, Number):
+    return _same_numbers(gold, found, policy)
+  if kinds == (Word, Word):
+    return _same_words(gold.text, found.text)
+  return _same_values(gold, found, policy)
+
+
+def _same_text(text: str, other: Form | None, policy: Policy, leaf: Leaf | None, gold_first: bool) -> bool | None:
+  """A part of one answer against the form of the other."""
+  part = forms.form(text)
+  if gold_first:
+    return _of_forms(part, other, policy, leaf)
+  return _of_forms(other, part, policy, leaf)
+
+
+# Numbers, words and formulas.
+
+
+def _same_numbers(gold: Number, found: Number, policy: Policy) -> bool:
+  if gold.value == found.value:
+    return True
+  if not policy.rounding:
+    return gold.places + found.places > -2 and round(gold.value, 6) == round(found.value, 6)
+  return _stands_for(gold, found.value) or _stands_for(found, gold.value)
+
+
+def _stands_for(decimal: Number, value: Fraction) -> bool:
+  """Whether a decimal of six or more places and digits is a value, rounded or cut at its last place."""
+  if decimal.places < 6 or abs(decimal.value) * 10**decimal.places < 10**5:
     return False
+  return abs(decimal.value - value) < Fraction(1, 10**decimal.places)
+
+
+def _same_values(gold: Form, found: Form, policy: Policy) -> bool | None:
+  """Numbers, formulas and single letters by value at random points."""
+  one, other = _expression(gold), _expression(found)
+  if one is None or other is None:
+    return _same_word_and_formula(gold, found)
+  same = numeric.same(one, other)
+  if same and isinstance(gold, Number) and policy.unevaluated:
+    return False
+  if same is False:
+    for decimal, exact in ((gold, other), (found, one)):
+      if isinstance(decimal, Number) and _rounds(decimal, exact, policy):
+        return True
+  return same
+
+
+def _same_word_and_formula(gold: Form, found: Form) -> bool | None:
+  """No, but for letters that may be a product of the variables of the formula."""
+  word, formula = (gold, found) if isinstance(gold, Word) else (found, gold)
+  if isinstance(word, Word) and isinstance(formula, Formula) and set(word.text) == formula.expression.names:
+    return None
+  return False
+
+
+def _rounds(decimal: Number, exact: numeric.Expression, policy: Policy) -> bool:
+  if not policy.rounding:
+    return decimal.places >= 0 and numeric.close(decimal.value, exact, Fraction(1, 10**6)) is True
+  if decimal.places < 6 or abs(decimal.value) * 10**decimal.places < 10**5:
+    return False
+  return numeric.close(decimal.value, exact, Fraction(1, 10**decimal.places)) is True
+
+
+def _expression(form: Form) -> numeric.Expression | None:
+  if isinstance(form, Formula):
+    return form.expression
+  if isinstance(form, Number):
+    return numeric.constant(form.value)
+  if isinstance(form, Word) and len(form.text) == 1:
+    return numeric.parse(form.text)
+  return None
+
+
+def _same_words(gold: str, found: str) -> bool | None:
+  if gold == found:
+    return True
+  if len(gold) == len(found) == 1:
+    return False
+  return False if sorted(gold.lower().replace(" ", "")) != sorted(found.lower().replace(" ", "")) else None
+
+
+def _same_phrases(gold: Form, found: Form) -> bool | None:
+  if isinstance(gold, Phrase) and isinstance(found, Phrase):
+    one, other = (re.sub(r"[\s.]|\\word", "", phrase.text).lower() for phrase in (gold, found))
+    return True if one == other else None
+  phrase, other = (gold, found) if isinstance(gold, Phrase) else (found, gold)
+  if not isinstance(other, Number):
+    return None
+  if _FORMULA_OF_WORDS.search(phrase.text) and phrase is found:
+    return False
+  # 25 zebras are not 24 of anything, whatever zebras are.
+  text = phrase.text.replace(r"\word", " ")
+  if _MORE_THAN_A_UNIT.search(text):
+    return None
+  numbers = [forms.form(number.rstrip(",")) for number in _WITHIN.findall(text)]
+  return None if other.value in [number.value for number in numbers if isinstance(number, Number)] else False
+
+
+def _same_measured(gold: Form, found: Form, policy: Policy, leaf: Leaf | None) -> bool | None:
+  gold_unit = gold.unit if isinstance(gold, Measured) else ""
+  found_unit = found.unit if isinstance(found, Measured) else ""
+  if policy.units and gold_unit and found_unit and gold_unit != found_unit:
+    return False
+  one = forms.form(gold.body) if isinstance(gold, Measured) else gold
+  other = forms.form(found.body) if isinstance(found, Measured) else found
+  verdict = _of_forms(one, other, policy, leaf)
+  if verdict is not True and not policy.percent and (gold_unit == "percent") != (found_unit == "percent"):
+    if isinstance(one, Number) and isinstance(other, Number):
+      shares = (one.value, other.value / 100) if found_unit == "percent" else (one.value / 100, other.value)
+      return shares[0] == shares[1]
+  return verdict
+
+
+# Groups.
+
+_IN_ANY_ORDER = ("{}", "", "union")
+_INTERVALS = {"()", "[]", "(]", "[)"}
+
+
+def _same_groups(gold: Group, found: Group, policy: Policy, leaf: Leaf | None) -> bool | None:
+  kinds = {gold.brackets, found.brackets}
+  if len(kinds) == 1:
+    if gold.brackets in _IN_ANY_ORDER and not _by_position(gold, found):
+      return _in_any_order(gold, found, policy, leaf)
+    return _in_order(gold.items, found.items, policy, leaf)
+  if kinds == {"", "{}"}:
+    return _in_any_order(gold, found, policy, leaf)
+  if kinds == {"", "()"}:
+    return _in_order(gold.items, found.items, policy, leaf)
+  if "{}" in kinds and "()" in kinds:
+    return False if policy.tuples else _in_any_order(gold, found, policy, leaf)
+  if kinds <= _INTERVALS:
+    return False if policy.intervals else _in_order(gold.items, found.items, policy, leaf)
+  # [0,1] and [1,2] together are [0,2].
+  return None if "union" in kinds and kinds <= {"union", *_INTERVALS} else False
+
+
+def _by_position(gold: Group, found: Group) -> bool:
+  """Whether one list names its items by two or more names and the other does not: x=3, y=4 and 3, 4."""
+  of_names = []
+  for group in (gold, found):
+    read = [forms.form(item) for item in group.items]
+    of_names.append({form.name for form in read if isinstance(form, Assigned)})
+  return max(len(names) for names in of_names) > 1 and len(of_names[0]) != len(of_names[1])
+
+
+def _in_order(gold: Sequence[str], found: Sequence[str], policy: Policy, leaf: Leaf | None) -> bool | None:
+  if len(gold) != len(found):
+    return False
+  verdicts = []
+  for one, other in zip(gold, found):
+    verdicts.append(_same(one, other, policy, leaf))
+    if verdicts[-1] is False:
+      return False
   return None if None in verdicts else True
+
+
+def _in_any_order(gold: Group, found: Group, policy: Policy, leaf: Leaf | None) -> bool | None:
+  """Matched greedily, equality being transitive; where a pair is not decided, only what every matching shares is certain."""
+  ones, others = list(gold.items), list(found.items)
+  if "{}" in (gold.brackets, found.brackets):
+    ones, others = _distinct(ones, policy), _distinct(others, policy)
+  if max(len(ones), len(others)) > _MOST_ITEMS:
+    return None
+  if len(ones) != len(others):
+    return False
+  unknown = False
+  for one in ones:
+    verdicts = [_same(one, other, policy, leaf) for other in others]
+    if True in verdicts:
+      others.pop(verdicts.index(True))
+    elif None in verdicts:
+      unknown = True
+    else:
+      return False
+  return None if unknown else True
+
+
+def _distinct(items: list[str], policy: Policy) -> list[str]:
+  kept: list[str] = []
+  for item in items:
+    if not any(_same(item, other, policy, None) for other in kept):
+      kept.append(item)
+  return kept
+
+
+def _same_group_and_single(gold: Form, found: Form, policy: Policy, leaf: Leaf | None) -> bool | None:
+  """A set of one may be its element; any other group is no single thing."""
+  group, single = (gold, found) if isinstance(gold, Group) else (found, gold)
+  assert isinstance(group, Group)
+  if group.brackets == "{}" and len(group.items) == 1:
+    return _same_text(group.items[0], single, policy, leaf, gold_first=group is gold)
+  if group.brackets == "" and any(re.fullmatch(r"0\d\d", item) for item in group.items[1:]):
+    return None  # 1, 000
+  if group.brackets in ("union", ":") or group.brackets.startswith("matrix"):
+    return None if isinstance(single, Formula | Phrase) else False
+  return None if isinstance(single, Phrase) else False
+
+
+# Equations and inequalities.
+
+_FLIPPED = {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq"}
+
+
+def _same_relations(gold: Form | None, found: Form | None, policy: Policy, leaf: Leaf | None) -> bool | None:
+  if isinstance(gold, Assigned) and isinstance(found, Assigned):
+    if gold.name == found.name or not policy.names:
+      return _same(gold.body, found.body, policy, leaf)
+    return _same_equations(_opened(gold), _opened(found))
+  one, other = _opened(gold), _opened(found)
+  if isinstance(one, Relation) and isinstance(other, Relation):
+    if isinstance(gold, Assigned) and policy.equation and not _has_variables(gold.body):
+      return False  # 2x = 10 for x = 5 is still to be solved
+    return _same_equations(one, other) if set(one.signs) == set(other.signs) == {"="} else _same_inequalities(one, other, policy, leaf)
+  relation, single = (one, other) if isinstance(one, Relation) else (other, one)
+  assert isinstance(relation, Relation)
+  if isinstance(single, Group | Measured) or single is None:
+    return _interval_and(relation, single, policy, leaf, gold_first=relation is one)
+  if policy.equation or relation is one or set(relation.signs) != {"="}:
+    return False
+  return _same_text(relation.sides[-1], single, policy, leaf, gold_first=False)
+
+
+def _opened(form: Form | None) -> Form | None:
+  return Relation((form.name, form.body), ("=",)) if isinstance(form, Assigned) else form
+
+
+def _has_variables(text: str) -> bool:
+  expression = numeric.parse(text)
+  return expression is None or bool(expression.names - {"pi", "e", "i"})
+
+
+def _same_equations(gold: Relation, found: Relation) -> bool | None:
+  """Equal are equations whose residuals, left minus right, are the same up to a constant factor."""
+  one, other = _residual(gold), _residual(found)
+  if one is None or other is None:
+    return None
+  if not one.names - {"pi"} or not other.names - {"pi"} or one.names - {"pi"} != other.names - {"pi"}:
+    return False  # an equation without variables says nothing
+  ratio = numeric.proportional(one, other)
+  return True if ratio else None
+
+
+def _residual(relation: Relation) -> numeric.Expression | None:
+  if len(relation.sides) != 2:
+    return None
+  left, right = (numeric.parse(side) for side in relation.sides)
+  return None if left is None or right is None else numeric.difference(left, right)
+
+
+def _same_inequalities(gold: Relation, found: Relation, policy: Policy, leaf: Leaf | None) -> bool | None:
+  if len(gold.signs) != len(found.signs):
+    return None
+  for candidate in (found, _reversed(found)):
+    if candidate.signs == gold.signs and _in_order(gold.sides, candidate.sides, policy, leaf):
+      return True
+  if len(gold.signs) > 1:
+    return None
+  one, other = _residual(gold), _residual(found)
+  if one is None or other is None:
+    return None
+  ratio = numeric.proportional(one, other)
+  if ratio is None:
+    return None
+  signs = gold.signs[0], found.signs[0]
+  if ratio == 0.0:
+    return False
+  return signs[0] == signs[1] if ratio > 0 or signs[0] == r"\neq" else signs[0] == _FLIPPED.get(signs[1])
+
+
+def _reversed(relation: Relation) -> Relation:
+  return Relation(relation.sides[::-1], tuple(_FLIPPED.get(sign, sign) for sign in relation.signs[::-1]))
+
+
+def _interval_and(relation: Relation, other: Form | None, policy: Policy, leaf: Leaf | None, gold_first: bool) -> bool | None:
+  """An inequality of one symbol is an interval: 1 < x <= 2 is (1,2]."""
+  interval = _interval(relation)
+  if interval is None or not isinstance(other, Group):
+    return False if isinstance(other, Group | Measured) and set(relation.signs) == {"="} else None
+  if not policy.intervals and not gold_first:
+    return False  # as math-verify has it
+  return _same_text(interval, other, policy, leaf, gold_first)
+
+
+_SYMBOL = re.compile(r"\\?[A-Za-z]+")
+
+
+def _interval(relation: Relation) -> str | None:
+  if relation.signs[0] in (">", r"\geq"):
+    relation = _reversed(relation)
+  if not set(relation.signs) <= {"<", r"\leq"}:
+    return None
+  sides, signs = relation.sides, relation.signs
+  if len(sides) == 3 and _SYMBOL.fullmatch(sides[1]):
+    opening, closing = signs
+    low, high = sides[0], sides[2]
+  elif len(sides) == 2 and _SYMBOL.fullmatch(sides[0]):
+    opening, closing = "<", signs[0]
+    low, high = r"-\infty", sides[1]
+  elif len(sides) == 2 and _SYMBOL.fullmatch(sides[1]):
+    opening, closing = signs[0], "<"
+    low, high = sides[0], r"\infty"
+  else:
+    return None
+  return ("(" if opening == "<" else "[") + f"{low},{high}" + (")" if closing == "<" else "]")

@@ -74,7 +74,10 @@ class _Worker:
     if line is None:
       # Killed by the kernel for its memory, or by itself: its own case alone is lost.
       return Verdict("undecided", "memory" if self._process.wait() == -9 else "error"), False
-    return Verdict(**json.loads(line)), self.cases < self.limits.cases
+    try:
+      return Verdict(**json.loads(line)), self.cases < self.limits.cases
+    except (ValueError, TypeError) as e:
+      return Verdict("undecided", f"error: {type(e).__name__}"), False
 
   def _line(self, seconds: float) -> bytes | None:
     """The next answer, or None where the process has ended. Raises TimeoutError after `seconds`."""
@@ -143,8 +146,11 @@ class Pool:
       return self._count(Verdict("undecided", "no-answer"))
     if len(prediction) > LONGEST or len(gold) > LONGEST:
       return self._count(Verdict("undecided", "too-long"))
-    if self.policy.fast:
-      same = fast.compare(gold, prediction)
+    if self.policy.structure:
+      try:
+        same = fast.compare(gold, prediction, self.policy)
+      except Exception as e:  # an answer must never stop the others
+        return self._count(Verdict("undecided", f"error: {type(e).__name__}"))
       if same is not None:
         return self._count(Verdict("equal" if same else "different"), "fast")
     known = self._known.get((gold, prediction))

@@ -1,112 +1,221 @@
-"""Equality of mathematics through math-verify 0.9.0, every yes of which is guarded. Runs in worker processes only.
+"""What the forms leave open, judged by math-verify 0.9.0's grammar and sympy; every yes is guarded. Runs in worker processes only.
 
 Text is parsed by latex2sympy2_extended's grammar (ANTLR): it is never evaluated as Python, and math-verify's plain-expression reader, which
 would hand it to sympy's `parse_expr`, is not used.
 """
 
 import functools
+import hashlib
 import logging
 import re
 import warnings
 
 from synthjax.records import Verdict
-from synthjax.verify import fast
+from synthjax.verify import fast, forms, spelling
 from synthjax.verify.policy import Policy
 
-_TOLERANCE = {False: "1e-30", True: "1e-6"}  # relative, at 50 digits; with a decimal among the answers as wide as its digits
-_SUBSCRIPT = re.compile(r"\d\s*_\s*\{?\s*\d")
-_ELLIPSIS = re.compile(r"\\[lcd]?dots|\.\.\.|\N{HORIZONTAL ELLIPSIS}")
-_ONE_SYMBOL = re.compile(r"\\?[A-Za-z]+(?:_(?:\w|\{\w+\}))?(?:\([A-Za-z]\))?")
-_EQUALS = re.compile(r"(?<![\\<>!:])=")
+_DIGITS = 50
+_TOLERANCE = "1e-40"  # relative, at 50 digits
+_POINTS = 4  # random values of the variables
+_RUN = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{4,}|[A-Z]{2,3}(?![A-Za-z]))")
+_KNOWN_RUNS = frozenset("sqrt sin cos tan log pmatrix bmatrix vmatrix matrix array cases arcsin arccos arctan sinh cosh tanh".split())
+
+
+class Open(Exception):
+  """What cannot be decided; the message is the reason."""
 
 
 def compare(gold: str, prediction: str, policy: Policy) -> Verdict:
   """`equal`, `different`, or `undecided` with the reason. Never raises; may take any time and memory."""
   try:
-    wanted = parse(gold)
-    if wanted is None:
-      return Verdict("undecided", "unparsed-gold")
-    found = parse(prediction)
-    if found is None:
-      return Verdict("undecided", "unparsed-prediction")
-    import math_verify
-
-    same = math_verify.verify(wanted, found, timeout_seconds=None, raise_on_error=True)
-    return Verdict("equal" if same and not objection(gold, prediction, wanted, found, policy) else "different")
+    if not policy.structure:
+      return _alone(gold, prediction)
+    leaf = _Leaf(policy)
+    same = fast.compare(gold, prediction, policy, leaf)
+    if same is None:
+      return Verdict("undecided", leaf.reason or "unread")
+    return Verdict("equal" if same else "different")
   except MemoryError:
     return Verdict("undecided", "memory")
-  except Exception:
-    return Verdict("undecided", "error")
+  except Exception as e:
+    return Verdict("undecided", f"error: {type(e).__name__}")
+
+
+class _Leaf:
+  """Judges two parts by sympy; remembers why one was left open."""
+
+  def __init__(self, policy: Policy):
+    self._policy, self.reason = policy, ""
+
+  def __call__(self, gold: str, prediction: str) -> bool | None:
+    try:
+      return _same(gold, prediction, self._policy)
+    except Open as e:
+      self.reason = self.reason or str(e)
+      return None
+    except MemoryError:
+      raise
+    except Exception as e:
+      self.reason = self.reason or f"error: {type(e).__name__}"
+      return None
+
+
+def _same(gold: str, prediction: str, policy: Policy) -> bool:
+  import math_verify
+  import sympy
+
+  _extraction()
+  wanted, found = _read(gold, "gold"), _read(prediction, "prediction")
+
+  kinds = [isinstance(x, sympy.core.relational.Relational) for x in (wanted, found)]
+  if kinds[0] != kinds[1] and not isinstance(found, sympy.Set):
+    return False
+  if not math_verify.verify(wanted, found, timeout_seconds=None, raise_on_error=True):
+    return False
+  if policy.unevaluated and isinstance(forms.form(gold), forms.Number) and not isinstance(found, sympy.Number):
+    return False
+  if not policy.digits:
+    return True
+  if all(kinds):
+    return _same_solutions(wanted, found)
+  if isinstance(wanted, sympy.MatrixBase) and isinstance(found, sympy.MatrixBase):
+    return wanted.shape == found.shape and all(_agree(a, b) for a, b in zip(wanted, found))
+  if isinstance(wanted, sympy.Expr) and isinstance(found, sympy.Expr):
+    return _agree(wanted, found)
+  return wanted == found or _sets_agree(wanted, found)
+
+
+def _read(text: str, which: str):
+  """A sympy object. Raises Open where the text is not one expression that both its writer and the grammar read alike."""
+  if not spelling.is_balanced(text):
+    raise Open(f"unbalanced-{which}")
+  if r"\word" in text or isinstance(forms.form(text), forms.Phrase) or _words(text):
+    raise Open(f"words-in-{which}")
+  if r"\degree" in text or r"\boxed" in text:
+    raise Open(f"unparsed-{which}")
+  found = parse(text)
+  if found is None:
+    raise Open(f"unparsed-{which}")
+  return found
+
+
+def _words(text: str) -> bool:
+  return any(run.lower() not in _KNOWN_RUNS for run in _RUN.findall(text))
 
 
 def parse(text: str):
-  """A sympy object, or None where the grammar does not take the text."""
-  import math_verify
+  """A sympy object, or None where the grammar does not take the text: no unit is removed, and capitals stay."""
+  from latex2sympy2_extended import latex2sympy, normalize_latex
+  from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+  from latex2sympy2_extended.math_normalization import NormalizationConfig
+  from math_verify.grader import should_treat_as_complex
 
-  found = math_verify.parse(r"\boxed{" + _mended(text) + "}", _extraction(), fallback_mode="no_fallback",
-                            extraction_mode="first_match", parsing_timeout=None)
-  return found[0] if found and not isinstance(found[0], str) else None
-
-
-def objection(gold: str, prediction: str, wanted, found, policy: Policy) -> str:
-  """The name of the policy's switch that takes back a yes, or ""."""
-  for name, guard in _GUARDS.items():
-    if getattr(policy, name) and guard(gold, prediction, wanted, found):
-      return name
-  return ""
-
-
-def _equation(gold, prediction, wanted, found) -> bool:
-  left, equals, _ = fast.clean(prediction).partition("=")
-  one_symbol = _ONE_SYMBOL.fullmatch(left.strip())
-  return bool(equals) and bool(_EQUALS.search(prediction)) and not one_symbol and not _EQUALS.search(gold)
+  rules = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False)
+  try:
+    normal = normalize_latex(_mended(text), rules)
+    return latex2sympy(normal, is_real=not should_treat_as_complex(normal), convert_degrees=False, normalization_config=None,
+                       conversion_config=ConversionConfig(lowercase_symbols=False))
+  except MemoryError:
+    raise
+  except Exception:
+    return None
 
 
-def _ellipsis(gold, prediction, wanted, found) -> bool:
-  return bool(_ELLIPSIS.search(prediction) or _ELLIPSIS.search(gold)) and _compact(gold) != _compact(prediction)
-
-
-def _subscript(gold, prediction, wanted, found) -> bool:
-  return bool(_SUBSCRIPT.search(gold) or _SUBSCRIPT.search(prediction)) and _compact(gold) != _compact(prediction)
-
-
-def _digits(gold, prediction, wanted, found) -> bool:
+def _values(expressions) -> list[dict]:
+  """Random values of the free symbols, of both signs, the same for a name in every expression."""
   import sympy
 
-  numbers = [x for x in (wanted, found) if isinstance(x, sympy.Expr) and not x.free_symbols]
-  if len(numbers) < 2 or "%" in gold + prediction:
+  symbols = sorted(set().union(*(x.free_symbols for x in expressions)), key=str)
+  points = []
+  for index in range(_POINTS if symbols else 1):
+    point = {}
+    for symbol in symbols:
+      seed = int.from_bytes(hashlib.blake2b(f"{symbol} {index}".encode(), digest_size=6).digest(), "big")
+      value = sympy.Rational(seed % 99_991 + 50_000, 50_021)
+      point[symbol] = -value if index == _POINTS - 1 and seed & 1 else value
+    points.append(point)
+  return points
+
+
+def _agree(one, other) -> bool:
+  """Whether two expressions agree at 50 digits at random values, or their difference is symbolically zero where they have no value."""
+  import sympy
+
+  one, other = one.doit(), other.doit()
+  compared = 0
+  for point in _values((one, other)):
+    a, b = (sympy.N(x.subs(point), _DIGITS) for x in (one, other))
+    if not (a.is_number and b.is_number) or a.is_finite is False or b.is_finite is False or a.free_symbols or b.free_symbols:
+      continue
+    if a.has(sympy.Function) or b.has(sympy.Function):
+      continue
+    if abs(a - b) > sympy.Float(_TOLERANCE, _DIGITS) * max(abs(a), abs(b)):
+      return False
+    compared += 1
+  if compared:
+    return True
+  return bool(one == other or sympy.simplify(one - other) == 0)
+
+
+def _sets_agree(one, other) -> bool:
+  import sympy
+
+  if isinstance(one, sympy.Interval) and isinstance(other, sympy.Interval):
+    ends = one.left_open == other.left_open and one.right_open == other.right_open
+    return ends and _agree(one.start, other.start) and _agree(one.end, other.end)
+  if isinstance(one, sympy.Set) and isinstance(other, sympy.Set):
+    return one.symmetric_difference(other) == sympy.S.EmptySet
+  return False
+
+
+def _same_solutions(one, other) -> bool:
+  """Whether two relations of the same kind have the same solutions in one of their symbols, and have any, at random values of the others."""
+  import sympy
+
+  symbols = one.free_symbols
+  if type(one) is not type(other) or not symbols or symbols != other.free_symbols:
     return False
-  one, other = (sympy.N(x.doit(), 50) for x in numbers)
-  if not (one.is_number and other.is_number and one.is_finite and other.is_finite):
-    return False
-  tolerance = sympy.Float(_TOLERANCE[wanted.has(sympy.Float) or found.has(sympy.Float)], 50)
-  return bool(abs(one - other) > tolerance * max(abs(one), abs(other)))
+  if not isinstance(one, sympy.Eq):
+    return bool(_agree(one.lhs - one.rhs, other.lhs - other.rhs))
+  for symbol in sorted(symbols, key=str):
+    found = [sympy.solve(equation, symbol) for equation in (one, other)]
+    if found[0] and len(found[0]) == len(found[1]) and _same_roots(*found):
+      return True
+  return False
 
 
-def _tuples(gold, prediction, wanted, found) -> bool:
-  brackets = {_opening(gold), _opening(prediction)}
-  return brackets == {"(", r"\{"}
-
-
-def _opening(text: str) -> str:
-  cleaned = fast.clean(text).replace(r"\word", "").strip()
-  return next((bracket for bracket in (r"\{", "(") if cleaned.startswith(bracket)), "")
-
-
-_GUARDS = {"equation": _equation, "ellipsis": _ellipsis, "subscript": _subscript, "digits": _digits, "tuples": _tuples}
-
-
-def _compact(text: str) -> str:
-  return re.sub(r"\s|\\word|[{}]", "", fast.clean(text))
+def _same_roots(ones: list, others: list) -> bool:
+  left = list(others)
+  for one in ones:
+    match = next((other for other in left if _agree(one, other)), None)
+    if match is None:
+      return False
+    left.remove(match)
+  return True
 
 
 def _mended(text: str) -> str:
-  """The spellings that the grammar misreads: a final full stop, ASCII pi, thousands apart, e-notation, a fraction of bare symbols."""
-  text = re.sub(r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi ", text.strip())
-  text = re.sub(r"(?<=\d),?(?:\\[,!]|\{,\})(?=\d{3}(?!\d))", "", text)
-  text = re.sub(r"\\([dt]?)frac\s*(\\?[A-Za-z]+|\d)\s*(\d|\\[A-Za-z]+)", r"\\\1frac{\2}{\3}", text)
+  """The spellings that the grammar misreads: e-notation, a fraction of bare symbols, thousands apart."""
+  text = re.sub(r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text.strip())
+  text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+  text = re.sub(r"\\frac\s*(\\?[A-Za-z]+|\d)\s*(\d|\\[A-Za-z]+)", r"\\frac{\1}{\2}", text)
   text = re.sub(r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})(?!\w)", r"\1 \\cdot 10^{\2}", text)
-  return re.sub(r"(?<!\.)[.,;]$", "", text.rstrip())
+  return text.replace("*", r" \cdot ")
+
+
+def _alone(gold: str, prediction: str) -> Verdict:
+  """math-verify's word on the two answers as they stand."""
+  import math_verify
+
+  read = []
+  for which, text in (("gold", gold), ("prediction", prediction)):
+    found = math_verify.parse(r"\boxed{" + text + "}", _extraction(), fallback_mode="no_fallback", extraction_mode="first_match",
+                              parsing_timeout=None)
+    if not found:
+      return Verdict("undecided", f"unparsed-{which}")
+    read.append(found[0])
+  same = math_verify.verify(*read, timeout_seconds=None, raise_on_error=True)
+  return Verdict("equal" if same else "different")
 
 
 @functools.cache
