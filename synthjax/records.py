@@ -89,7 +89,7 @@ class Verdict(Record):
   """Three-valued: `equal`, `different`, or `undecided` with a reason. Reward 1 iff equal."""
 
   value: str  # one of VERDICTS
-  reason: str = ""  # of an undecided one: timeout, memory, unparsed-gold, unparsed-prediction, no-answer, too-long, error
+  reason: str = ""  # of an undecided one, see docs/verify.md: timeout, memory, no-answer, too-long, error: NAME, words-in-prediction, ...
 
   def __post_init__(self):
     if self.value not in VERDICTS:

@@ -254,8 +254,12 @@ class Evaluate(Checked):
   pass_at: tuple[PositiveInt, ...] = ()  # k of pass@k and maj@k, each at most `samples`
   policy: Literal["strict", "lm_eval"] = "strict"  # what counts as equal, see verify/policy.py
   before: bool = True  # also measure the policy before training
-  # where the final answer stands; task: as the task has it
-  answer: Literal["task", "hash", "answer_is", "final_line", "boxed"] = "task"
+  # where the final answer stands, see verify/extract.py; task: as the task has it; gsm8k_order and
+  # math_order: the first of the task's usual places that holds one
+  answer: Literal[
+    "task", "hash", "answer_is", "final_line", "boxed",
+    "minerva", "last_math", "gsm8k_order", "math_order"
+  ] = "task"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,6 +47,9 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
   Protocol("gsm8k_flexible", "gsm8k", "last_number", *_WEI),
   Protocol("gsm8k_strict_0", "gsm8k", "hash"),
   Protocol("gsm8k_flexible_0", "gsm8k", "last_number"),
+  # The first of the task's usual modes that finds an answer, for models that were not told a form.
+  Protocol("gsm8k_any_0", "gsm8k", "gsm8k_order"),
+  Protocol("math_any", "math", "math_order"),
   Protocol("math_boxed", "math", "boxed"),
   # Four worked examples of Lewkowycz et al. 2022 (arXiv 2206.14858).
   Protocol("math_minerva4", "math", "minerva", "math_minerva4", "Problem:\n{question}\n\nSolution:\n",

@@ -93,19 +93,15 @@ def _numbers(problems: list[list[_Judged]], pass_at) -> dict:
 def _flexible(problems) -> float:
   """Accuracy of the last number of each response, whatever the protocol asks for: apart from it, the form was wrong and not the answer."""
   pairs = [(row.problem.gold, extract.extract(row.response.text, "last_number")) for problem in problems for row in problem]
-  right = iter([bool(prediction and fast.compare(gold, prediction)) for gold, prediction in pairs])
+  verdicts = [pool.settle(gold, prediction) for gold, prediction in pairs]
+  right = iter([verdict is not None and verdict.reward for verdict in verdicts])
   return metrics.mean([sum(next(right) for _ in problem) / len(problem) for problem in problems])[0]
 
 
 def _majority(rows: list[_Judged]) -> tuple[float, bool]:
   """(1 where the majority's answer is right, whether there was a tie); answers with one canonical form are one."""
-  index, tie = metrics.majority([None if row.answer is None else _canonical(row.answer) for row in rows])
+  index, tie = metrics.majority([None if row.answer is None else fast.key(row.answer) for row in rows])
   return (0.0 if index is None else float(rows[index].verdict.reward)), tie
-
-
-def _canonical(answer: str):
-  cleaned = fast.clean(answer)
-  return fast.form(cleaned) or "".join(cleaned.split())
 
 
 def _groups(problems) -> dict:

@@ -1,58 +1,155 @@
-"""Extraction of the final answer from a response. The mode belongs to the task and is never guessed."""
+r"""Extraction of the final answer from a response. The mode belongs to the task and is never guessed.
+
+Modes:
+  hash: the line after the last `####`.
+  answer_is: the sentence after the last `The answer is`.
+  final_line: the line after the last `Answer:`.
+  a_line: the last line that begins with `A:` (the form of OpenAI's GSM8K samples).
+  boxed: in the last `\boxed{}` or `\fbox{}` with balanced braces, together with the boxes right before it that only commas, "and" or
+    "or" part from it; an unterminated last box is no answer.
+  minerva: after the last `The final answer is`, up to `. I hope it is correct` or the end of the line.
+  last_math: the last formula between `$`, `$$`, `\(` and `\)`, or `\[` and `\]`.
+  last_number: the last number anywhere; digits inside a word are none. Only ever a second, flexible metric.
+  gsm8k_order, math_order: the first of the task's usual modes that finds an answer, see `ORDERS`.
+
+A line's answer is taken out of the prose around it: Markdown's `**`, a formula or box that opens the line and the words after it, and
+clauses such as `, because ...` are left out.
+"""
 
 import re
 
 from synthjax.errors import ConfigError
 
 _MARKERS = {"hash": "####", "answer_is": "The answer is", "final_line": "Answer:", "a_line": "\nA:"}
-MODES = (*_MARKERS, "boxed", "minerva", "last_number")
-_NUMBER = re.compile(r"-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\$?\.\d+")
+# Tried in this order; a mode that finds nothing passes on.
+ORDERS = {
+  "gsm8k_order": ("hash", "boxed", "answer_is", "final_line", "last_number"),
+  "math_order": ("boxed", "minerva", "answer_is", "final_line", "last_math"),
+}
+MODES = (*_MARKERS, "boxed", "minerva", "last_math", "last_number", *ORDERS)
+# A number stands alone: not inside a word (AZYUK2A) nor after a digit; letters right after it are a unit such as km or a multiplier.
+_NUMBER = re.compile(
+  r"(?<![A-Za-z0-9_.\\])(?:(?<![)\]}])-)?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?![0-9_])(?!(?!(?:km|cm|mm|kg|mg|ml|ft|lbs?|oz|hrs?|"
+  r"mins?|secs?|mph|am|pm|g|m|s|h|L)\b)[A-Za-z])|(?<![A-Za-z0-9_.\\])-?\$?\.\d+(?![0-9_A-Za-z])")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(\{|(?=[0-9A-Za-z]))")
+# What stands between boxes that are one answer: a comma, "and" or "or", and the name that the next one is assigned to.
+_SPACE = r"(?:\s|\$|\\[,;:!()\[\] ]|~|\\q?quad|\*\*|&)*"
+_AND = r"(?:\\text\s*\{\s*,?\s*(?:and|or)\s*,?\s*\}|and|or)"
+_BETWEEN = re.compile(rf"{_SPACE}(?:[,;]{_SPACE}{_AND}?|{_AND}){_SPACE}(?:[A-Za-z]\s*=)?{_SPACE}")
+_WIDEST_GAP = 60  # characters between boxes that are one answer
+# Longer lines hold no answer that would be read; searches in them must not take long.
+_LONGEST_LINE = 2_000
+_SPAN = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+# Clauses that follow an answer in its sentence.
+_CLAUSE = re.compile(
+  r"(?:,\s*|\s+|\s*\()(?:because|since|so|which|as|where|when|therefore|hence|thus|i\.e\.|that is|obtained|found by|for a total)\b.*",
+  re.IGNORECASE | re.DOTALL)
+
+# And phrases that follow a number and its unit.
+_PHRASE = re.compile(
+  r"\s+(?:every|during|altogether|overall|in (?:total|all|the|her|his|their)|(?:at|for|on|from|after|by|to) (?:the|her|his|their|this|that))"
+  r"\b.*", re.DOTALL)
 
 
 def extract(text: str, mode: str) -> str | None:
-  """The final answer, or None where the response has none.
-
-  Modes:
-    hash: the line after the last `####`.
-    answer_is: the line after the last `The answer is`, up to its full stop.
-    final_line: the line after the last `Answer:`.
-    a_line: the last line that begins with `A:` (the form of OpenAI's GSM8K samples).
-    boxed: in the last `\\boxed{}` or `\\fbox{}` with balanced braces; an unterminated last box is no answer.
-    minerva: after the last `The final answer is`, up to `. I hope it is correct` or the end of the line.
-    last_number: the last number anywhere; only ever a second, flexible metric.
+  """The final answer, or None where the response has none. The modes are listed above.
 
   Raises:
     ValueError: unknown mode.
   """
+  if mode in ORDERS:
+    found = (extract(text, each) for each in ORDERS[mode])
+    return next((answer for answer in found if answer is not None), None)
   if mode == "boxed":
     return _boxed(text)
   if mode == "last_number":
-    found = _NUMBER.findall(text)
-    return found[-1] if found else None
+    numbers = _NUMBER.findall(text)
+    return numbers[-1] if numbers else None
+  if mode == "last_math":
+    return _last_math(text)
   if mode == "minerva":
     _, marker, rest = text.rpartition("The final answer is")
-    answer = re.split(r"\.\s*I hope|\n", rest.strip(), maxsplit=1)[0].strip().rstrip(".")
-    return answer or None if marker else None
+    line = re.split(r"\.\s*I hope|\n", rest.strip(), maxsplit=1)[0]
+    return _of_line(line) if marker else None
   if mode not in _MARKERS:
     raise ConfigError(f"extraction mode {mode!r}: expected one of {', '.join(MODES)}")
+  return _after_marker(text, mode)
+
+
+def _after_marker(text: str, mode: str) -> str | None:
   _, marker, rest = ("\n" + text if mode == "a_line" else text).rpartition(_MARKERS[mode])
-  answer = rest.strip().splitlines()[0].strip() if marker and rest.strip() else ""
+  if not marker or not _unmarked(rest):
+    return None
+  line = _unmarked(rest).splitlines()[0]
   if mode == "answer_is":
-    answer = re.split(r"\.(?:\s|$)", answer.lstrip(": "), maxsplit=1)[0].strip()
-  return answer or None
+    line = re.split(r"\.(?:\s|$)", line.lstrip(": "), maxsplit=1)[0]
+  return _of_line(line)
+
+
+def _unmarked(text: str) -> str:
+  """Without Markdown's marks of emphasis and code."""
+  return re.sub(r"\*\*|(?<![\w\\])__|__(?!\w)|`", "", text).strip()
+
+
+def _of_line(line: str) -> str | None:
+  """The answer in a line: without emphasis, the prose after it, and a final full stop."""
+  line = _unmarked(line[:_LONGEST_LINE]).lstrip(": ").strip()
+  if _BOX.search(line):
+    return _boxed(line)
+  span = _SPAN.match(line)
+  if span and re.fullmatch(r"(?:\s|[,.(])*[A-Za-z].*", line[span.end():], re.DOTALL) and not _continues(line[span.end():]):
+    return line[:span.end()].strip()
+  line = _CLAUSE.sub("", line).strip()
+  if re.match(r"[-+$\\\u00a3\u20ac]*\d", line):
+    line = _PHRASE.sub("", line)
+  return re.sub(r"(?<!\.)\.$", "", line).strip() or None
+
+
+def _continues(rest: str) -> bool:
+  """Whether a list goes on after a formula: `$2$ and $3$`, or a unit follows."""
+  return _SPAN.search(rest) is not None or len(rest.split()) <= 2
 
 
 def _boxed(text: str) -> str | None:
+  """The last box, and the boxes beside it; walked backwards, so that long responses take time in proportion."""
   starts = list(_BOX.finditer(text))
-  if not starts:
-    return None
-  start = starts[-1].end()
-  if not starts[-1][1]:  # \boxed 5: one character, as TeX reads it
-    return text[start]
+  contents: list[str] = []
+  following = len(text)
+  for mark in reversed(starts):
+    end = _end_of_box(text, mark, following)
+    if end is None:
+      break  # not terminated, or around the following box
+    gap = text[end + 1:following]
+    if contents and (len(gap) > _WIDEST_GAP or not _BETWEEN.fullmatch(gap)):
+      break
+    content = text[mark.end():end].strip() if mark[1] else text[end]
+    if not content:
+      break
+    contents.insert(0, content)
+    following = mark.start()
+  return ", ".join(dict.fromkeys(contents)) or None
+
+
+def _end_of_box(text: str, mark: re.Match, limit: int) -> int | None:
+  """Index of a box's closing brace, or of its one character (`\\boxed 5`, as TeX reads it)."""
+  return _end_of_group(text, mark.end(), limit) if mark[1] else mark.end()
+
+
+def _end_of_group(text: str, start: int, limit: int) -> int | None:
+  """Where the brace that opened before `start` closes."""
   depth = 1
-  for mark in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
+  for mark in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start, limit):
     depth += {"{": 1, "}": -1}.get(mark[0], 0)
     if depth == 0:
-      return text[start:mark.start()].strip() or None
+      return mark.start()
   return None
+
+
+def _last_math(text: str) -> str | None:
+  spans = list(_SPAN.finditer(text[-_LONGEST_LINE:]))
+  if not spans:
+    return None
+  content = next(group for group in spans[-1].groups() if group)
+  if _BOX.search(content):
+    return _boxed(content)
+  return content.strip().rstrip(".,;") or None

@@ -302,8 +302,6 @@ def _same_group_and_single(gold: Form, found: Form, policy: Policy, leaf: Leaf |
     return _same_text(group.items[0], single, policy, leaf, gold_first=group is gold)
   if group.brackets == "" and any(re.fullmatch(r"0\d\d", item) for item in group.items[1:]):
     return None  # 1, 000
-  if group.brackets in ("union", ":") or group.brackets.startswith("matrix"):
-    return None if isinstance(single, Formula | Phrase) else False
   return None if isinstance(single, Phrase) else False
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import mpmath
 
 _DEEPEST = 30  # brackets within brackets
-_LARGEST_POWER = 2_000  # exponent; and of a factorial's argument
+_LARGEST_POWER = 3_000  # exponent; and of a factorial's argument
 _MOST_BITS = 40_000  # of an integer
 _DIGITS = 100  # working precision
 _POINTS = 5  # random points at which expressions with variables are compared
@@ -315,7 +315,7 @@ class _Evaluation:
 
   def _factorial(self, node: Node) -> Real:
     argument = self._of(node.operands[0])
-    if not isinstance(argument, Fraction) or argument.denominator != 1 or not 0 <= argument <= _LARGEST_POWER + 1_000:
+    if not isinstance(argument, Fraction) or argument.denominator != 1 or not 0 <= argument <= _LARGEST_POWER:
       raise Unknown
     return Fraction(math.factorial(int(argument)))
 

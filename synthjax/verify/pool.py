@@ -142,17 +142,9 @@ class Pool:
 
   def _at_once(self, gold, prediction) -> Verdict | None:
     """What needs no worker: nothing there, too long, plain, or judged before."""
-    if prediction is None or not prediction.strip():
-      return self._count(Verdict("undecided", "no-answer"))
-    if len(prediction) > LONGEST or len(gold) > LONGEST:
-      return self._count(Verdict("undecided", "too-long"))
-    if self.policy.structure:
-      try:
-        same = fast.compare(gold, prediction, self.policy)
-      except Exception as e:  # an answer must never stop the others
-        return self._count(Verdict("undecided", f"error: {type(e).__name__}"))
-      if same is not None:
-        return self._count(Verdict("equal" if same else "different"), "fast")
+    settled = settle(gold, prediction, self.policy)
+    if settled is not None:
+      return self._count(settled, "" if settled.reason else "fast")
     known = self._known.get((gold, prediction))
     return known and self._count(known, "remembered")
 
@@ -212,6 +204,23 @@ class Pool:
 
   def __exit__(self, *_) -> None:
     self.close()
+
+
+def settle(gold: str, prediction: str | None, policy: Policy = STRICT) -> Verdict | None:
+  """The verdict that needs no worker, or None. Never raises."""
+  if prediction is None or not prediction.strip():
+    return Verdict("undecided", "no-answer")
+  if len(prediction) > LONGEST or len(gold) > LONGEST:
+    return Verdict("undecided", "too-long")
+  if not policy.structure:
+    return None
+  try:
+    same = fast.compare(gold, prediction, policy)
+  except Exception as e:  # one answer must never stop the others
+    return Verdict("undecided", f"error: {type(e).__name__}")
+  if same is None:
+    return None
+  return Verdict("equal" if same else "different")
 
 
 _shared: dict[str, Pool] = {}

@@ -21,6 +21,10 @@ _RUN = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{4,}|[A-Z]{2,3}(?![A-Za-z]))")
 _KNOWN_RUNS = frozenset("sqrt sin cos tan log pmatrix bmatrix vmatrix matrix array cases arcsin arccos arctan sinh cosh tanh".split())
 
 
+# 1/2x is one half of x or one over 2x.
+_AMBIGUOUS = re.compile(r"/\s*(?:\d+(?:\.\d+)?|[A-Za-z])\s*(?:[A-Za-z(]|\\(?!cdot|cup|leq|geq|neq|in\b)[a-z])")
+
+
 class Open(Exception):
   """What cannot be decided; the message is the reason."""
 
@@ -91,6 +95,8 @@ def _read(text: str, which: str):
     raise Open(f"unbalanced-{which}")
   if r"\word" in text or isinstance(forms.form(text), forms.Phrase) or _words(text):
     raise Open(f"words-in-{which}")
+  if _AMBIGUOUS.search(text):
+    raise Open(f"ambiguous-{which}")
   if r"\degree" in text or r"\boxed" in text:
     raise Open(f"unparsed-{which}")
   found = parse(text)
