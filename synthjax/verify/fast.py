@@ -10,7 +10,7 @@ from fractions import Fraction
 from synthjax.verify import forms, numeric
 from synthjax.verify.forms import Assigned, Form, Formula, Group, Measured, Number, Phrase, Relation, Word
 from synthjax.verify.policy import STRICT, Policy
-from synthjax.verify.spelling import clean, squeeze
+from synthjax.verify.spelling import clean, is_balanced, squeeze
 
 Leaf = Callable[[str, str], bool | None]  # decides what this module leaves open
 
@@ -26,6 +26,7 @@ _MORE_THAN_A_UNIT = re.compile(
   r"\b(?:pi|sqrt|sin|cos|tan|log|ln|\w*ths?|halfs?|halves|thirds?|quarters?|hundreds?|thousands?|millions?|billions?|trillions?|dozens?|"
   r"pairs?|and|or|to|mod|squared|cubed|factorial|times|plus|minus|over|percent|choose|less|more|than|not|by|divided|double|"
   r"twice|triple)\b|[-+*/^!]", re.IGNORECASE)
+_COUNTED = re.compile(r"(\d[\d,.]*)\s*\\word\s+[A-Za-z ]+")
 _WITHIN = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
@@ -66,6 +67,8 @@ def _key(text: str):
 def _same(gold: str, found: str, policy: Policy, leaf: Leaf | None) -> bool | None:
   if squeeze(gold) == squeeze(found):
     return True if squeeze(gold) else None
+  if not (is_balanced(gold) and is_balanced(found)):
+    return leaf(gold, found) if leaf is not None else None
   for name, pattern in (("ellipsis", _ELLIPSIS), ("subscript", _SUBSCRIPT)):
     if pattern.search(gold) or pattern.search(found):
       if getattr(policy, name):
@@ -202,6 +205,8 @@ def _same_phrases(gold: Form, found: Form) -> bool | None:
   text = phrase.text.replace(r"\word", " ")
   if _MORE_THAN_A_UNIT.search(text):
     return None
+  if phrase is gold and (counted := _COUNTED.fullmatch(gold.text)):
+    return forms.form(counted[1]) == other  # a gold knows its own unit
   numbers = [forms.form(number.rstrip(",")) for number in _WITHIN.findall(text)]
   return None if other.value in [number.value for number in numbers if isinstance(number, Number)] else False
 
@@ -211,14 +216,17 @@ def _same_measured(gold: Form, found: Form, policy: Policy, leaf: Leaf | None) -
   found_unit = found.unit if isinstance(found, Measured) else ""
   if policy.units and gold_unit and found_unit and gold_unit != found_unit:
     return False
+  if isinstance(gold, Phrase) or isinstance(found, Phrase):
+    return False if isinstance(gold, Phrase) and _COUNTED.fullmatch(gold.text) else None
   one = forms.form(gold.body) if isinstance(gold, Measured) else gold
   other = forms.form(found.body) if isinstance(found, Measured) else found
-  verdict = _of_forms(one, other, policy, leaf)
-  if verdict is not True and not policy.percent and (gold_unit == "percent") != (found_unit == "percent"):
-    if isinstance(one, Number) and isinstance(other, Number):
-      shares = (one.value, other.value / 100) if found_unit == "percent" else (one.value / 100, other.value)
-      return shares[0] == shares[1]
-  return verdict
+  if isinstance(one, Number) and isinstance(other, Number) and (gold_unit == "percent") != (found_unit == "percent"):
+    share, plain = (one, other) if gold_unit == "percent" else (other, one)
+    if not policy.percent:
+      return share.value in (plain.value, plain.value * 100)
+    if 0 < abs(share.value) < 1:
+      return False  # 0.5 % is hardly meant for a half
+  return _of_forms(one, other, policy, leaf)
 
 
 # Groups.
@@ -300,8 +308,6 @@ def _same_group_and_single(gold: Form, found: Form, policy: Policy, leaf: Leaf |
   assert isinstance(group, Group)
   if group.brackets == "{}" and len(group.items) == 1:
     return _same_text(group.items[0], single, policy, leaf, gold_first=group is gold)
-  if group.brackets == "" and any(re.fullmatch(r"0\d\d", item) for item in group.items[1:]):
-    return None  # 1, 000
   return None if isinstance(single, Phrase) else False
 
 

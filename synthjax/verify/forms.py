@@ -240,9 +240,14 @@ _ENVIRONMENT = re.compile(r"\\begin\{[pb]matrix\}(.*)\\end\{[pb]matrix\}", re.DO
 
 def _list(text: str) -> Group | None:
   pieces = spelling.split(text, _COMMA)
-  if pieces is None or len(pieces) < 2 or r"\begin" in text:
+  if pieces is None or len(pieces) < 2 or r"\begin" in text or _has_thousands(pieces):
     return _plus_minus(text)
   return Group("", tuple(spelling.clean(piece) for _, piece in pieces))
+
+
+def _has_thousands(pieces: list[tuple[str, str]]) -> bool:
+  """Whether a part is the end of a number: 1, 000."""
+  return any(re.fullmatch(r"0\d\d", piece) for _, piece in pieces[1:])
 
 
 def _plus_minus(text: str) -> Group | None:
@@ -305,7 +310,7 @@ def _bracketed(text: str) -> Form | None:
   if not _is_one_bracket(text):
     return None
   items = spelling.split(inner, _COMMA)
-  if items is None:
+  if items is None or _has_thousands(items):
     return None
   if len(items) == 1 and brackets == "()":
     return form(spelling.clean(inner))
@@ -357,7 +362,7 @@ def _words(text: str) -> Word | None:
   if len(words) == 1:
     return Word(words)
   # Letters without spaces that were not set as text may be a product of variables.
-  if len(words) > 1 and (as_text or " " in words or len(words) > 3) and not _has_function(words):
+  if _LONG_RUN.search(words) and (as_text or " " in words or len(words) > 3) and not _has_function(words):
     return Word(words.lower())
   return None
 

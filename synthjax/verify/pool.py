@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from synthjax import progress
 from synthjax.errors import Error
 from synthjax.records import Verdict
-from synthjax.verify import fast
+from synthjax.verify import fast, spelling
 from synthjax.verify.policy import LONGEST, STRICT, Policy
 
 _START_SECONDS = 60.0  # to import sympy on a busy machine
@@ -216,6 +216,8 @@ def settle(gold: str, prediction: str | None, policy: Policy = STRICT) -> Verdic
     return None
   try:
     same = fast.compare(gold, prediction, policy)
+    if same is None and not spelling.is_balanced(spelling.clean(prediction)):
+      return Verdict("undecided", "unbalanced-prediction")
   except Exception as e:  # one answer must never stop the others
     return Verdict("undecided", f"error: {type(e).__name__}")
   if same is None:

@@ -21,8 +21,9 @@ _RUN = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{4,}|[A-Z]{2,3}(?![A-Za-z]))")
 _KNOWN_RUNS = frozenset("sqrt sin cos tan log pmatrix bmatrix vmatrix matrix array cases arcsin arccos arctan sinh cosh tanh".split())
 
 
-# 1/2x is one half of x or one over 2x.
-_AMBIGUOUS = re.compile(r"/\s*(?:\d+(?:\.\d+)?|[A-Za-z])\s*(?:[A-Za-z(]|\\(?!cdot|cup|leq|geq|neq|in\b)[a-z])")
+_NO_MATHEMATICS = (r"\degree", r"\boxed", r"\approx", "$", "%", "&&")  # the grammar leaves these out
+# 1/2x is one half of x or one over 2x; \sqrt31 is the root of 31, or that of 3 times 1 as TeX has it.
+_AMBIGUOUS = re.compile(r"\\sqrt\s*\d\d|\\frac\s*\d{3}|/\s*(?:\d+(?:\.\d+)?|[A-Za-z])\s*(?:[A-Za-z(]|\\(?!cdot|cup|leq|geq|neq|in\b)[a-z])")
 
 
 class Open(Exception):
@@ -85,7 +86,7 @@ def _same(gold: str, prediction: str, policy: Policy) -> bool:
   if isinstance(wanted, sympy.MatrixBase) and isinstance(found, sympy.MatrixBase):
     return wanted.shape == found.shape and all(_agree(a, b) for a, b in zip(wanted, found))
   if isinstance(wanted, sympy.Expr) and isinstance(found, sympy.Expr):
-    return _agree(wanted, found)
+    return _agree(wanted, found, max(_rounding(gold), _rounding(prediction)) if policy.rounding else "0")
   return wanted == found or _sets_agree(wanted, found)
 
 
@@ -97,7 +98,7 @@ def _read(text: str, which: str):
     raise Open(f"words-in-{which}")
   if _AMBIGUOUS.search(text):
     raise Open(f"ambiguous-{which}")
-  if r"\degree" in text or r"\boxed" in text:
+  if any(sign in text for sign in _NO_MATHEMATICS):
     raise Open(f"unparsed-{which}")
   found = parse(text)
   if found is None:
@@ -143,7 +144,13 @@ def _values(expressions) -> list[dict]:
   return points
 
 
-def _agree(one, other) -> bool:
+def _rounding(text: str) -> str:
+  """The distance within which a decimal of six or more places stands for a value; "0" for everything else."""
+  number = forms.form(text)
+  return f"1e-{number.places}" if isinstance(number, forms.Number) and number.places >= 6 else "0"
+
+
+def _agree(one, other, distance: str = "0") -> bool:
   """Whether two expressions agree at 50 digits at random values, or their difference is symbolically zero where they have no value."""
   import sympy
 
@@ -155,7 +162,7 @@ def _agree(one, other) -> bool:
       continue
     if a.has(sympy.Function) or b.has(sympy.Function):
       continue
-    if abs(a - b) > sympy.Float(_TOLERANCE, _DIGITS) * max(abs(a), abs(b)):
+    if abs(a - b) > max(sympy.Float(_TOLERANCE, _DIGITS) * max(abs(a), abs(b)), sympy.Float(distance, _DIGITS)):
       return False
     compared += 1
   if compared:
