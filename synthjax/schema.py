@@ -258,7 +258,7 @@ class Evaluate(Checked):
   # math_order: the first of the task's usual places that holds one
   answer: Literal[
     "task", "hash", "answer_is", "final_line", "boxed",
-    "minerva", "last_math", "gsm8k_order", "math_order"
+    "boxes", "minerva", "last_math", "gsm8k_order", "math_order"
   ] = "task"
 
 

@@ -5,8 +5,8 @@ Modes:
   answer_is: the sentence after the last `The answer is`.
   final_line: the line after the last `Answer:`.
   a_line: the last line that begins with `A:` (the form of OpenAI's GSM8K samples).
-  boxed: in the last `\boxed{}` or `\fbox{}` with balanced braces, together with the boxes right before it that only commas, "and" or
-    "or" part from it; an unterminated last box is no answer.
+  boxed: in the last `\boxed{}` or `\fbox{}` with balanced braces, as MATH takes its own; an unterminated last box is no answer.
+  boxes: as boxed, and boxes side by side, parted by a comma, "and" or "or", are one answer: a list.
   minerva: after the last `The final answer is`, up to `. I hope it is correct` or the end of the line.
   last_math: the last formula between `$`, `$$`, `\(` and `\)`, or `\[` and `\]`.
   last_number: the last number anywhere; digits inside a word are none. Only ever a second, flexible metric.
@@ -24,9 +24,9 @@ _MARKERS = {"hash": "####", "answer_is": "The answer is", "final_line": "Answer:
 # Tried in this order; a mode that finds nothing passes on.
 ORDERS = {
   "gsm8k_order": ("hash", "boxed", "answer_is", "final_line", "last_number"),
-  "math_order": ("boxed", "minerva", "answer_is", "final_line", "last_math"),
+  "math_order": ("boxes", "minerva", "answer_is", "final_line", "last_math"),
 }
-MODES = (*_MARKERS, "boxed", "minerva", "last_math", "last_number", *ORDERS)
+MODES = (*_MARKERS, "boxed", "boxes", "minerva", "last_math", "last_number", *ORDERS)
 # A number stands alone: not inside a word (AZYUK2A) nor after a digit; letters right after it are a unit such as km or a multiplier.
 _NUMBER = re.compile(
   r"(?<![A-Za-z0-9_.\\])(?:(?<![)\]}])-)?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?![0-9_])(?!(?!(?:km|cm|mm|kg|mg|ml|ft|lbs?|oz|hrs?|"
@@ -60,8 +60,8 @@ def extract(text: str, mode: str) -> str | None:
   if mode in ORDERS:
     found = (extract(text, each) for each in ORDERS[mode])
     return next((answer for answer in found if answer is not None), None)
-  if mode == "boxed":
-    return _boxed(text)
+  if mode in ("boxed", "boxes"):
+    return _boxed(text, together=mode == "boxes")
   if mode == "last_number":
     numbers = _NUMBER.findall(text)
     return numbers[-1] if numbers else None
@@ -110,8 +110,8 @@ def _continues(rest: str) -> bool:
   return _SPAN.search(rest) is not None or len(rest.split()) <= 2
 
 
-def _boxed(text: str) -> str | None:
-  """The last box, and the boxes beside it; walked backwards, so that long responses take time in proportion."""
+def _boxed(text: str, together: bool = True) -> str | None:
+  """The last box, or it and the boxes beside it together; walked backwards, so that long responses take time in proportion."""
   starts = list(_BOX.finditer(text))
   contents: list[str] = []
   following = len(text)
@@ -127,6 +127,8 @@ def _boxed(text: str) -> str | None:
       break
     contents.insert(0, content)
     following = mark.start()
+    if not together:
+      break
   return ", ".join(dict.fromkeys(contents)) or None
 
 
