@@ -1,19 +1,21 @@
-r"""Extraction of the final answer from a response. The mode belongs to the task and is never guessed.
+r"""Extraction of the final answer from a response. The mode belongs to the task, never guessed.
 
 Modes:
   hash: the line after the last `####`.
   answer_is: the sentence after the last `The answer is`.
   final_line: the line after the last `Answer:`.
   a_line: the last line that begins with `A:` (the form of OpenAI's GSM8K samples).
-  boxed: in the last `\boxed{}` or `\fbox{}` with balanced braces, as MATH takes its own; an unterminated last box is no answer.
+  boxed: in the last `\boxed{}` or `\fbox{}` with balanced braces, as MATH takes its own; an
+    unterminated last box is no answer.
   boxes: as boxed, and boxes side by side, parted by a comma, "and" or "or", are one answer: a list.
-  minerva: after the last `The final answer is`, up to `. I hope it is correct` or the end of the line.
+  minerva: after the last `The final answer is`, to `. I hope it is correct` or the line's end.
   last_math: the last formula between `$`, `$$`, `\(` and `\)`, or `\[` and `\]`.
-  last_number: the last number anywhere; digits inside a word are none. Only ever a second, flexible metric.
+  last_number: the last number anywhere; digits inside a word are none. Only ever a second,
+    flexible metric.
   gsm8k_order, math_order: the first of the task's usual modes that finds an answer, see `ORDERS`.
 
-A line's answer is taken out of the prose around it: Markdown's `**`, a formula or box that opens the line and the words after it, and
-clauses such as `, because ...` are left out.
+A line's answer is taken out of the prose around it: Markdown's `**`, the words after a formula that
+opens the line, and clauses such as `, because ...` are left out.
 """
 
 import re
@@ -27,12 +29,14 @@ ORDERS = {
   "math_order": ("boxes", "minerva", "answer_is", "final_line", "last_math"),
 }
 MODES = (*_MARKERS, "boxed", "boxes", "minerva", "last_math", "last_number", *ORDERS)
-# A number stands alone: not inside a word (AZYUK2A) nor after a digit; letters right after it are a unit such as km or a multiplier.
+# A number stands alone, not inside a word (AZYUK2A); letters right after it are a unit such as km.
 _NUMBER = re.compile(
-  r"(?<![A-Za-z0-9_.\\])(?:(?<![)\]}])-)?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?![0-9_])(?!(?!(?:km|cm|mm|kg|mg|ml|ft|lbs?|oz|hrs?|"
-  r"mins?|secs?|mph|am|pm|g|m|s|h|L)\b)[A-Za-z])|(?<![A-Za-z0-9_.\\])-?\$?\.\d+(?![0-9_A-Za-z])")
+  r"(?<![A-Za-z0-9_.\\])(?:(?<![)\]}])-)?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?![0-9_])"
+  r"(?!(?!(?:km|cm|mm|kg|mg|ml|ft|lbs?|oz|hrs?|"
+  r"mins?|secs?|mph|am|pm|g|m|s|h|L)\b)[A-Za-z])|(?<![A-Za-z0-9_.\\])-?\$?\.\d+(?![0-9_A-Za-z])"
+)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(\{|(?=[0-9A-Za-z]))")
-# What stands between boxes that are one answer: a comma, "and" or "or", and the name that the next one is assigned to.
+# What stands between boxes that are one answer: a comma, "and" or "or", and the name of the next.
 _SPACE = r"(?:\s|\$|\\[,;:!()\[\] ]|~|\\q?quad|\*\*|&)*"
 _AND = r"(?:\\text\s*\{\s*,?\s*(?:and|or)\s*,?\s*\}|and|or)"
 _BETWEEN = re.compile(rf"{_SPACE}(?:[,;]{_SPACE}{_AND}?|{_AND}){_SPACE}(?:[A-Za-z]\s*=)?{_SPACE}")
@@ -42,13 +46,18 @@ _LONGEST_LINE = 2_000
 _SPAN = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 # Clauses that follow an answer in its sentence.
 _CLAUSE = re.compile(
-  r"(?:,\s*|\s+|\s*\()(?:because|since|so|which|as|where|when|therefore|hence|thus|i\.e\.|that is|obtained|found by|for a total)\b.*",
-  re.IGNORECASE | re.DOTALL)
+  r"(?:,\s*|\s+|\s*\()(?:because|since|so|which|as|where|when|therefore|hence|thus|i\.e\.|that is|"
+  r"obtained|found by|for a total)\b.*",
+  re.IGNORECASE | re.DOTALL,
+)
 
 # And phrases that follow a number and its unit.
 _PHRASE = re.compile(
-  r"\s+(?:every|during|altogether|overall|in (?:total|all|the|her|his|their)|(?:at|for|on|from|after|by|to) (?:the|her|his|their|this|that))"
-  r"\b.*", re.DOTALL)
+  r"\s+(?:every|during|altogether|overall|in (?:total|all|the|her|his|their)|"
+  r"(?:at|for|on|from|after|by|to) (?:the|her|his|their|this|that))"
+  r"\b.*",
+  re.DOTALL,
+)
 
 
 def extract(text: str, mode: str) -> str | None:
@@ -97,8 +106,12 @@ def _of_line(line: str) -> str | None:
   if _BOX.search(line):
     return _boxed(line)
   span = _SPAN.match(line)
-  if span and re.fullmatch(r"(?:\s|[,.(])*[A-Za-z].*", line[span.end():], re.DOTALL) and not _continues(line[span.end():]):
-    return line[:span.end()].strip()
+  if (
+    span
+    and re.fullmatch(r"(?:\s|[,.(])*[A-Za-z].*", line[span.end() :], re.DOTALL)
+    and not _continues(line[span.end() :])
+  ):
+    return line[: span.end()].strip()
   line = _CLAUSE.sub("", line).strip()
   if re.match(r"[-+$\\\u00a3\u20ac]*\d", line):
     line = _PHRASE.sub("", line)
@@ -111,7 +124,7 @@ def _continues(rest: str) -> bool:
 
 
 def _boxed(text: str, together: bool = True) -> str | None:
-  """The last box, or it and the boxes beside it together; walked backwards, so that long responses take time in proportion."""
+  """The last box, or it and the boxes beside it; walked backwards, in time that grows linearly."""
   starts = list(_BOX.finditer(text))
   contents: list[str] = []
   following = len(text)
@@ -119,10 +132,10 @@ def _boxed(text: str, together: bool = True) -> str | None:
     end = _end_of_box(text, mark, following)
     if end is None:
       break  # not terminated, or around the following box
-    gap = text[end + 1:following]
+    gap = text[end + 1 : following]
     if contents and (len(gap) > _WIDEST_GAP or not _BETWEEN.fullmatch(gap)):
       break
-    content = text[mark.end():end].strip() if mark[1] else text[end]
+    content = text[mark.end() : end].strip() if mark[1] else text[end]
     if not content:
       break
     contents.insert(0, content)

@@ -1,14 +1,25 @@
-"""Equality of answers by their forms: exact for numbers, certain for formulas, and by parts for groups, quantities and relations.
+"""Equality of answers by their forms: numbers exactly, formulas by value, the rest by parts.
 
-`compare` returns None where it is not certain; the symbolic comparison decides then, one pair of parts at a time.
+`compare` returns None where it is not certain; the symbolic comparison decides then, one pair of
+parts at a time.
 """
 
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from synthjax.verify import forms, numeric
-from synthjax.verify.forms import Assigned, Form, Formula, Group, Measured, Number, Phrase, Relation, Word
+from synthjax.verify import expressions, forms, numeric
+from synthjax.verify.forms import (
+  Assigned,
+  Form,
+  Formula,
+  Group,
+  Measured,
+  Number,
+  Phrase,
+  Relation,
+  Word,
+)
 from synthjax.verify.policy import STRICT, Policy
 from synthjax.verify.spelling import clean, is_balanced, squeeze
 
@@ -20,17 +31,23 @@ _SUBSCRIPT = re.compile(r"(?<=[0-9A-F])\s*_\s*\{?\s*\d+\s*\}?")
 _ELLIPSIS = re.compile(r"\\[lcdv]?dots(?:c|b|m|o)?(?![A-Za-z])|\.\.\.|\N{HORIZONTAL ELLIPSIS}")
 # 10+John's age: a formula in which words stand for quantities is not a number.
 _QUANTITY = r"(?!sqrt|sin|cos|tan|log|exp)[A-Z]?[a-z]{3,}"
-_FORMULA_OF_WORDS = re.compile(rf"[\d)]\s*[-+*/]\s*{_QUANTITY}|(?<![\\A-Za-z]){_QUANTITY}\s*[+*/]\s*[\d(]")
+_FORMULA_OF_WORDS = re.compile(
+  rf"[\d)]\s*[-+*/]\s*{_QUANTITY}|(?<![\\A-Za-z]){_QUANTITY}\s*[+*/]\s*[\d(]"
+)
 # Words after a number that make it another one.
 _MORE_THAN_A_UNIT = re.compile(
-  r"\b(?:pi|sqrt|sin|cos|tan|log|ln|\w*ths?|halfs?|halves|thirds?|quarters?|hundreds?|thousands?|millions?|billions?|trillions?|dozens?|"
-  r"pairs?|and|or|to|mod|squared|cubed|factorial|times|plus|minus|over|percent|choose|less|more|than|not|by|divided|double|"
-  r"twice|triple)\b|[-+*/^!]", re.IGNORECASE)
+  r"\b(?:pi|sqrt|sin|cos|tan|log|ln|\w*ths?|halfs?|halves|thirds?|quarters?|hundreds?|thousands?|"
+  r"millions?|billions?|trillions?|dozens?|pairs?|and|or|to|mod|squared|cubed|factorial|times|plus|"
+  r"minus|over|percent|choose|less|more|than|not|by|divided|double|twice|triple)\b|[-+*/^!]",
+  re.IGNORECASE,
+)
 _COUNTED = re.compile(r"(\d[\d,.]*)\s*\\word\s+[A-Za-z ]+")
 _WITHIN = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
-def compare(gold: str, prediction: str, policy: Policy = STRICT, leaf: Leaf | None = None) -> bool | None:
+def compare(
+  gold: str, prediction: str, policy: Policy = STRICT, leaf: Leaf | None = None
+) -> bool | None:
   """True or False where that is certain, else None.
 
   Args:
@@ -56,7 +73,10 @@ def _key(text: str):
       return _key(found.body)
     case Group():
       keys = [_key(item) for item in found.items]
-      return (found.brackets, *(sorted(keys, key=repr) if found.brackets in ("", "{}", "union") else keys))
+      return (
+        found.brackets,
+        *(sorted(keys, key=repr) if found.brackets in ("", "{}", "union") else keys),
+      )
     case Word():
       return found.text
     case Formula():
@@ -82,7 +102,7 @@ def _same(gold: str, found: str, policy: Policy, leaf: Leaf | None) -> bool | No
 
 
 def _is_for_leaf(one: Form | None, other: Form | None) -> bool:
-  """The parts of two groups were asked about already; a union and an interval are judged as sets."""
+  """Two groups were asked about by their parts; a union and an interval are judged as sets."""
   if isinstance(one, Group) and isinstance(other, Group):
     return "union" in (one.brackets, other.brackets)
   return True
@@ -92,7 +112,9 @@ def _compact(text: str) -> str:
   return re.sub(r"\s|\\word|[{}]", "", text)
 
 
-def _of_forms(gold: Form | None, found: Form | None, policy: Policy, leaf: Leaf | None) -> bool | None:
+def _of_forms(
+  gold: Form | None, found: Form | None, policy: Policy, leaf: Leaf | None
+) -> bool | None:
   kinds = (type(gold), type(found))
   if Relation in kinds or kinds == (Assigned, Assigned):
     return _same_relations(gold, found, policy, leaf)
@@ -106,18 +128,20 @@ def _of_forms(gold: Form | None, found: Form | None, policy: Policy, leaf: Leaf 
     return _same_measured(gold, found, policy, leaf)
   if Phrase in kinds:
     return _same_phrases(gold, found)
-  if kinds == (Group, Group):
+  if isinstance(gold, Group) and isinstance(found, Group):
     return _same_groups(gold, found, policy, leaf)
   if Group in kinds:
     return _same_group_and_single(gold, found, policy, leaf)
-  if kinds == (Number, Number):
+  if isinstance(gold, Number) and isinstance(found, Number):
     return _same_numbers(gold, found, policy)
-  if kinds == (Word, Word):
+  if isinstance(gold, Word) and isinstance(found, Word):
     return _same_words(gold.text, found.text)
   return _same_values(gold, found, policy)
 
 
-def _same_text(text: str, other: Form | None, policy: Policy, leaf: Leaf | None, gold_first: bool) -> bool | None:
+def _same_text(
+  text: str, other: Form | None, policy: Policy, leaf: Leaf | None, gold_first: bool
+) -> bool | None:
   """A part of one answer against the form of the other."""
   part = forms.form(text)
   if gold_first:
@@ -137,7 +161,7 @@ def _same_numbers(gold: Number, found: Number, policy: Policy) -> bool:
 
 
 def _stands_for(decimal: Number, value: Fraction) -> bool:
-  """Whether a decimal of six or more places and digits is a value, rounded or cut at its last place."""
+  """Whether a decimal of six or more places is a value, rounded or cut at its last place."""
   if decimal.places < 6 or abs(decimal.value) * 10**decimal.places < 10**5:
     return False
   return abs(decimal.value - value) < Fraction(1, 10**decimal.places)
@@ -161,12 +185,16 @@ def _same_values(gold: Form, found: Form, policy: Policy) -> bool | None:
 def _same_word_and_formula(gold: Form, found: Form) -> bool | None:
   """No, but for letters that may be a product of the variables of the formula."""
   word, formula = (gold, found) if isinstance(gold, Word) else (found, gold)
-  if isinstance(word, Word) and isinstance(formula, Formula) and set(word.text) == formula.expression.names:
+  if (
+    isinstance(word, Word)
+    and isinstance(formula, Formula)
+    and set(word.text) == formula.expression.names
+  ):
     return None
   return False
 
 
-def _rounds(decimal: Number, exact: numeric.Expression, policy: Policy) -> bool:
+def _rounds(decimal: Number, exact: expressions.Expression, policy: Policy) -> bool:
   if not policy.rounding:
     return decimal.places >= 0 and numeric.close(decimal.value, exact, Fraction(1, 10**6)) is True
   if decimal.places < 6 or abs(decimal.value) * 10**decimal.places < 10**5:
@@ -174,13 +202,13 @@ def _rounds(decimal: Number, exact: numeric.Expression, policy: Policy) -> bool:
   return numeric.close(decimal.value, exact, Fraction(1, 10**decimal.places)) is True
 
 
-def _expression(form: Form) -> numeric.Expression | None:
+def _expression(form: Form) -> expressions.Expression | None:
   if isinstance(form, Formula):
     return form.expression
   if isinstance(form, Number):
     return numeric.constant(form.value)
   if isinstance(form, Word) and len(form.text) == 1:
-    return numeric.parse(form.text)
+    return expressions.parse(form.text)
   return None
 
 
@@ -189,15 +217,22 @@ def _same_words(gold: str, found: str) -> bool | None:
     return True
   if len(gold) == len(found) == 1:
     return False
-  return False if sorted(gold.lower().replace(" ", "")) != sorted(found.lower().replace(" ", "")) else None
+  return (
+    False
+    if sorted(gold.lower().replace(" ", "")) != sorted(found.lower().replace(" ", ""))
+    else None
+  )
+
+
+def _lowered(text: str) -> str:
+  return re.sub(r"[\s.]|\\word", "", text).lower()
 
 
 def _same_phrases(gold: Form, found: Form) -> bool | None:
   if isinstance(gold, Phrase) and isinstance(found, Phrase):
-    one, other = (re.sub(r"[\s.]|\\word", "", phrase.text).lower() for phrase in (gold, found))
-    return True if one == other else None
+    return True if _lowered(gold.text) == _lowered(found.text) else None
   phrase, other = (gold, found) if isinstance(gold, Phrase) else (found, gold)
-  if not isinstance(other, Number):
+  if not isinstance(phrase, Phrase) or not isinstance(other, Number):
     return None
   if _FORMULA_OF_WORDS.search(phrase.text) and phrase is found:
     return False
@@ -205,10 +240,15 @@ def _same_phrases(gold: Form, found: Form) -> bool | None:
   text = phrase.text.replace(r"\word", " ")
   if _MORE_THAN_A_UNIT.search(text):
     return None
-  if phrase is gold and (counted := _COUNTED.fullmatch(gold.text)):
+  counted = _COUNTED.fullmatch(phrase.text)
+  if phrase is gold and counted is not None:
     return forms.form(counted[1]) == other  # a gold knows its own unit
   numbers = [forms.form(number.rstrip(",")) for number in _WITHIN.findall(text)]
-  return None if other.value in [number.value for number in numbers if isinstance(number, Number)] else False
+  return (
+    None
+    if other.value in [number.value for number in numbers if isinstance(number, Number)]
+    else False
+  )
 
 
 def _same_measured(gold: Form, found: Form, policy: Policy, leaf: Leaf | None) -> bool | None:
@@ -220,7 +260,11 @@ def _same_measured(gold: Form, found: Form, policy: Policy, leaf: Leaf | None) -
     return False if isinstance(gold, Phrase) and _COUNTED.fullmatch(gold.text) else None
   one = forms.form(gold.body) if isinstance(gold, Measured) else gold
   other = forms.form(found.body) if isinstance(found, Measured) else found
-  if isinstance(one, Number) and isinstance(other, Number) and (gold_unit == "percent") != (found_unit == "percent"):
+  if (
+    isinstance(one, Number)
+    and isinstance(other, Number)
+    and (gold_unit == "percent") != (found_unit == "percent")
+  ):
     share, plain = (one, other) if gold_unit == "percent" else (other, one)
     if not policy.percent:
       return share.value in (plain.value, plain.value * 100)
@@ -254,7 +298,7 @@ def _same_groups(gold: Group, found: Group, policy: Policy, leaf: Leaf | None) -
 
 
 def _by_position(gold: Group, found: Group) -> bool:
-  """Whether one list names its items by two or more names and the other does not: x=3, y=4 and 3, 4."""
+  """Whether one list has two or more names and the other has none: x=3, y=4 and 3, 4."""
   of_names = []
   for group in (gold, found):
     read = [forms.form(item) for item in group.items]
@@ -262,7 +306,9 @@ def _by_position(gold: Group, found: Group) -> bool:
   return max(len(names) for names in of_names) > 1 and len(of_names[0]) != len(of_names[1])
 
 
-def _in_order(gold: Sequence[str], found: Sequence[str], policy: Policy, leaf: Leaf | None) -> bool | None:
+def _in_order(
+  gold: Sequence[str], found: Sequence[str], policy: Policy, leaf: Leaf | None
+) -> bool | None:
   if len(gold) != len(found):
     return False
   verdicts = []
@@ -274,7 +320,7 @@ def _in_order(gold: Sequence[str], found: Sequence[str], policy: Policy, leaf: L
 
 
 def _in_any_order(gold: Group, found: Group, policy: Policy, leaf: Leaf | None) -> bool | None:
-  """Matched greedily, equality being transitive; where a pair is not decided, only what every matching shares is certain."""
+  """Matched greedily, equality being transitive; a pair that is open leaves the whole open."""
   ones, others = list(gold.items), list(found.items)
   if "{}" in (gold.brackets, found.brackets):
     ones, others = _distinct(ones, policy), _distinct(others, policy)
@@ -302,7 +348,9 @@ def _distinct(items: list[str], policy: Policy) -> list[str]:
   return kept
 
 
-def _same_group_and_single(gold: Form, found: Form, policy: Policy, leaf: Leaf | None) -> bool | None:
+def _same_group_and_single(
+  gold: Form, found: Form, policy: Policy, leaf: Leaf | None
+) -> bool | None:
   """A set of one may be its element; any other group is no single thing."""
   group, single = (gold, found) if isinstance(gold, Group) else (found, gold)
   assert isinstance(group, Group)
@@ -316,16 +364,22 @@ def _same_group_and_single(gold: Form, found: Form, policy: Policy, leaf: Leaf |
 _FLIPPED = {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq"}
 
 
-def _same_relations(gold: Form | None, found: Form | None, policy: Policy, leaf: Leaf | None) -> bool | None:
+def _same_relations(
+  gold: Form | None, found: Form | None, policy: Policy, leaf: Leaf | None
+) -> bool | None:
   if isinstance(gold, Assigned) and isinstance(found, Assigned):
     if gold.name == found.name or not policy.names:
       return _same(gold.body, found.body, policy, leaf)
-    return _same_equations(_opened(gold), _opened(found))
+    return _same_equations(_equation(gold), _equation(found))
   one, other = _opened(gold), _opened(found)
   if isinstance(one, Relation) and isinstance(other, Relation):
     if isinstance(gold, Assigned) and policy.equation and not _has_variables(gold.body):
       return False  # 2x = 10 for x = 5 is still to be solved
-    return _same_equations(one, other) if set(one.signs) == set(other.signs) == {"="} else _same_inequalities(one, other, policy, leaf)
+    return (
+      _same_equations(one, other)
+      if set(one.signs) == set(other.signs) == {"="}
+      else _same_inequalities(one, other, policy, leaf)
+    )
   relation, single = (one, other) if isinstance(one, Relation) else (other, one)
   assert isinstance(relation, Relation)
   if isinstance(single, Group | Measured) or single is None:
@@ -336,11 +390,15 @@ def _same_relations(gold: Form | None, found: Form | None, policy: Policy, leaf:
 
 
 def _opened(form: Form | None) -> Form | None:
-  return Relation((form.name, form.body), ("=",)) if isinstance(form, Assigned) else form
+  return _equation(form) if isinstance(form, Assigned) else form
+
+
+def _equation(assigned: Assigned) -> Relation:
+  return Relation((assigned.name, assigned.body), ("=",))
 
 
 def _has_variables(text: str) -> bool:
-  expression = numeric.parse(text)
+  expression = expressions.parse(text)
   return expression is None or bool(expression.names - {"pi", "e", "i"})
 
 
@@ -349,20 +407,24 @@ def _same_equations(gold: Relation, found: Relation) -> bool | None:
   one, other = _residual(gold), _residual(found)
   if one is None or other is None:
     return None
-  if not one.names - {"pi"} or not other.names - {"pi"} or one.names - {"pi"} != other.names - {"pi"}:
+  if (
+    not one.names - {"pi"} or not other.names - {"pi"} or one.names - {"pi"} != other.names - {"pi"}
+  ):
     return False  # an equation without variables says nothing
   ratio = numeric.proportional(one, other)
   return True if ratio else None
 
 
-def _residual(relation: Relation) -> numeric.Expression | None:
+def _residual(relation: Relation) -> expressions.Expression | None:
   if len(relation.sides) != 2:
     return None
-  left, right = (numeric.parse(side) for side in relation.sides)
+  left, right = (expressions.parse(side) for side in relation.sides)
   return None if left is None or right is None else numeric.difference(left, right)
 
 
-def _same_inequalities(gold: Relation, found: Relation, policy: Policy, leaf: Leaf | None) -> bool | None:
+def _same_inequalities(
+  gold: Relation, found: Relation, policy: Policy, leaf: Leaf | None
+) -> bool | None:
   if len(gold.signs) != len(found.signs):
     return None
   for candidate in (found, _reversed(found)):
@@ -379,14 +441,20 @@ def _same_inequalities(gold: Relation, found: Relation, policy: Policy, leaf: Le
   signs = gold.signs[0], found.signs[0]
   if ratio == 0.0:
     return False
-  return signs[0] == signs[1] if ratio > 0 or signs[0] == r"\neq" else signs[0] == _FLIPPED.get(signs[1])
+  return (
+    signs[0] == signs[1] if ratio > 0 or signs[0] == r"\neq" else signs[0] == _FLIPPED.get(signs[1])
+  )
 
 
 def _reversed(relation: Relation) -> Relation:
-  return Relation(relation.sides[::-1], tuple(_FLIPPED.get(sign, sign) for sign in relation.signs[::-1]))
+  return Relation(
+    relation.sides[::-1], tuple(_FLIPPED.get(sign, sign) for sign in relation.signs[::-1])
+  )
 
 
-def _interval_and(relation: Relation, other: Form | None, policy: Policy, leaf: Leaf | None, gold_first: bool) -> bool | None:
+def _interval_and(
+  relation: Relation, other: Form | None, policy: Policy, leaf: Leaf | None, gold_first: bool
+) -> bool | None:
   """An inequality of one symbol is an interval: 1 < x <= 2 is (1,2]."""
   interval = _interval(relation)
   if interval is None or not isinstance(other, Group):

@@ -1,4 +1,4 @@
-"""What an answer is: a number, a quantity with its unit, words, a group, an assignment, a relation or a formula.
+"""What an answer is: a number, a quantity, words, a group, an assignment, a relation, a formula.
 
 `form` reads a cleaned answer (`spelling.clean`); parts are cleaned texts again, read in their turn.
 """
@@ -8,7 +8,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from synthjax.verify import numeric, spelling, units
+from synthjax.verify import expressions, numeric, spelling, units
 
 _GREATEST_EXPONENT = 400  # of 10^n and 1e n; larger ones are not expanded
 
@@ -34,7 +34,10 @@ class Word(NamedTuple):
 
 
 class Group(NamedTuple):
-  """Parts between brackets: `(1,2)`, `[1,2)`, `{1,2}`; "" is a bare `1,2`; `union`, `:` (a ratio) and `matrix 2x1` are groups too."""
+  """Parts in brackets: `(1,2)`, `[1,2)`, `{1,2}`; "" is a bare `1,2`.
+
+  `union`, `:` (a ratio) and `matrix 2x1` are groups too.
+  """
 
   brackets: str
   items: tuple[str, ...]
@@ -57,7 +60,7 @@ class Relation(NamedTuple):
 class Formula(NamedTuple):
   """An expression that `numeric` reads."""
 
-  expression: numeric.Expression
+  expression: expressions.Expression
 
 
 class Phrase(NamedTuple):
@@ -76,7 +79,19 @@ def form(text: str) -> Form | None:
     return Number(Fraction(int(text)))
   if not text or not spelling.is_balanced(text):
     return None
-  for read in (_number, _measured_number, _list, _relation, _option, _bracketed, _matrix, _measured, _words, _formula, _phrase):
+  for read in (
+    _number,
+    _measured_number,
+    _list,
+    _relation,
+    _option,
+    _bracketed,
+    _matrix,
+    _measured,
+    _words,
+    _formula,
+    _phrase,
+  ):
     found = read(text)
     if found is not None:
       return found
@@ -85,24 +100,60 @@ def form(text: str) -> Form | None:
 
 # Numbers.
 
-_SPELLED = {word: Fraction(n) for n, word in enumerate((
-  "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
-  "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"))}
+_SPELLED = {
+  word: Fraction(n)
+  for n, word in enumerate(
+    (
+      "zero",
+      "one",
+      "two",
+      "three",
+      "four",
+      "five",
+      "six",
+      "seven",
+      "eight",
+      "nine",
+      "ten",
+      "eleven",
+      "twelve",
+      "thirteen",
+      "fourteen",
+      "fifteen",
+      "sixteen",
+      "seventeen",
+      "eighteen",
+      "nineteen",
+      "twenty",
+    )
+  )
+}
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+"
 _SIGN = r"(?P<sign>[-+]?)\s*"
 _PLAIN = re.compile(rf"{_SIGN}(?P<digits>{_DIGITS})")
-_REPEATING = re.compile(rf"{_SIGN}(?P<whole>\d+)\.(?P<fixed>\d*)\\overline\s*\{{?(?P<repeated>\d+)\}}?")
-_SCIENTIFIC = re.compile(rf"{_SIGN}(?P<digits>{_DIGITS})\s*(?:[eE]|(?:\*|x)\s*10\s*\^)\s*\{{?(?P<power>[-+]?\d{{1,3}})\}}?")
+_REPEATING = re.compile(
+  rf"{_SIGN}(?P<whole>\d+)\.(?P<fixed>\d*)\\overline\s*\{{?(?P<repeated>\d+)\}}?"
+)
+_SCIENTIFIC = re.compile(
+  rf"{_SIGN}(?P<digits>{_DIGITS})\s*(?:[eE]|(?:\*|x)\s*10\s*\^)\s*\{{?(?P<power>[-+]?\d{{1,3}})\}}?"
+)
 _POWER = re.compile(rf"{_SIGN}10\s*\^\s*\{{?(?P<power>[-+]?\d{{1,3}})\}}?")
 _PART = r"(?:\{{\s*(?P<{0}1>[-+]?(?:{1}))\s*\}}|(?P<{0}2>\d))"
-_FRACTION = re.compile(rf"{_SIGN}(?:(?P<whole>\d+)\s*)?\\frac\s*{_PART.format('top', _DIGITS)}\s*{_PART.format('bottom', _DIGITS)}")
-_SLASH = re.compile(rf"{_SIGN}(?:(?P<whole>\d+)\s+)?(?P<top1>{_DIGITS})\s*/\s*(?P<bottom1>[-+]?(?:{_DIGITS}))")
-_SCALED = re.compile(rf"(?P<number>.*?[\d}}])\s*(?:\\word\s+)?(?P<scale>{'|'.join(units.SCALES)})", re.IGNORECASE)
+_FRACTION = re.compile(
+  rf"{_SIGN}(?:(?P<whole>\d+)\s*)?\\frac\s*{_PART.format('top', _DIGITS)}"
+  rf"\s*{_PART.format('bottom', _DIGITS)}"
+)
+_SLASH = re.compile(
+  rf"{_SIGN}(?:(?P<whole>\d+)\s+)?(?P<top1>{_DIGITS})\s*/\s*(?P<bottom1>[-+]?(?:{_DIGITS}))"
+)
+_SCALED = re.compile(
+  rf"(?P<number>.*?[\d}}])\s*(?:\\word\s+)?(?P<scale>{'|'.join(units.SCALES)})", re.IGNORECASE
+)
 _ROUND = re.compile(r"\(([^()]*)\)|\{([^{}]*)\}")
 
 
 def _number(text: str) -> Number | None:
-  """A plain number: decimal, scientific, a fraction or a mixed number, spelled, or with a scale such as `million`."""
+  """A number: decimal, scientific, a fraction, mixed, spelled, or with a scale like `million`."""
   if inner := _ROUND.fullmatch(text):
     content = (inner[1] or inner[2] or "").strip()
     return None if "," in content else _number(content)
@@ -112,7 +163,9 @@ def _number(text: str) -> Number | None:
         exact = value(match)
       except ArithmeticError:
         return None
-      return Number(-exact if match["sign"] == "-" else exact, _places(text) if pattern is _PLAIN else -1)
+      return Number(
+        -exact if match["sign"] == "-" else exact, _places(text) if pattern is _PLAIN else -1
+      )
   if scaled := _SCALED.fullmatch(text):
     found = _number(scaled["number"])
     return None if found is None else Number(found.value * units.SCALES[scaled["scale"].lower()])
@@ -170,7 +223,9 @@ _READERS = (
 _CURRENCIES = {"$": "dollar", "\N{POUND SIGN}": "pound", "\N{EURO SIGN}": "euro"}
 _CURRENCY_BEFORE = re.compile(r"(?P<sign>[-+]?)\s*(?P<currency>[$\u00a3\u20ac])\s*(?P<body>.+)")
 _DEGREE = re.compile(r"(?P<body>.*\S)\s*\\degree\s*(?:\\word)?\s*(?P<scale>[CF]?)")
-_TAIL = re.compile(r"(?<![\\A-Za-z])(?P<words>(?:\\word|[A-Za-z.\-/]|\s)+)(?P<power>\^\s*\{?\d\}?)?$")
+_TAIL = re.compile(
+  r"(?<![\\A-Za-z])(?P<words>(?:\\word|[A-Za-z.\-/]|\s)+)(?P<power>\^\s*\{?\d\}?)?$"
+)
 _UNFINISHED = ("+", "-", "*", "/", "^", "=", "(", ",", "<", ">", "_")
 
 
@@ -187,13 +242,21 @@ def _measured(text: str) -> Measured | None:
     return Measured(text[:-1].strip(), "percent") if text[:-1].strip() else None
   if text[-1] in _CURRENCIES and text[:-1].strip():
     return Measured(text[:-1].strip(), _CURRENCIES[text[-1]])
-  if (degree := _DEGREE.fullmatch(text)) and r"\degree" not in degree["body"] and not _has_function(degree["body"]):
-    return Measured(degree["body"], {"C": "celsius", "F": "fahrenheit", "": "degree"}[degree["scale"]])
+  if (
+    (degree := _DEGREE.fullmatch(text))
+    and r"\degree" not in degree["body"]
+    and not _has_function(degree["body"])
+  ):
+    return Measured(
+      degree["body"], {"C": "celsius", "F": "fahrenheit", "": "degree"}[degree["scale"]]
+    )
   tail = _TAIL.search(text)
   return _split_unit(text, tail) if tail else None
 
 
-_FUNCTION = re.compile(r"(?<![A-Za-z])(?:arc)?(?:sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt)(?![a-z]{2})")
+_FUNCTION = re.compile(
+  r"(?<![A-Za-z])(?:arc)?(?:sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt)(?![a-z]{2})"
+)
 
 
 def _has_function(text: str) -> bool:
@@ -203,11 +266,11 @@ def _has_function(text: str) -> bool:
 def _split_unit(text: str, tail: re.Match) -> Measured | None:
   words, power = tail["words"], tail["power"] or ""
   for start in re.finditer(r"(?:\\word\s+)?(?<![A-Za-z.\-/])[A-Za-z]", words):
-    body = text[:tail.start() + start.start()].strip()
+    body = text[: tail.start() + start.start()].strip()
     if not body or body.endswith(_UNFINISHED):
       continue
-    as_text = r"\word" in words[:start.end()]
-    unit = units.read(words[start.start():].replace(r"\word", " ") + power, as_text)
+    as_text = r"\word" in words[: start.end()]
+    unit = units.read(words[start.start() :].replace(r"\word", " ") + power, as_text)
     if unit is not None:
       return Measured(body, unit) if unit else None
   return None
@@ -215,7 +278,11 @@ def _split_unit(text: str, tail: re.Match) -> Measured | None:
 
 def _with_currency(body: str, currency: str) -> Measured:
   """`$5`, `$5 dollars`, `$5 per hour`."""
-  if (rate := re.fullmatch(r"(?P<body>.*[\d}])\s*(?:\\word\s+)?(?P<rate>(?:per|an?|each)\s[a-z ]+|/\s*(?:\\word\s+)?[a-z]+)", body)):
+  if rate := re.fullmatch(
+    r"(?P<body>.*[\d}])\s*(?:\\word\s+)?"
+    r"(?P<rate>(?:per|an?|each)\s[a-z ]+|/\s*(?:\\word\s+)?[a-z]+)",
+    body,
+  ):
     unit = units.read(f"{currency} {rate['rate']}".replace(r"\word", " "))
     if unit:
       return Measured(rate["body"].strip(), unit)
@@ -227,14 +294,22 @@ def _with_currency(body: str, currency: str) -> Measured:
 
 # Lists, groups and relations.
 
-_COMMA = re.compile(r"\s*(?:[,;]\s*(?:\\word\s+)?(?:and|or)(?![A-Za-z])|[,;]|(?:\\word\s+)?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))\s*")
+_COMMA = re.compile(
+  r"\s*(?:[,;]\s*(?:\\word\s+)?(?:and|or)(?![A-Za-z])|[,;]|"
+  r"(?:\\word\s+)?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))\s*"
+)
 _RELATION = re.compile(r"\s*(?:\\leq|\\geq|\\neq|\\in(?![A-Za-z])|\\approx(?![A-Za-z])|=|<|>)\s*")
 _CUP = re.compile(r"\s*\\cup(?![A-Za-z])\s*")
 _COLON = re.compile(r"\s*:\s*")
 _PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")
-_NAME = re.compile(r"(?:m?\s*\\angle\s*|\\triangle\s*|\\overline\s*)?(?:\\?[A-Za-z]+|\{[A-Z]+\})(?:_\w|_\{\w+\})?'*(?:\([A-Za-z0-9, ]+\))?")
+_NAME = re.compile(
+  r"(?:m?\s*\\angle\s*|\\triangle\s*|\\overline\s*)?(?:\\?[A-Za-z]+|\{[A-Z]+\})"
+  r"(?:_\w|_\{\w+\})?'*(?:\([A-Za-z0-9, ]+\))?"
+)
 _TEXT_NAME = re.compile(r"\\word\s+[A-Za-z ]+")
-_OPTION = re.compile(r"(?:\\word)?\s*\(\s*(?:\\word)?\s*([A-Za-z])\s*\)\s*")  # (C), of a multiple choice
+_OPTION = re.compile(
+  r"(?:\\word)?\s*\(\s*(?:\\word)?\s*([A-Za-z])\s*\)\s*"
+)  # (C), of a multiple choice
 _ENVIRONMENT = re.compile(r"\\begin\{[pb]matrix\}(.*)\\end\{[pb]matrix\}", re.DOTALL)
 
 
@@ -253,10 +328,8 @@ def _has_thousands(pieces: list[tuple[str, str]]) -> bool:
 def _plus_minus(text: str) -> Group | None:
   if len(_PLUS_MINUS.findall(text)) != 1 or "=" in text:
     return None
-  both = []
-  for sign in "+-":
-    both.append(_PLUS_MINUS.sub(lambda _, sign=sign: sign, text).strip())
-  return Group("", tuple(both))
+  before, after = _PLUS_MINUS.split(text)
+  return Group("", (f"{before}+{after}".strip(), f"{before}-{after}".strip()))
 
 
 def _relation(text: str) -> Assigned | Relation | None:
@@ -264,7 +337,12 @@ def _relation(text: str) -> Assigned | Relation | None:
   if pieces is None or len(pieces) < 2:
     return None
   sides, signs = tuple(piece for _, piece in pieces), tuple(sign for sign, _ in pieces[1:])
-  if signs[0] in ("=", r"\in", r"\approx") and set(signs) <= {"=", r"\approx", r"\in"} and _is_name(sides[0]) and _agree(sides[1:]):
+  if (
+    signs[0] in ("=", r"\in", r"\approx")
+    and set(signs) <= {"=", r"\approx", r"\in"}
+    and _is_name(sides[0])
+    and _agree(sides[1:])
+  ):
     return Assigned(_squeezed_name(sides[0]), sides[-1])
   return Relation(sides, signs)
 
@@ -272,7 +350,12 @@ def _relation(text: str) -> Assigned | Relation | None:
 def _is_name(text: str) -> bool:
   if _TEXT_NAME.fullmatch(text):
     return True
-  return _NAME.fullmatch(text) is not None and not _has_function(text) and r"\pi" not in text and r"\infty" not in text
+  return (
+    _NAME.fullmatch(text) is not None
+    and not _has_function(text)
+    and r"\pi" not in text
+    and r"\infty" not in text
+  )
 
 
 def _squeezed_name(text: str) -> str:
@@ -281,9 +364,12 @@ def _squeezed_name(text: str) -> str:
 
 def _agree(sides: tuple[str, ...]) -> bool:
   """Whether the sides of a chain, but for the name before it, have one value: x = 4/2 = 2."""
-  expressions = [numeric.parse(side) for side in sides] if len(sides) > 1 else []
-  for expression in expressions:
-    if expression is None or expressions[-1] is None or numeric.same(expression, expressions[-1]) is not True:
+  if len(sides) == 1:
+    return True
+  last = expressions.parse(sides[-1])
+  for side in sides[:-1]:
+    other = expressions.parse(side)
+    if last is None or other is None or numeric.same(other, last) is not True:
       return False
   return True
 
@@ -343,7 +429,9 @@ def _matrix(text: str) -> Group | None:
 
 # Words and formulas.
 
-_WORDS = re.compile(r"(?:\\word|[A-Za-z '.\-])+")  # one character a turn: runs inside runs would take exponential time
+_WORDS = re.compile(
+  r"(?:\\word|[A-Za-z '.\-])+"
+)  # one character a turn: runs inside runs would take exponential time
 _INFINITY = re.compile(r"([-+]?)\s*\\infty")
 _EMPTY = re.compile(r"\\emptyset|\\varnothing|\\\{\s*\\\}")
 _LONG_RUN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
@@ -362,7 +450,11 @@ def _words(text: str) -> Word | None:
   if len(words) == 1:
     return Word(words)
   # Letters without spaces that were not set as text may be a product of variables.
-  if _LONG_RUN.search(words) and (as_text or " " in words or len(words) > 3) and not _has_function(words):
+  if (
+    _LONG_RUN.search(words)
+    and (as_text or " " in words or len(words) > 3)
+    and not _has_function(words)
+  ):
     return Word(words.lower())
   return None
 
@@ -371,7 +463,7 @@ def _formula(text: str) -> Formula | Phrase | None:
   unit = _ONE_LETTER_UNIT.fullmatch(text)
   if unit and unit[1] in units.ONE_LETTER:
     return Phrase(text)  # 5 m: metres, or a product
-  expression = numeric.parse(text)
+  expression = expressions.parse(text)
   return None if expression is None else Formula(expression)
 
 

@@ -1,35 +1,22 @@
-r"""Expressions read by a small grammar of our own and evaluated at random points: exactly where they are rational, else to 100 digits.
+"""Expressions compared by their values at random points: exact where rational, else to 100 digits.
 
-Read: numbers, + - * / ^, implied products, \frac, \sqrt, \binom, n!, \pi, e, i, the elementary functions, brackets, and variables of one
-letter or one Greek letter. Everything that can be read in two ways is refused (`Unknown`): `1/2x`, `3\frac12`, `x^23`, `sinx`, a letter
-applied to a lone symbol. f, g, h, F, G, H, P and Q before a bracket are functions of which nothing is known. Text is never evaluated as
-code, and what would take long (large exponents, long integers) is refused.
+What would take long (large exponents, long integers) is refused, and no text is evaluated as code.
 """
 
 import functools
 import hashlib
 import math
-import re
-from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import mpmath
 
-_DEEPEST = 30  # brackets within brackets
+from synthjax.verify.expressions import Expression, Node, Unknown, names_of
+
 _LARGEST_POWER = 3_000  # exponent; and of a factorial's argument
 _MOST_BITS = 40_000  # of an integer
 _DIGITS = 100  # working precision
 _POINTS = 5  # random points at which expressions with variables are compared
-
-_FUNCTIONS = ("arcsin", "arccos", "arctan", "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "ln", "exp")
-_UNKNOWN_FUNCTIONS = frozenset("fghFGHPQ")
-_GREEK = frozenset(r"\alpha \beta \gamma \delta \theta \lambda \mu \rho \sigma \phi \omega \tau \epsilon \varphi \psi".split())
-# Two or three small letters are a product of variables, unless they name something.
-_NAMES = frozenset("""log sin cos tan cot sec csc ln exp lim max min gcd lcm mod det arg deg inf sup div abs and or not for the all any none
-no yes is to of in on at by if so per two six ten one odd km cm mm kg ft mi am pm oz lb hr yd ml mg pi""".split())
-_TOKEN = re.compile(r"\s*(?:(?P<number>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)|(?P<command>\\[A-Za-z]+)|(?P<letters>[A-Za-z]+)"
-                    r"|(?P<sign>[-+*/^!(){}\[\]]))")
 
 
 def _context() -> Any:
@@ -45,48 +32,7 @@ _EQUAL, _APART = _CONTEXT.mpf("1e-60"), _CONTEXT.mpf("1e-20")
 _RANGE = (_CONTEXT.mpf("1e-30"), _CONTEXT.mpf("1e30"))
 
 
-class Unknown(Exception):
-  """The text is not such an expression, or means more than one thing, or its value would take long."""
-
-
-class Node(NamedTuple):
-  """An operation and its operands."""
-
-  kind: str  # number, variable, constant, sum, product, quotient, power, negative, call, root, factorial, binomial, apply
-  operands: tuple = ()
-  name: str = ""  # of a variable, constant or function
-  value: Fraction = Fraction(0)  # of a number
-
-
-_RADIANS = Node("quotient", (Node("constant", name="pi"), Node("number", value=Fraction(180))))
 Real = Fraction | Any  # a Fraction where it is exact, else a number of mpmath
-
-
-class Expression(NamedTuple):
-  """What was read, and the names in it."""
-
-  root: Node
-  names: frozenset[str]
-
-
-@functools.lru_cache(1 << 14)
-def parse(text: str) -> Expression | None:
-  """The expression, or None where the text is none or can be read in two ways."""
-  try:
-    reader = _Reader(_tokens(text))
-    root = reader.sum(0)
-    if reader.left():
-      return None
-    return Expression(root, frozenset(_names(root)))
-  except Unknown:
-    return None
-
-
-def _names(node: Node) -> Iterator[str]:
-  if node.kind in ("variable", "constant", "apply"):
-    yield node.name
-  for operand in node.operands:
-    yield from _names(operand)
 
 
 def constant(value: Fraction) -> Expression:
@@ -96,7 +42,9 @@ def constant(value: Fraction) -> Expression:
 
 def difference(left: Expression, right: Expression) -> Expression:
   """Left minus right."""
-  return Expression(Node("sum", (left.root, Node("negative", (right.root,)))), left.names | right.names)
+  return Expression(
+    Node("sum", (left.root, Node("negative", (right.root,)))), left.names | right.names
+  )
 
 
 def fingerprint(expression: Expression) -> str | None:
@@ -110,15 +58,15 @@ def fingerprint(expression: Expression) -> str | None:
 
 
 def same(one: Expression, other: Expression) -> bool | None:
-  """True where two expressions agree to 60 digits at random points, False where they are certainly apart, else None.
+  """True where two agree to 60 digits at random points, False where they are apart, else None.
 
-  e and i may be numbers or variables: equal are what is equal either way.
+  e and i may be numbers or variables: equal is what is equal either way.
   """
   return _over_points(one, other, _compared)
 
 
 def proportional(one: Expression, other: Expression) -> float | None:
-  """The constant c with one = c * other at random points; 0.0 where there is none, None where that is not known."""
+  """The sign of the constant c with one = c * other; 0.0 where there is none, None if unknown."""
   ratios: list[Any] = []
 
   def compared(a: Real, b: Real) -> bool | None:
@@ -139,7 +87,7 @@ def proportional(one: Expression, other: Expression) -> float | None:
 
 
 def close(value: Fraction, expression: Expression, distance: Fraction) -> bool | None:
-  """Whether an expression without variables lies within a distance of a value; None where it has no real value."""
+  """Whether an expression lies within a distance of a value; None where it has no real value."""
   if not expression.names <= {"pi", "e"}:
     return None
   try:
@@ -179,7 +127,7 @@ def _at_points(one, other, compared, names, at_least, as_variables) -> bool | No
 
 @functools.lru_cache(1 << 10)
 def _random(name: str, index: int) -> Fraction:
-  """A variable's value at a point: between 1/2 and 3/2, then between 3 and 40, then of either sign."""
+  """A variable's value: between 1/2 and 3/2, then between 3 and 40, then of either sign."""
   seed = int.from_bytes(hashlib.blake2b(f"{name} {index}".encode(), digest_size=6).digest(), "big")
   share = Fraction(seed % 99_991 + 1, 100_003)
   if index < 2:
@@ -232,7 +180,7 @@ class _Evaluation:
     self._with_i = False
 
   def value(self, root: Node) -> Real:
-    self._with_i = "i" not in self._point and "i" in _names(root)
+    self._with_i = "i" not in self._point and "i" in names_of(root)
     return self._of(root)
 
   def _of(self, node: Node) -> Real:
@@ -291,15 +239,22 @@ class _Evaluation:
     if isinstance(exponent, Fraction) and exponent.denominator == 1:
       if not isinstance(base, Fraction):
         return base ** int(exponent)
-      if max(base.numerator.bit_length(), base.denominator.bit_length()) * abs(exponent) > _MOST_BITS:
+      if (
+        max(base.numerator.bit_length(), base.denominator.bit_length()) * abs(exponent) > _MOST_BITS
+      ):
         raise Unknown
       return base ** int(exponent)
     if isinstance(exponent, Fraction) and exponent.denominator == 2:
       return _root(base, 2) ** exponent.numerator
     base, exponent = _inexact(base), _inexact(exponent)
-    if isinstance(base, _CONTEXT.mpc) or isinstance(exponent, _CONTEXT.mpc) or base <= 0 or abs(exponent) > _LARGEST_POWER:
+    if (
+      isinstance(base, _CONTEXT.mpc)
+      or isinstance(exponent, _CONTEXT.mpc)
+      or base <= 0
+      or abs(exponent) > _LARGEST_POWER
+    ):
       raise Unknown
-    return base ** exponent
+    return base**exponent
 
   def _root(self, node: Node) -> Real:
     degree = self._of(node.operands[0])
@@ -315,13 +270,20 @@ class _Evaluation:
 
   def _factorial(self, node: Node) -> Real:
     argument = self._of(node.operands[0])
-    if not isinstance(argument, Fraction) or argument.denominator != 1 or not 0 <= argument <= _LARGEST_POWER:
+    if (
+      not isinstance(argument, Fraction)
+      or argument.denominator != 1
+      or not 0 <= argument <= _LARGEST_POWER
+    ):
       raise Unknown
     return Fraction(math.factorial(int(argument)))
 
   def _binomial(self, node: Node) -> Real:
     top, bottom = (self._of(operand) for operand in node.operands)
-    if not (isinstance(top, Fraction) and isinstance(bottom, Fraction)) or top.denominator * bottom.denominator != 1:
+    if (
+      not (isinstance(top, Fraction) and isinstance(bottom, Fraction))
+      or top.denominator * bottom.denominator != 1
+    ):
       raise Unknown
     if not 0 <= bottom <= top <= _LARGEST_POWER:
       raise Unknown
@@ -353,222 +315,3 @@ def _root(base: Real, degree: int) -> Real:
     if degree > 2:
       raise Unknown
   return _CONTEXT.sqrt(base) if degree == 2 else _CONTEXT.root(base, degree)
-
-
-def _tokens(text: str) -> list[str]:
-  tokens, at = [], 0
-  text = text.rstrip()
-  while at < len(text):
-    match = _TOKEN.match(text, at)
-    if match is None:
-      raise Unknown
-    if match["letters"]:
-      tokens += _letters(match["letters"])
-    elif match["number"]:
-      tokens.append(match["number"].replace(",", ""))
-    else:
-      tokens.append(match["command"] or match["sign"])
-    at = match.end()
-  if not tokens:
-    raise Unknown
-  return tokens
-
-
-def _letters(run: str) -> list[str]:
-  """A letter; the name of a function, as a command; or a product of variables."""
-  if len(run) == 1:
-    return [run]
-  if run in _FUNCTIONS or run == "sqrt":
-    return ["\\" + run]
-  if len(run) > 3 or not run.islower() or run in _NAMES:
-    raise Unknown
-  return list(run)
-
-
-class _Reader:
-  """Recursive descent over the tokens."""
-
-  def __init__(self, tokens: list[str]):
-    self._tokens, self._at = tokens, 0
-    self._functions = 0  # within the arguments of how many: degrees are angles there, and units elsewhere
-
-  def left(self) -> bool:
-    return self._at < len(self._tokens)
-
-  def _peek(self, ahead: int = 0) -> str:
-    at = self._at + ahead
-    return self._tokens[at] if at < len(self._tokens) else ""
-
-  def _next(self) -> str:
-    token = self._peek()
-    self._at += 1
-    return token
-
-  def _expect(self, token: str) -> None:
-    if self._next() != token:
-      raise Unknown
-
-  def sum(self, depth: int) -> Node:
-    if depth > _DEEPEST:
-      raise Unknown
-    terms = [self._product(depth)]
-    while self._peek() in ("+", "-"):
-      minus = self._next() == "-"
-      term = self._product(depth)
-      terms.append(Node("negative", (term,)) if minus else term)
-    return terms[0] if len(terms) == 1 else Node("sum", tuple(terms))
-
-  def _product(self, depth: int) -> Node:
-    minus = False
-    while self._peek() in ("+", "-"):
-      minus ^= self._next() == "-"
-    total = self._power(depth)
-    divided = False
-    while self._peek() and self._peek() not in ("+", "-", ")", "}", "]"):
-      if self._peek() in ("*", "/"):
-        divided = self._next() == "/"
-        kind = "quotient" if divided else "product"
-        total = Node(kind, (total, self._power(depth)))
-        continue
-      # 1/2x is one half of x or one over 2x.
-      if divided:
-        raise Unknown
-      before = self._peek(-1)
-      factor = self._power(depth)
-      self._check_implied(before, total, factor)
-      total = Node("product", (total, factor))
-    return Node("negative", (total,)) if minus else total
-
-  def _check_implied(self, before: str, total: Node, factor: Node) -> None:
-    """Refuses products that are none: 3 4, 3\\frac12 (a mixed number), 3(2), x2."""
-    leading = factor
-    while leading.kind in ("power", "product", "factorial"):
-      leading = leading.operands[0]
-    if leading.kind == "number" and before[-1:].isalnum():
-      raise Unknown
-    last = total.operands[1] if total.kind == "product" else total
-    if last.kind == "number" and leading.kind in ("number", "quotient") and not set(_names(leading)):
-      raise Unknown
-
-  def _power(self, depth: int) -> Node:
-    base = self._atom(depth)
-    while self._peek() == "!":
-      self._next()
-      base = Node("factorial", (base,))
-    if self._peek() == r"\degree" and self._functions:
-      self._next()
-      return Node("product", (base, _RADIANS))
-    if self._peek() != "^":
-      return base
-    self._next()
-    return Node("power", (base, self._exponent(depth)))
-
-  def _exponent(self, depth: int) -> Node:
-    """x^{23}, x^2 and x^-2; x^23 is refused but for a whole number as base: in TeX it is x squared times 3."""
-    minus = self._peek() == "-"
-    if minus:
-      self._next()
-    token = self._peek()
-    if token.isdigit() and len(token) > 1 and not self._peek(-2 - minus).isdigit():
-      raise Unknown
-    exponent = self._atom(depth)
-    if self._peek() == "^":
-      raise Unknown
-    return Node("negative", (exponent,)) if minus else exponent
-
-  def _atom(self, depth: int) -> Node:
-    token = self._next()
-    if token[:1].isdigit() or token[:1] == ".":
-      return Node("number", value=Fraction(token))
-    if token in ("(", "{", "["):
-      inner = self.sum(depth + 1)
-      self._expect({"(": ")", "{": "}", "[": "]"}[token])
-      return inner
-    if token.startswith("\\"):
-      return self._command(token, depth)
-    if len(token) == 1 and token.isalpha():
-      return self._letter(token, depth)
-    raise Unknown
-
-  def _letter(self, letter: str, depth: int) -> Node:
-    if letter in "ei":
-      return Node("constant", name=letter)
-    if letter in _UNKNOWN_FUNCTIONS and self._peek() in ("(", "^"):
-      if self._peek() == "^" and self._is_applied_after_power():
-        raise Unknown
-      if self._peek() == "(":
-        return Node("apply", (self._atom(depth),), name=f"{letter}()")
-    if self._peek() == "(" and self._peek(2) == ")":
-      raise Unknown  # y(x) and x(2) may be functions
-    return Node("variable", name=letter)
-
-  def _is_applied_after_power(self) -> bool:
-    """Whether a power is followed by a bracket: f^{-1}(x)."""
-    at = self._at + 1
-    if at < len(self._tokens) and self._tokens[at] == "{":
-      while at < len(self._tokens) and self._tokens[at] != "}":
-        at += 1
-    return at + 1 < len(self._tokens) and self._tokens[at + 1] == "("
-
-  def _command(self, token: str, depth: int) -> Node:
-    if token == r"\pi":
-      return Node("constant", name="pi")
-    if token in _GREEK:
-      return Node("variable", name=token)
-    if token == r"\frac":
-      top = self._argument(depth)
-      return Node("quotient", (top, self._argument(depth)))
-    if token == r"\binom":
-      top = self._argument(depth)
-      return Node("binomial", (top, self._argument(depth)))
-    if token == r"\sqrt":
-      return self._square_root(depth)
-    if token[1:] in _FUNCTIONS:
-      return self._function(token[1:], depth)
-    raise Unknown
-
-  def _square_root(self, depth: int) -> Node:
-    degree = Node("number", value=Fraction(2))
-    if self._peek() == "[":
-      self._next()
-      degree = self.sum(depth + 1)
-      self._expect("]")
-    return Node("root", (degree, self._argument(depth)))
-
-  def _function(self, name: str, depth: int) -> Node:
-    """\\sin x, \\sin 2x, \\sin(x + 1), \\sin^2 x, \\sin 30\\degree; what goes on after the argument is refused where it may belong to it."""
-    power = None
-    if self._peek() == "^":
-      self._next()
-      power = self._atom(depth)
-      if power.kind != "number":
-        raise Unknown  # \sin^{-1} may be the inverse
-    self._functions += 1
-    if self._peek() in ("(", "{", "["):
-      argument = self._power(depth)
-      if argument.kind == "power":
-        raise Unknown  # \sin(x)^2
-    else:
-      argument = self._bare_argument(depth)
-    self._functions -= 1
-    called = Node("call", (argument,), name=name)
-    return called if power is None else Node("power", (called, power))
-
-  def _bare_argument(self, depth: int) -> Node:
-    argument = self._power(depth)
-    if argument.kind == "number" and self._peek() and (self._peek().isalpha() or self._peek() in _GREEK | {r"\pi"}):
-      argument = Node("product", (argument, self._power(depth)))
-    following = self._peek()
-    if following and following not in "+-)}]" and following[1:] not in _FUNCTIONS:
-      raise Unknown
-    return argument
-
-  def _argument(self, depth: int) -> Node:
-    """A group, or one character: \\frac12 is a half."""
-    token = self._peek()
-    if token.isdigit() and len(token) > 1:
-      self._tokens[self._at] = token[1:]
-      return Node("number", value=Fraction(token[0]))
-    if token[:1].isdigit() and not token.isdigit():
-      raise Unknown
-    return self._atom(depth)

@@ -1,4 +1,4 @@
-"""What counts as equal, beyond mathematics: every difference from math-verify 0.9.0 is a switch with a name. See docs/verify.md."""
+"""What counts as equal, beyond mathematics: switches by name, each with a row in docs/verify.md."""
 
 import dataclasses
 
@@ -7,21 +7,27 @@ LONGEST = 256  # characters of an answer; longer ones are `too-long` before anyt
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-  """Switches, all on in `strict`. Each takes back a yes that must not be learned from, or grants one that math-verify withholds."""
+  """Where the verifier differs from math-verify 0.9.0. All switches are on in `strict`."""
 
   name: str
-  structure: bool = True  # answers are read by our own rules first; off: math-verify alone, and no other switch has an effect
-  units: bool = True  # units of both answers, where both have one, are the same: 12 cm is not 12 m; off: units are ignored
+  # Answers are read by our own rules; off: math-verify alone, and no other switch has an effect.
+  structure: bool = True
+  # Units are the same where both answers have one: 12 cm is not 12 m; off: units are ignored.
+  units: bool = True
   percent: bool = True  # a percent sign is a unit: 10 % is 10 and not 0.1; off: it is either
-  names: bool = True  # what is assigned has the same name: x = 5 is not y = 5; off: names are ignored
-  unevaluated: bool = True  # the answer to a plain number is a plain number: 2 + 4 is not 6; off: values are compared
-  equation: bool = True  # an answer that still has to be solved is none: 5 = 3 is not 3; off: its last side is the answer
-  rounding: bool = True  # a decimal stands for a value that it rounds or cuts at six or more places; off: both are rounded to six
-  subscript: bool = True  # subscripted numerals compare as strings: 52_8 is not 52; off: the base is ignored
-  ellipsis: bool = True  # an answer with dots stands for something unsaid: no; off: dots are ignored
-  tuples: bool = True  # a tuple is not a set; off: brackets of tuples and sets are ignored, and so is the order
-  intervals: bool = True  # an open end is not a closed one, and 1 < x < 2 is (1, 2); off: only the ends' values count
-  digits: bool = True  # a yes of sympy's holds at 50 digits at random values, or is symbolically exact
+  names: bool = True  # of assignments are the same: x = 5 is not y = 5; off: they are ignored
+  # The answer to a plain number is a plain number: 2 + 4 is not 6; off: by value.
+  unevaluated: bool = True
+  # What still has to be solved is no answer: 5 = 3 is not 3; off: the last side is the answer.
+  equation: bool = True
+  # A decimal is what it rounds or cuts at six or more places; off: both are rounded to six.
+  rounding: bool = True
+  subscript: bool = True  # subscripted numerals are strings: 52_8 is not 52; off: bases are ignored
+  ellipsis: bool = True  # an answer with dots leaves something unsaid: no; off: dots are ignored
+  tuples: bool = True  # a tuple is not a set; off: their brackets and the order are ignored
+  # An open end is not a closed one, and 1 < x < 2 is (1, 2); off: only the ends' values count.
+  intervals: bool = True
+  digits: bool = True  # a yes of sympy's holds at 50 digits at random values, or is exact
 
 
 STRICT = Policy("strict")  # rewards and accuracies; the default

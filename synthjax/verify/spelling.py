@@ -1,52 +1,76 @@
-"""Spellings of an answer brought to one: delimiters, spacing, styles, signs of other alphabets. Nothing that carries a meaning is lost.
+r"""Spellings of an answer brought to one: delimiters, spacing, styles, signs of other alphabets.
 
-Text that was set as such (`\\text{...}`) is marked `\\word`, a degree is `\\degree`, a sign of currency stays.
+Nothing that carries a meaning is lost: text that was set as such (`\text{...}`) is marked `\word`,
+a degree is `\degree`, a sign of currency stays.
 """
 
 import functools
 import re
 
 _TEXT = r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}"
-_CLEANED = [(re.compile(pattern), new) for pattern, new in (
-  (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-  (r"\\d?binom(?![A-Za-z])", r"\\binom"),
-  (r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|textstyle|limits)(?![A-Za-z])", ""),
-  (r"(?<=\d),?(?:\\[,!;:]|\{,\}|\\ )+(?=\d{3}(?!\d))", ","),  # 1\,000, 1,\!000 and 1{,}000
-  (r"\\phantom\s*(?:\{[^{}]*\}|.)", ""),
-  (r"(?<!\\)\\[()\[\]]", " "),
-  (r"(?<!\\)\\[,!;:>]|(?<!\\)\\ |~|\\q?quad", " "),
-  (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree|\\textdegree|(?<=\d)\s*\\circ(?![A-Za-z])", r" \\degree "),
-  (_TEXT.replace(r"([^{}]*)", r"\s*([-+]?[\d.,/%$]+)\s*"), r"\1"),
-  (_TEXT.replace(r"([^{}]*)", r"\s*(,?\s*(?:and|or))\s*,?\s*"), r" \1 "),
-  (_TEXT, r" \\word \1 "),
-  (r"^\s*\\approx(?![A-Za-z])", ""),
-  (r"\\[$%#&]", lambda match: match[0][1]),
-  (r"\\(?:times|cdot)(?![A-Za-z])|\\ast(?![A-Za-z])", "*"),
-  (r"\\div(?![A-Za-z])", "/"),
-  (r"\\leq?(?![A-Za-z])|\\leqslant|<=", r" \\leq "),
-  (r"\\geq?(?![A-Za-z])|\\geqslant|>=", r" \\geq "),
-  (r"\\lt(?![A-Za-z])", "<"),
-  (r"\\gt(?![A-Za-z])", ">"),
-  (r"\\neq?(?![A-Za-z])|!=", r" \\neq "),
-  (r"\\colon(?![A-Za-z])", ":"),
-  (r"\\[lr]brack(?![A-Za-z])", lambda match: "[" if "l" in match[0] else "]"),
-  (r"\\[lr]brace(?![A-Za-z])", lambda match: r"\{" if "l" in match[0] else r"\}"),
-  (r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi"),
-  (r"(?<![\\A-Za-z])(?:inf|infinity|infty)(?![A-Za-z])", r"\\infty"),
-  (r"\*\*", "^"),
-  (r"_\{(\w+)\}", r"_\1"),
-  (r"\^\{(\w)\}", r"^\1"),
-)]
+_CLEANED = [
+  (re.compile(pattern), new)
+  for pattern, new in (
+    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+    (r"\\d?binom(?![A-Za-z])", r"\\binom"),
+    (r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|textstyle|limits)(?![A-Za-z])", ""),
+    (r"(?<=\d),?(?:\\[,!;:]|\{,\}|\\ )+(?=\d{3}(?!\d))", ","),  # 1\,000, 1,\!000 and 1{,}000
+    (r"\\phantom\s*(?:\{[^{}]*\}|.)", ""),
+    (r"(?<!\\)\\[()\[\]]", " "),
+    (r"(?<!\\)\\[,!;:>]|(?<!\\)\\ |~|\\q?quad", " "),
+    (
+      r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree|\\textdegree|(?<=\d)\s*\\circ(?![A-Za-z])",
+      r" \\degree ",
+    ),
+    (_TEXT.replace(r"([^{}]*)", r"\s*([-+]?[\d.,/%$]+)\s*"), r"\1"),
+    (_TEXT.replace(r"([^{}]*)", r"\s*(,?\s*(?:and|or))\s*,?\s*"), r" \1 "),
+    (_TEXT, r" \\word \1 "),
+    (r"^\s*\\approx(?![A-Za-z])", ""),
+    (r"\\[$%#&]", lambda match: match[0][1]),
+    (r"\\(?:times|cdot)(?![A-Za-z])|\\ast(?![A-Za-z])", "*"),
+    (r"\\div(?![A-Za-z])", "/"),
+    (r"\\leq?(?![A-Za-z])|\\leqslant|<=", r" \\leq "),
+    (r"\\geq?(?![A-Za-z])|\\geqslant|>=", r" \\geq "),
+    (r"\\lt(?![A-Za-z])", "<"),
+    (r"\\gt(?![A-Za-z])", ">"),
+    (r"\\neq?(?![A-Za-z])|!=", r" \\neq "),
+    (r"\\colon(?![A-Za-z])", ":"),
+    (r"\\[lr]brack(?![A-Za-z])", lambda match: "[" if "l" in match[0] else "]"),
+    (r"\\[lr]brace(?![A-Za-z])", lambda match: r"\{" if "l" in match[0] else r"\}"),
+    (r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi"),
+    (r"(?<![\\A-Za-z])(?:inf|infinity|infty)(?![A-Za-z])", r"\\infty"),
+    (r"\*\*", "^"),
+    (r"_\{(\w+)\}", r"_\1"),
+    (r"\^\{(\w)\}", r"^\1"),
+  )
+]
 _ROOT = re.compile(r"\N{SQUARE ROOT}\s*(\d+(?:\.\d+)?|[A-Za-z]|(?=\())")
-_CHARACTERS = str.maketrans({
-  **dict.fromkeys("\N{MINUS SIGN}\N{EN DASH}\N{EM DASH}\N{HYPHEN}\N{NON-BREAKING HYPHEN}", "-"),
-  **dict.fromkeys("\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}\N{THIN SPACE}", " "),
-  "\N{FULLWIDTH COMMA}": ",", "\N{DEGREE SIGN}": r"\degree ", "\N{MULTIPLICATION SIGN}": "*", "\N{MIDDLE DOT}": "*",
-  "\N{DOT OPERATOR}": "*", "\N{DIVISION SIGN}": "/", "\N{GREEK SMALL LETTER PI}": r"\pi ", "\N{GREEK SMALL LETTER THETA}": r"\theta ",
-  "\N{INFINITY}": r"\infty ", "\N{LESS-THAN OR EQUAL TO}": r"\leq ", "\N{GREATER-THAN OR EQUAL TO}": r"\geq ",
-  "\N{NOT EQUAL TO}": r"\neq ", "\N{PLUS-MINUS SIGN}": r"\pm ", "\N{UNION}": r"\cup ", "\N{ELEMENT OF}": r"\in ",
-  "\N{SUPERSCRIPT TWO}": "^2", "\N{SUPERSCRIPT THREE}": "^3", "\N{VULGAR FRACTION ONE HALF}": r"\frac{1}{2}",
-  "\N{VULGAR FRACTION ONE QUARTER}": r"\frac{1}{4}", "\N{VULGAR FRACTION THREE QUARTERS}": r"\frac{3}{4}"})
+_CHARACTERS = str.maketrans(
+  {
+    **dict.fromkeys("\N{MINUS SIGN}\N{EN DASH}\N{EM DASH}\N{HYPHEN}\N{NON-BREAKING HYPHEN}", "-"),
+    **dict.fromkeys("\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}\N{THIN SPACE}", " "),
+    "\N{FULLWIDTH COMMA}": ",",
+    "\N{DEGREE SIGN}": r"\degree ",
+    "\N{MULTIPLICATION SIGN}": "*",
+    "\N{MIDDLE DOT}": "*",
+    "\N{DOT OPERATOR}": "*",
+    "\N{DIVISION SIGN}": "/",
+    "\N{GREEK SMALL LETTER PI}": r"\pi ",
+    "\N{GREEK SMALL LETTER THETA}": r"\theta ",
+    "\N{INFINITY}": r"\infty ",
+    "\N{LESS-THAN OR EQUAL TO}": r"\leq ",
+    "\N{GREATER-THAN OR EQUAL TO}": r"\geq ",
+    "\N{NOT EQUAL TO}": r"\neq ",
+    "\N{PLUS-MINUS SIGN}": r"\pm ",
+    "\N{UNION}": r"\cup ",
+    "\N{ELEMENT OF}": r"\in ",
+    "\N{SUPERSCRIPT TWO}": "^2",
+    "\N{SUPERSCRIPT THREE}": "^3",
+    "\N{VULGAR FRACTION ONE HALF}": r"\frac{1}{2}",
+    "\N{VULGAR FRACTION ONE QUARTER}": r"\frac{1}{4}",
+    "\N{VULGAR FRACTION THREE QUARTERS}": r"\frac{3}{4}",
+  }
+)
 _PLAIN = re.compile(r"[-\d.,/ ]*")
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{(.*)\}", re.DOTALL)
@@ -71,16 +95,16 @@ def _translated(text: str) -> str:
   # Dollar signs in pairs delimit mathematics; a single one is currency, as \$ is.
   if len(_DOLLAR.findall(text)) % 2 == 0:
     text = _DOLLAR.sub("", text)
-  if boxed := _BOX.fullmatch(text.strip()):
-    if is_balanced(boxed[1]):
-      text = boxed[1]
+  boxed = _BOX.fullmatch(text.strip())
+  if boxed is not None and is_balanced(boxed[1]):
+    text = boxed[1]
   for pattern, new in _CLEANED:
     text = pattern.sub(new, text)
   return text.strip()
 
 
 def squeeze(text: str) -> str:
-  """Without spaces and text marks, to be compared as strings; a space between digits has a meaning (1 1/2)."""
+  """Without spaces and text marks; a space between digits has a meaning (1 1/2)."""
   return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text.replace(r"\word", ""))
 
 
@@ -88,7 +112,7 @@ _OPENING, _CLOSING = "([{", ")]}"
 
 
 def is_balanced(text: str) -> bool:
-  r"""Whether braces match, \{ and \} apart, and brackets of any kind, [0, 1) included, open before they close."""
+  r"""Whether braces match, \{ and \} apart, and brackets close, [0, 1) included."""
   groups = sets = brackets = 0
   for mark in re.finditer(r"\\\\|\\[{}]|[{}()\[\]]", text):
     sign = mark[0]
@@ -101,7 +125,7 @@ def is_balanced(text: str) -> bool:
 
 
 def split(text: str, separator: re.Pattern) -> list[tuple[str, str]] | None:
-  """(separator, piece) at the separators outside brackets and groups; None where a piece is empty."""
+  """(separator, piece) at the separators outside brackets; None where a piece is empty."""
   pieces, depth, start, before, at = [], 0, 0, "", 0
   while at < len(text):
     character = text[at]

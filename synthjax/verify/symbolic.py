@@ -1,7 +1,8 @@
-"""What the forms leave open, judged by math-verify 0.9.0's grammar and sympy; every yes is guarded. Runs in worker processes only.
+"""What the forms leave open, judged by math-verify 0.9.0 and sympy; every yes is guarded.
 
-Text is parsed by latex2sympy2_extended's grammar (ANTLR): it is never evaluated as Python, and math-verify's plain-expression reader, which
-would hand it to sympy's `parse_expr`, is not used.
+Runs in worker processes only. Text is parsed by latex2sympy2_extended's grammar (ANTLR): it is
+never evaluated as Python, and math-verify's plain-expression reader, which would hand it to sympy's
+`parse_expr`, is not used.
 """
 
 import functools
@@ -18,12 +19,25 @@ _DIGITS = 50
 _TOLERANCE = "1e-40"  # relative, at 50 digits
 _POINTS = 4  # random values of the variables
 _RUN = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{4,}|[A-Z]{2,3}(?![A-Za-z]))")
-_KNOWN_RUNS = frozenset("sqrt sin cos tan log pmatrix bmatrix vmatrix matrix array cases arcsin arccos arctan sinh cosh tanh".split())
+_KNOWN_WORDS = """
+sqrt sin cos tan log pmatrix bmatrix vmatrix matrix array cases arcsin arccos arctan sinh cosh tanh
+"""
+_KNOWN_RUNS = frozenset(_KNOWN_WORDS.split())
 
 
-_NO_MATHEMATICS = (r"\degree", r"\boxed", r"\approx", "$", "%", "&&")  # the grammar leaves these out
-# 1/2x is one half of x or one over 2x; \sqrt31 is the root of 31, or that of 3 times 1 as TeX has it.
-_AMBIGUOUS = re.compile(r"\\sqrt\s*\d\d|\\frac\s*\d{3}|/\s*(?:\d+(?:\.\d+)?|[A-Za-z])\s*(?:[A-Za-z(]|\\(?!cdot|cup|leq|geq|neq|in\b)[a-z])")
+_NO_MATHEMATICS = (
+  r"\degree",
+  r"\boxed",
+  r"\approx",
+  "$",
+  "%",
+  "&&",
+)  # the grammar leaves these out
+# 1/2x is one half of x or one over 2x; \sqrt31 is the root of 31 or, as TeX has it, that of 3.
+_AMBIGUOUS = re.compile(
+  r"\\sqrt\s*\d\d|\\frac\s*\d{3}|"
+  r"/\s*(?:\d+(?:\.\d+)?|[A-Za-z])\s*(?:[A-Za-z(]|\\(?!cdot|cup|leq|geq|neq|in\b)[a-z])"
+)
 
 
 class Open(Exception):
@@ -31,7 +45,7 @@ class Open(Exception):
 
 
 def compare(gold: str, prediction: str, policy: Policy) -> Verdict:
-  """`equal`, `different`, or `undecided` with the reason. Never raises; may take any time and memory."""
+  """The verdict, `undecided` with its reason. Never raises; may take any time and memory."""
   try:
     if not policy.structure:
       return _alone(gold, prediction)
@@ -77,7 +91,11 @@ def _same(gold: str, prediction: str, policy: Policy) -> bool:
     return False
   if not math_verify.verify(wanted, found, timeout_seconds=None, raise_on_error=True):
     return False
-  if policy.unevaluated and isinstance(forms.form(gold), forms.Number) and not isinstance(found, sympy.Number):
+  if (
+    policy.unevaluated
+    and isinstance(forms.form(gold), forms.Number)
+    and not isinstance(found, sympy.Number)
+  ):
     return False
   if not policy.digits:
     return True
@@ -86,12 +104,14 @@ def _same(gold: str, prediction: str, policy: Policy) -> bool:
   if isinstance(wanted, sympy.MatrixBase) and isinstance(found, sympy.MatrixBase):
     return wanted.shape == found.shape and all(_agree(a, b) for a, b in zip(wanted, found))
   if isinstance(wanted, sympy.Expr) and isinstance(found, sympy.Expr):
-    return _agree(wanted, found, max(_rounding(gold), _rounding(prediction)) if policy.rounding else "0")
+    return _agree(
+      wanted, found, max(_rounding(gold), _rounding(prediction)) if policy.rounding else "0"
+    )
   return wanted == found or _sets_agree(wanted, found)
 
 
 def _read(text: str, which: str):
-  """A sympy object. Raises Open where the text is not one expression that both its writer and the grammar read alike."""
+  """A sympy object. Raises Open where the grammar may read the text otherwise than its writer."""
   if not spelling.is_balanced(text):
     raise Open(f"unbalanced-{which}")
   if r"\word" in text or isinstance(forms.form(text), forms.Phrase) or _words(text):
@@ -111,17 +131,29 @@ def _words(text: str) -> bool:
 
 
 def parse(text: str):
-  """A sympy object, or None where the grammar does not take the text: no unit is removed, and capitals stay."""
+  """A sympy object, or None where the grammar does not take the text; capitals stay."""
   from latex2sympy2_extended import latex2sympy, normalize_latex
   from latex2sympy2_extended.latex2sympy2 import ConversionConfig
   from latex2sympy2_extended.math_normalization import NormalizationConfig
   from math_verify.grader import should_treat_as_complex
 
-  rules = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False)
+  rules = NormalizationConfig(
+    basic_latex=True,
+    units=False,
+    malformed_operators=True,
+    nits=True,
+    boxed="none",
+    equations=False,
+  )
   try:
     normal = normalize_latex(_mended(text), rules)
-    return latex2sympy(normal, is_real=not should_treat_as_complex(normal), convert_degrees=False, normalization_config=None,
-                       conversion_config=ConversionConfig(lowercase_symbols=False))
+    return latex2sympy(
+      normal,
+      is_real=not should_treat_as_complex(normal),
+      convert_degrees=False,
+      normalization_config=None,
+      conversion_config=ConversionConfig(lowercase_symbols=False),
+    )
   except MemoryError:
     raise
   except Exception:
@@ -137,7 +169,9 @@ def _values(expressions) -> list[dict]:
   for index in range(_POINTS if symbols else 1):
     point = {}
     for symbol in symbols:
-      seed = int.from_bytes(hashlib.blake2b(f"{symbol} {index}".encode(), digest_size=6).digest(), "big")
+      seed = int.from_bytes(
+        hashlib.blake2b(f"{symbol} {index}".encode(), digest_size=6).digest(), "big"
+      )
       value = sympy.Rational(seed % 99_991 + 50_000, 50_021)
       point[symbol] = -value if index == _POINTS - 1 and seed & 1 else value
     points.append(point)
@@ -145,24 +179,35 @@ def _values(expressions) -> list[dict]:
 
 
 def _rounding(text: str) -> str:
-  """The distance within which a decimal of six or more places stands for a value; "0" for everything else."""
+  """Within which a decimal of six or more places stands for a value; "0" for all else."""
   number = forms.form(text)
   return f"1e-{number.places}" if isinstance(number, forms.Number) and number.places >= 6 else "0"
 
 
 def _agree(one, other, distance: str = "0") -> bool:
-  """Whether two expressions agree at 50 digits at random values, or their difference is symbolically zero where they have no value."""
+  """Whether two expressions agree at 50 digits at random values.
+
+  Where they have no values, their difference must be zero symbolically.
+  """
   import sympy
 
   one, other = one.doit(), other.doit()
   compared = 0
   for point in _values((one, other)):
     a, b = (sympy.N(x.subs(point), _DIGITS) for x in (one, other))
-    if not (a.is_number and b.is_number) or a.is_finite is False or b.is_finite is False or a.free_symbols or b.free_symbols:
+    if (
+      not (a.is_number and b.is_number)
+      or a.is_finite is False
+      or b.is_finite is False
+      or a.free_symbols
+      or b.free_symbols
+    ):
       continue
     if a.has(sympy.Function) or b.has(sympy.Function):
       continue
-    if abs(a - b) > max(sympy.Float(_TOLERANCE, _DIGITS) * max(abs(a), abs(b)), sympy.Float(distance, _DIGITS)):
+    if abs(a - b) > max(
+      sympy.Float(_TOLERANCE, _DIGITS) * max(abs(a), abs(b)), sympy.Float(distance, _DIGITS)
+    ):
       return False
     compared += 1
   if compared:
@@ -182,7 +227,10 @@ def _sets_agree(one, other) -> bool:
 
 
 def _same_solutions(one, other) -> bool:
-  """Whether two relations of the same kind have the same solutions in one of their symbols, and have any, at random values of the others."""
+  """Whether two relations of one kind have solutions, and the same ones, in one of their symbols.
+
+  Solutions are compared at random values of the other symbols.
+  """
   import sympy
 
   symbols = one.free_symbols
@@ -208,7 +256,7 @@ def _same_roots(ones: list, others: list) -> bool:
 
 
 def _mended(text: str) -> str:
-  """The spellings that the grammar misreads: e-notation, a fraction of bare symbols, thousands apart."""
+  """Mends what the grammar misreads: e-notation, a fraction of bare symbols, thousands apart."""
   text = re.sub(r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text.strip())
   text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
   text = re.sub(r"\\frac\s*(\\?[A-Za-z]+|\d)\s*(\d|\\[A-Za-z]+)", r"\\frac{\1}{\2}", text)
@@ -222,8 +270,13 @@ def _alone(gold: str, prediction: str) -> Verdict:
 
   read = []
   for which, text in (("gold", gold), ("prediction", prediction)):
-    found = math_verify.parse(r"\boxed{" + text + "}", _extraction(), fallback_mode="no_fallback", extraction_mode="first_match",
-                              parsing_timeout=None)
+    found = math_verify.parse(
+      r"\boxed{" + text + "}",
+      _extraction(),
+      fallback_mode="no_fallback",
+      extraction_mode="first_match",
+      parsing_timeout=None,
+    )
     if not found:
       return Verdict("undecided", f"unparsed-{which}")
     read.append(found[0])
@@ -245,5 +298,8 @@ def warn_of_ground_types() -> None:
   from sympy.external.gmpy import GROUND_TYPES
 
   if GROUND_TYPES != "python":
-    warnings.warn(f"sympy computes with {GROUND_TYPES}: a long computation inside it cannot be interrupted; set SYMPY_GROUND_TYPES=python",
-                  stacklevel=2)
+    warnings.warn(
+      f"sympy computes with {GROUND_TYPES}: a long computation inside it cannot be interrupted; "
+      "set SYMPY_GROUND_TYPES=python",
+      stacklevel=2,
+    )

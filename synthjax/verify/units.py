@@ -1,13 +1,21 @@
-"""Units of answers: a known list, each read into one canonical name. Words that are not in it are no unit.
+"""Units of answers: a known list, each read into one canonical name.
 
-`5 choose two`, `5 tenths` and `5 less than x` are other answers than 5, so a number may be followed by these words alone: measures,
-things that word problems count (the nouns that follow a number in GSM8K, SVAMP and MATH), and the fillers around them.
+`5 choose two`, `5 tenths` and `5 less than x` are other answers than 5, so a number may be followed
+by these words alone: measures, things that word problems count (the nouns that follow a number in
+GSM8K, SVAMP and MATH), and the fillers around them. Words that are not in the list are no unit.
 """
 
 import functools
 import re
 
-SCALES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+SCALES = {
+  "dozen": 12,
+  "hundred": 10**2,
+  "thousand": 10**3,
+  "million": 10**6,
+  "billion": 10**9,
+  "trillion": 10**12,
+}
 
 # A line names a unit, then its other spellings; a plural in -s is understood.
 _MEASURES = """
@@ -68,41 +76,64 @@ unit
 
 # Singular nouns; -s, -es and -ies are understood.
 _THINGS = """
-acorn action ad adult album alligator animal answer ant apartment apple arrangement article baby bag bale ball balloon banana band
-bandage bar barrel baseball basket basketball batch bead bean bear bed bee berry bicycle bike bill bird biscuit blanket block blueberry
-board boat bolt bone book bottle bouquet bowl box boy bracelet branch bread brick brother brownie bucket bug building bulb bunch bundle
-burger burrito bus bushel butterfly button cake calorie can candle candy cap car card carriage carrot carton cartwheel case cat chair
-channel chapter cheese cherry chicken child chip chocolate choice circle class classmate clip cloth coat cocktail coconut coin color
-combination computer cone container cookie corner country cow crab cracker crate crayon crow cube cucumber cupcake customer daisy daughter
-decoration desk digit dime dinner dinosaur dish distribution dog doll dolphin donut door doughnut dragon dress drink drop duck duckling
-ear earring edge egg elephant email employee emu envelope episode eraser error essay event exam eye face family fan feather fence
-file fire firework fish flag flavor flea flight flock floor flower fly flyer follower fork friend frog fruit game gem giraffe girl
-glass goal goat goldfish grain grandchild grape group guest gumball hamburger hamster hat head hen home homework horse hot-dog hotdog
-house ice icicle infection insect instrument integer item jar jellybean jersey job joke jump kernel key kid kitten knife ladybug
-lamp lap leaf leg legionnaire lego lemon letter level light line lion liquid list lizard load loaf lobster log lollipop lot lunch
-machine magazine magnet male mango map marble mark marker marshmallow mask match meal medal medium meeting member message mirror mistake
-monkey mother mouse movie muffin multiple mushroom nail name napkin necklace nickel night note notebook number nurse nut object onion orange
-order outcome outfit oyster package packet pad page painting pan pancake panda pants paper parent park part participant passenger pastry
-patient peach peanut pear pearl pebble pen pencil penguin penny people pepper permutation person pet petal phone photo pick
-picture pie piece pig pigeon pill pillow pin pineapple pitcher pizza place plane plank plant plate player pocket poem point pole pond
-pony popsicle post postcard poster pot potato pound present prime prize problem program project pumpkin puppy puzzle question
-rabbit raccoon racer rat record rectangle ribbon ride ring roach rock roll room rope rose round row ruler run sack sandwich scarf school
-score scoop seagull seashell season seat section seed segment selfie serving set shark sheep sheet shelf shell shift ship shirt shoe
-shot shrimp side sister skateboard skirt sleeper slice snack snail snake soap sock soda solution song soldier sparrow spider
-spoon sponge spot square stack staff stair stamp star state step stick sticker stitch stock stone story strawberry string stripe
-student sunflower surfer surprise sweater sweet swimmer t-shirt table tadpole tail task team teacher tennis test text thing
-ticket tie tile tire toddler token tomato tooth toy tourist towel train tray treat tree triangle trip truck tube tulip turkey turtle turn tv
-vacation value van vase vegetable vehicle video visitor vote wagon walker wall watch watermelon way weed whale wheel window wing woman
-man men women word worker world worm zebra children mice geese feet teeth leaves loaves knives fish sheep shrimp
+acorn action ad adult album alligator animal answer ant apartment apple arrangement article baby
+bag bale ball balloon banana band bandage bar barrel baseball basket basketball batch bead bean
+bear bed bee berry bicycle bike bill bird biscuit blanket block blueberry board boat bolt bone book
+bottle bouquet bowl box boy bracelet branch bread brick brother brownie bucket bug building bulb
+bunch bundle burger burrito bus bushel butterfly button cake calorie can candle candy cap car card
+carriage carrot carton cartwheel case cat chair channel chapter cheese cherry chicken child chip
+chocolate choice circle class classmate clip cloth coat cocktail coconut coin color combination
+computer cone container cookie corner country cow crab cracker crate crayon crow cube cucumber
+cupcake customer daisy daughter decoration desk digit dime dinner dinosaur dish distribution dog
+doll dolphin donut door doughnut dragon dress drink drop duck duckling ear earring edge egg
+elephant email employee emu envelope episode eraser error essay event exam eye face family fan
+feather fence file fire firework fish flag flavor flea flight flock floor flower fly flyer follower
+fork friend frog fruit game gem giraffe girl glass goal goat goldfish grain grandchild grape group
+guest gumball hamburger hamster hat head hen home homework horse hot-dog hotdog house ice icicle
+infection insect instrument integer item jar jellybean jersey job joke jump kernel key kid kitten
+knife ladybug lamp lap leaf leg legionnaire lego lemon letter level light line lion liquid list
+lizard load loaf lobster log lollipop lot lunch machine magazine magnet male mango map marble mark
+marker marshmallow mask match meal medal medium meeting member message mirror mistake monkey mother
+mouse movie muffin multiple mushroom nail name napkin necklace nickel night note notebook number
+nurse nut object onion orange order outcome outfit oyster package packet pad page painting pan
+pancake panda pants paper parent park part participant passenger pastry patient peach peanut pear
+pearl pebble pen pencil penguin penny people pepper permutation person pet petal phone photo pick
+picture pie piece pig pigeon pill pillow pin pineapple pitcher pizza place plane plank plant plate
+player pocket poem point pole pond pony popsicle post postcard poster pot potato pound present
+prime prize problem program project pumpkin puppy puzzle question rabbit raccoon racer rat record
+rectangle ribbon ride ring roach rock roll room rope rose round row ruler run sack sandwich scarf
+school score scoop seagull seashell season seat section seed segment selfie serving set shark sheep
+sheet shelf shell shift ship shirt shoe shot shrimp side sister skateboard skirt sleeper slice
+snack snail snake soap sock soda solution song soldier sparrow spider spoon sponge spot square
+stack staff stair stamp star state step stick sticker stitch stock stone story strawberry string
+stripe student sunflower surfer surprise sweater sweet swimmer t-shirt table tadpole tail task team
+teacher tennis test text thing ticket tie tile tire toddler token tomato tooth toy tourist towel
+train tray treat tree triangle trip truck tube tulip turkey turtle turn tv vacation value van vase
+vegetable vehicle video visitor vote wagon walker wall watch watermelon way weed whale wheel window
+wing woman man men women word worker world worm zebra children mice geese feet teeth leaves loaves
+knives
 """
-_LEADING = frozenset("of a an the".split())
-_ADJECTIVES = frozenset("""
-small large big tall short long new old red blue green yellow white black brown purple pink orange different distinct total right
-full whole female male adult regular extra additional other remaining positive negative possible wooden gold silver
-""".split())
-_TRAILING = frozenset("left total altogether remaining overall each".split())
-_IRREGULAR = {"children": "child", "people": "person", "men": "man", "women": "woman", "mice": "mouse", "geese": "goose", "teeth": "tooth",
-              "leaves": "leaf", "loaves": "loaf", "knives": "knife", "shelves": "shelf", "scarves": "scarf"}
+_LEADING = frozenset(("of", "a", "an", "the"))
+_ADJECTIVES = """
+small large big tall short long new old red blue green yellow white black brown purple pink orange
+different distinct total right full whole female male adult regular extra additional other
+remaining positive negative possible wooden gold silver
+"""
+_TRAILING = frozenset(("left", "total", "altogether", "remaining", "overall", "each"))
+_IRREGULAR = {
+  "children": "child",
+  "people": "person",
+  "men": "man",
+  "women": "woman",
+  "mice": "mouse",
+  "geese": "goose",
+  "teeth": "tooth",
+  "leaves": "leaf",
+  "loaves": "loaf",
+  "knives": "knife",
+  "shelves": "shelf",
+  "scarves": "scarf",
+}
 _COMPOUND = {"mph": "mile/hour", "kmph": "km/hour"}
 _SQUARE, _CUBIC = ("square", "sq"), ("cubic", "cu")
 _MOST_WORDS = 6
@@ -118,6 +149,7 @@ def _measures() -> dict[str, str]:
 
 _CANONICAL = _measures()
 _COUNTED = frozenset(_THINGS.split())
+_DESCRIPTIVE = frozenset(_ADJECTIVES.split())
 # Letters that are a unit only where they are set as text: 5 m may be a product.
 ONE_LETTER = frozenset("mglshN")
 
@@ -131,7 +163,9 @@ def read(words: str, as_text: bool = False) -> str | None:
     as_text: whether they were set as text, so that a single letter is a unit.
   """
   text = re.sub(r"\s*\^\s*\{?\s*(\d)\s*\}?", r" ^\1 ", words.replace("/", " per "))
-  tokens = re.sub(r"(?<=[A-Za-z])\.", "", re.sub(r"\b([ap])\s*\.\s*m\b\.?", r"\1m", text.lower())).split()
+  tokens = re.sub(
+    r"(?<=[A-Za-z])\.", "", re.sub(r"\b([ap])\s*\.\s*m\b\.?", r"\1m", text.lower())
+  ).split()
   while tokens and tokens[-1] in _TRAILING:
     tokens.pop()
   if tokens[-1:] == ["in"] and len(tokens) > 1:  # of "in total"
@@ -140,7 +174,11 @@ def read(words: str, as_text: bool = False) -> str | None:
     tokens.pop(0)
   if not tokens or len(tokens) > _MOST_WORDS:
     return None
-  if len(tokens) == 1 and len(tokens[0]) == 1 and not (as_text and words.strip() in ONE_LETTER | {"L"}):
+  if (
+    len(tokens) == 1
+    and len(tokens[0]) == 1
+    and not (as_text and words.strip() in ONE_LETTER | {"L"})
+  ):
     return None
   return _ratio(tokens)
 
@@ -149,7 +187,7 @@ def _ratio(tokens: list[str]) -> str | None:
   """`per`, and `a` or `each` between two units, divide."""
   for at, token in enumerate(tokens):
     if 0 < at < len(tokens) - 1 and token in ("per", "a", "an", "each"):
-      over, under = _one(tokens[:at]), _one(tokens[at + 1:])
+      over, under = _one(tokens[:at]), _one(tokens[at + 1 :])
       if over is None or under is None:
         return None
       return f"{over}/{under}"
@@ -169,7 +207,7 @@ def _one(tokens: list[str]) -> str | None:
   if name is None:
     return None
   for word in adjectives:
-    if word not in _ADJECTIVES and _name(word) is None:
+    if word not in _DESCRIPTIVE and _name(word) is None:
       return None
   described = " ".join([*adjectives, name])
   return _COMPOUND.get(described, described) + power
@@ -182,7 +220,7 @@ def _name(word: str) -> str | None:
     return _IRREGULAR[word]
   for ending, singular in (("", ""), ("s", ""), ("es", ""), ("ies", "y")):
     if word.endswith(ending):
-      stem = word[:len(word) - len(ending)] + singular
+      stem = word[: len(word) - len(ending)] + singular
       if stem in _COUNTED:
         return stem
       if ending == "s" and len(stem) > 1 and stem in _CANONICAL:
