@@ -128,23 +128,25 @@ def _experiment(parsed, overrides):
 
 def _job(parsed, overrides):
   """The experiment in its folder, with all processes connected."""
-  import pathlib
 
   experiment = _experiment(parsed, overrides)
   from synthjax import multihost, progress
-  from synthjax.recipes import finetune
+  from synthjax.recipes import finetune, folders
 
   multihost.start(multihost.from_environment())
   progress.quiet(not multihost.is_first())
-  return finetune.Job(experiment, pathlib.Path(parsed.workdir or f"runs/{experiment.name}"), parsed.force, getattr(parsed, "runner", ""))
+  return finetune.Job(experiment, folders.choose(experiment, parsed.workdir), parsed.force, getattr(parsed, "runner", ""))
 
 
 def _follow(part: str, parsed, overrides) -> int:
   """A part of the config's recipe."""
   job = _job(parsed, overrides)
   from synthjax import recipes
+  from synthjax.recipes import folders
 
-  recipes.part(job.experiment.recipe, part)(job)
+  work = recipes.part(job.experiment.recipe, part)
+  with folders.alone(job, f"synthjax {recipes.VERBS[part]}"):
+    work(job)
   return 0
 
 
@@ -152,26 +154,27 @@ def _evaluate(parsed, overrides) -> int:
   if parsed.generations:
     return _score(parsed, overrides)
   job = _job(parsed, overrides)
-  from synthjax.recipes import finetune
+  from synthjax.recipes import finetune, folders
 
-  tokenizer = finetune.tokenizer_of(job)
-  if parsed.watch:
-    finetune.watch(job, tokenizer, parsed.name)
-  else:
-    finetune.evaluate(job, tokenizer, "after")
+  if parsed.watch:  # beside the training, in a folder of its own
+    finetune.watch(job, finetune.tokenizer_of(job), parsed.name)
+    return 0
+  with folders.alone(job, "synthjax evaluate"):
+    finetune.evaluate(job, finetune.tokenizer_of(job), "after")
   return 0
 
 
 def _score(parsed, overrides) -> int:
-  import pathlib
-
   experiment = _experiment(parsed, overrides)
+  from synthjax import locks
   from synthjax.evaluate import protocols, run, score
+  from synthjax.recipes import folders
 
   answered = score.read_generations(parsed.generations, lambda: run.golds(experiment))
-  out = pathlib.Path(parsed.workdir or f"runs/{experiment.name}") / "evaluate_generations"
-  results = score.score(answered, protocols.of(experiment), experiment.evaluate.policy, experiment.evaluate.pass_at, out,
-                        {"generations": parsed.generations})
+  out = folders.choose(experiment, parsed.workdir) / "evaluate_generations"
+  with locks.folder_lock(out, "synthjax evaluate --generations"):
+    results = score.score(answered, protocols.of(experiment), experiment.evaluate.policy, experiment.evaluate.pass_at, out,
+                          {"generations": parsed.generations})
   print(f"{score.table(results)}\n  in {out}: results.json, responses.jsonl, wrong.jsonl")
   return 0
 
@@ -185,12 +188,15 @@ def _policy(parsed, overrides):
   from synthjax import files, progress
   from synthjax.recipes import finetune
 
-  trained = job.workdir / "train/checkpoints"
-  source = parsed.checkpoint or (str(trained) if trained.is_dir() else job.experiment.train.init)
-  progress.say(f"policy: {source or 'random parameters'}")
+  training = None if parsed.checkpoint else finetune.trained(job)
+  source = parsed.checkpoint or (training.checkpoints if training else job.experiment.train.init)
   tokenizer = finetune.tokenizer_of(job)
-  model, params = finetune.load_policy(job.experiment, tokenizer, source)
-  what = [finetune.identity(source) or job.experiment.seed, dataclasses.asdict(model.cfg), tokenizer.fingerprint]
+  model, params, step = finetune.load_policy(job.experiment, tokenizer, source, fall_back=True)
+  if training:
+    progress.say(f"policy: {training.describe(step)}")
+  else:
+    progress.say(f"policy: {source}, step {step:,}" if source else "policy: random parameters")
+  what = [finetune.identity(source, step) or job.experiment.seed, dataclasses.asdict(model.cfg), tokenizer.fingerprint]
   return job.experiment, tokenizer, model, params, files.value_hash(what)
 
 
@@ -286,22 +292,29 @@ def _decontaminate(parsed, overrides) -> int:
 
 def _export(parsed, overrides) -> int:
   job = _job(parsed, overrides)
+  from synthjax import files, locks
   from synthjax.model.transformer import Transformer, sized
   from synthjax.recipes import finetune
   from synthjax.train import checkpoint
 
+  training = finetune.trained(job)
+  if training is None:
+    raise files.DataError(f"{job.workdir / 'train'}: nothing was trained here yet; run `synthjax train` first")
   tokenizer = finetune.tokenizer_of(job)
   model = Transformer(sized(job.experiment.model, tokenizer.size))
-  step = checkpoint.export_params(job.workdir / "train/checkpoints", parsed.to, model.abstract())
-  print(f"{parsed.to}: the parameters after step {step:,}")
+  with locks.lock(locks.beside(parsed.to), "synthjax export", f"{parsed.to}: wait for it, or give another --to"):
+    step = checkpoint.export_params(training.checkpoints, parsed.to, model.abstract())
+  print(f"{parsed.to}: the parameters of {training.describe(step)}")
   return 0
 
 
 def _report(parsed, overrides) -> int:
   experiment = _experiment(parsed, overrides)
+  from synthjax import locks
   from synthjax.report import spurious
 
-  spurious.report(experiment, parsed.workdir)
+  with locks.folder_lock(parsed.workdir, "synthjax report"):
+    spurious.report(experiment, parsed.workdir)
   return 0
 
 

@@ -63,14 +63,16 @@ class _HeldError(Exception):
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path, what: str, patience: float = 0.0) -> Iterator[None]:
-  """Within the block no other start works on a folder. Of several processes of one start the first holds it for all.
+def folder_lock(folder: Path, what: str, remedy: str = "wait for it or stop it, or give another --workdir",
+                patience: float = 0.0) -> Iterator[None]:
+  """Within the block no other start works on a folder. The first of several processes holds it for all of its start.
 
   The folder is made where it is not there, and removed again if nothing was put into it.
 
   Args:
     folder: what is guarded; the lock is `.lock` in it.
     what: is done, for the message that another start prints.
+    remedy: what the user of another start can do.
     patience: seconds to wait for another holder.
 
   Raises:
@@ -83,9 +85,8 @@ def folder_lock(folder: Path, what: str, patience: float = 0.0) -> Iterator[None
     error = None
     if multihost.is_first():
       held.enter_context(_made(folder))
-      advice = f"{folder}: wait for it or stop it, or give another folder"
       try:
-        held.enter_context(lock(folder / ".lock", what, advice, patience))
+        held.enter_context(lock(folder / ".lock", what, f"{folder}: {remedy}", patience))
       except LockError as e:
         error = e
     _agree(error)
@@ -113,7 +114,8 @@ def beside(path: Path) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def lock(path: Path, what: str, advice: str, patience: float = 0.0, waiting: Callable[[Holder], None] | None = None) -> Iterator[None]:
+def lock(path: Path, what: str, advice: str, patience: float = 0.0,
+         waiting: Callable[[Holder], None] | None = None) -> Iterator[None]:
   """Within the block this process alone holds the lock file `path`; its folder is made where it is not there.
 
   Args:
@@ -210,7 +212,8 @@ def _read(path: pathlib.Path) -> Holder | None:
   try:
     return Holder(**json.loads(text))
   except (ValueError, TypeError):
-    return Holder(what="a program", host=_UNKNOWN, machine="", pid=0, started="", since="an unknown time", token=_UNKNOWN)
+    return Holder(what="a program", host=_UNKNOWN, machine="", pid=0, started="", since="an unknown time",
+                  token=_UNKNOWN)
 
 
 def _lives(path: pathlib.Path, holder: Holder) -> bool:
@@ -235,7 +238,7 @@ def _age(path: pathlib.Path) -> float:
 
 
 def _sweep(path: pathlib.Path) -> None:
-  """Removes what killed processes left beside a lock that we hold: rights to replace earlier holders, and scratch files."""
+  """Removes what killed processes left beside a lock that we hold: rights to replace earlier holders, scratch files."""
   for leftover in path.parent.glob(f"{path.name}.*"):
     with contextlib.suppress(OSError):
       if _age(leftover) > STALE_AFTER:
@@ -243,8 +246,9 @@ def _sweep(path: pathlib.Path) -> None:
 
 
 def _me(what: str) -> Holder:
-  return Holder(what=what, host=socket.gethostname(), machine=_machine(), pid=os.getpid(), started=_started(os.getpid()) or "",
-                since=time.strftime("%Y-%m-%d %H:%M:%S"), token=secrets.token_hex(8))
+  now = time.strftime("%Y-%m-%d %H:%M:%S")
+  return Holder(what=what, host=socket.gethostname(), machine=_machine(), pid=os.getpid(),
+                started=_started(os.getpid()) or "", since=now, token=secrets.token_hex(8))
 
 
 @functools.cache

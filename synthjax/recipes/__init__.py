@@ -11,7 +11,7 @@ from synthjax.errors import ConfigError
 from synthjax.recipes import finetune, math_rl, preference, star
 
 RECIPES = {"finetune": finetune, "preference": preference, "math_rl": math_rl, "star": star}
-_VERBS = {"run": "run", "prepare": "cache", "train": "train"}  # part -> the verb that calls it
+VERBS = {"run": "run", "prepare": "cache", "train": "train"}  # part -> the verb that calls it
 
 
 def part(recipe: str, name: str) -> Callable[[finetune.Job], Any]:
@@ -22,6 +22,6 @@ def part(recipe: str, name: str) -> Callable[[finetune.Job], Any]:
   """
   module = RECIPES[recipe]
   if not hasattr(module, name):
-    verbs = ", ".join(verb for known, verb in _VERBS.items() if hasattr(module, known))
-    raise ConfigError(f"recipe {recipe!r} has no part {name!r} for the verb {_VERBS[name]!r}; its verbs are {verbs}")
+    verbs = ", ".join(verb for known, verb in VERBS.items() if hasattr(module, known))
+    raise ConfigError(f"recipe {recipe!r} has no part {name!r} for the verb {VERBS[name]!r}; its verbs are {verbs}")
   return getattr(module, name)

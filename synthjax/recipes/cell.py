@@ -112,7 +112,7 @@ class Cell:
       with progress.logged(folder / "log.txt"):
         return work(folder)
 
-    return stages.run(self.folder / name, json.loads(json.dumps(key)), logged, say=_quiet)
+    return stages.run(self.folder / name, json.loads(json.dumps(key)), logged, say=_quiet, whole=finetune.is_whole)
 
   def teacher(self) -> list[Solution]:
     """The teacher's solutions whose answers are right; the others are counted.
@@ -216,7 +216,7 @@ class Cell:
       plan = trees.plan(roots, length, splittable)
       if not plan.rows:
         raise files.DataError(f"{folder}: none of {len(roots)} trees fits a row of data.row_length={length}; make the rows longer")
-      model, params = finetune.load_policy(experiment, self.tokenizer, start.checkpoints)
+      model, params, _ = finetune.load_policy(experiment, self.tokenizer, start.checkpoints)
       made_of = {"checkpoint": start.identity, "tokenizer": self.tokenizer.fingerprint, "data": content}
       reference = preference.reference_sums(model, params, plan.rows, cfg.batch_size, length, folder / "reference", made_of)
       result = policies.on_trees(experiment, plan, reference, folder, (self.tokenizer.size, self.tokenizer.fingerprint))
@@ -260,7 +260,7 @@ _engines: dict[str, JaxEngine] = {}
 
 def engine_of(experiment: schema.Experiment, tokenizer: Tokenizer, checkpoints: str, identity: str) -> JaxEngine:
   """One engine for all policies of a study: they have one shape, and new weights compile nothing."""
-  model, params = finetune.load_policy(experiment, tokenizer, checkpoints)
+  model, params, _ = finetune.load_policy(experiment, tokenizer, checkpoints)
   key = files.value_hash([dataclasses.asdict(model.cfg), tokenizer.fingerprint, experiment.evaluate.slots])
   if key not in _engines:
     _engines[key] = JaxEngine(model, params, tokenizer, slots=experiment.evaluate.slots)

@@ -87,19 +87,83 @@ def train(job: Job) -> dict:
 def _train(job, tokenizer, caches) -> dict:
   work = lambda folder: dataclasses.asdict(loop.train(
     job.experiment, caches, folder, (tokenizer.size, tokenizer.fingerprint), job.workdir / "cache_test"))
-  return stages.run(job.workdir / "train", _training(job), work, job.force, together=True)
+  return stages.run(job.workdir / "train", _training(job), work, job.force, together=True, whole=is_whole)
+
+
+def is_whole(training: stages.Version) -> bool:
+  """Whether a finished training still has the checkpoint that its manifest names, as `stages.run` asks."""
+  return not checkpoint.is_lost(training.folder / "checkpoints")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """The training that a work folder stands for."""
+
+  version: stages.Version
+  settings: dict  # of the config that asks
+
+  @property
+  def checkpoints(self) -> str:
+    """Their folder."""
+    return str(self.version.folder / "checkpoints")
+
+  @property
+  def step(self) -> int | None:
+    """The step that readers take: the manifest's, else the newest one."""
+    return checkpoint.newest_step(self.checkpoints)
+
+  def describe(self, step: int) -> str:
+    """Which policy a reader got, with what the user may not expect of it."""
+    told = [f"{self.checkpoints}, step {step:,}"]
+    if self.version.result is None:
+      told.append("of a training that is not finished")
+    if changed := _changed(self.version, self.settings):
+      told.append(f"trained with other settings than this config's ({changed})")
+    return ", ".join(told)
+
+
+def trained(job: Job) -> Trained | None:
+  """The training with the config's settings, in use in `workdir/train` or kept beside it; else the one in use.
+
+  Returns None where nothing was trained.
+  """
+  found, wanted = stages.versions(job.workdir / "train"), settings(job)
+  same = [each for each in found if not _changed(each, wanted)]
+  same.sort(key=lambda each: each.result is None)  # finished ones first
+  chosen = (same or found)[:1]
+  return Trained(chosen[0], wanted) if chosen else None
+
+
+def _changed(training: stages.Version, wanted: dict) -> str:
+  if training.inputs is None:  # an older synthjax did not write them down
+    return ""
+  return stages.difference({name: training.inputs.get(name) for name in wanted}, wanted)
 
 
 def evaluate(job: Job, tokenizer: tokenizers.Tokenizer, when: str) -> dict:
-  """Accuracy of the policy that training starts from (`before`: its init, or random parameters) or leaves (`after`)."""
-  source = str(job.workdir / "train/checkpoints") if when == "after" else job.experiment.train.init
-  test = evaluate_lib.fingerprint(job.experiment)
+  """Accuracy of the policy that training starts from (`before`: its init, or random parameters) or leaves (`after`).
+
+  Raises:
+    DataError: `after`, and nothing was trained. DamagedError: the checkpoint is damaged; an older one is not taken.
+  """
+  experiment = job.experiment
+  source = experiment.train.init
+  step = checkpoint.newest_step(source) if source else None
+  policy: Any = identity(source) or ["random", experiment.seed, decisive("model", experiment.model)]
+  if when == "after":
+    training = trained(job)
+    if training is None or training.step is None:
+      raise files.DataError(f"{job.workdir / 'train'}: nothing was trained here yet; run `synthjax train` first")
+    source, step = training.checkpoints, training.step
+    policy = {"training": training.version.key, "step": step}
+    progress.say(f"[evaluate_after] {training.describe(step)}")
 
   def work(folder: pathlib.Path) -> dict:
-    model, params = load_policy(job.experiment, tokenizer, source)
-    return evaluate_lib.evaluate(model, params, tokenizer, job.experiment, folder)
+    model, params, loaded = load_policy(experiment, tokenizer, source, step)
+    return {**evaluate_lib.evaluate(model, params, tokenizer, experiment, folder), "checkpoint_step": loaded}
 
-  inputs = {"training": _training(job), "evaluate": decisive("evaluate", job.experiment.evaluate), "test": test}
+  inputs = {"policy": policy, "tokenizer": tokenizer.fingerprint, "seed": experiment.seed,
+            "evaluate": decisive("evaluate", experiment.evaluate), "test": evaluate_lib.fingerprint(experiment)}
   results = stages.run(job.workdir / f"evaluate_{when}", inputs, work, job.force, together=True)
   progress.say(score.table(results))
   return results
@@ -112,7 +176,7 @@ def watch(job: Job, tokenizer: tokenizers.Tokenizer, name: str) -> list[dict]:
   inputs = {"training": settings(job), "evaluate": decisive("evaluate", experiment.evaluate), "test": evaluate_lib.fingerprint(experiment)}
 
   def one(step: int, folder: pathlib.Path) -> dict:
-    model, params = load_policy(experiment, tokenizer, str(checkpoints), step)
+    model, params, _ = load_policy(experiment, tokenizer, str(checkpoints), step)
     return evaluate_lib.evaluate(model, params, tokenizer, experiment, folder)
 
   return watch_lib.watch(checkpoints, out, json.loads(json.dumps(inputs)), one, (job.workdir / "train/manifest.json").exists)
@@ -124,18 +188,27 @@ def _model(cfg: schema.Model) -> Transformer:
 
 
 def load_policy(experiment: schema.Experiment, tokenizer: tokenizers.Tokenizer, source: str,
-                step: int | None = None) -> tuple[Transformer, Params]:
-  """The config's model with the newest parameters below `source` (or those of `step`), or random ones for "", whole on each process's
-  first device."""
+                step: int | None = None, fall_back: bool = False) -> tuple[Transformer, Params, int | None]:
+  """The config's model with parameters from `source`, whole on each process's first device, and the step they are of.
+
+  Args:
+    experiment: its model, and the seed of random parameters.
+    tokenizer: of the policy.
+    source: folder of checkpoints, or of one step; "": random parameters, of no step.
+    step: which one; None: the one that the training's manifest names, else the newest.
+    fall_back: where no manifest names a step and the newest is damaged, an older one is taken.
+  """
   model = _model(sized(experiment.model, tokenizer.size))
   everywhere = sharding.make_layout(schema.Mesh()).replicated
   if source:
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), model.abstract())
-    _, params, about = checkpoint.load_params(source, abstract, step)
+    if step is None and not fall_back:
+      step = checkpoint.newest_step(source)
+    step, params, about = checkpoint.load_params(source, abstract, step)
     loop.same_tokenizer(about["tokenizer"], tokenizer.fingerprint, source)
   else:
     params = jax.jit(model.init, out_shardings=everywhere)(jax.random.key(experiment.seed))
-  return model, jax.tree.map(lambda x: x.addressable_data(0), params)
+  return model, jax.tree.map(lambda x: x.addressable_data(0), params), step
 
 
 def table(job: Job, result: dict) -> str:
@@ -204,10 +277,19 @@ def decisive(group: str, values: Any) -> dict:
   return json.loads(json.dumps(kept))
 
 
-def identity(checkpoints: str) -> str:
-  """Tells one folder of checkpoints from another by names and sizes of its files, which Orbax names at random; "" where there is none."""
+def identity(checkpoints: str, step: int | None = None) -> str:
+  """"STEP:HASH" of the checkpoint that readers take from a folder, or of a certain step in it; "" where there is none.
+
+  The hash is of the names and sizes of its files, which Orbax names at random.
+  """
+  if not checkpoints:
+    return ""
   folder = pathlib.Path(checkpoints)
-  return checkpoints and files.value_hash(sorted([str(p.relative_to(folder)), p.stat().st_size] for p in folder.rglob("*") if p.is_file()))
+  step = checkpoint.newest_step(folder) if step is None else step
+  if folder.name != str(step):
+    folder = folder / str(step)
+  found = [[str(path.relative_to(folder)), path.stat().st_size] for path in folder.rglob("*") if path.is_file()]
+  return f"{step}:{files.value_hash(sorted(found))}"
 
 
 def _has_answers(job: Job) -> bool:

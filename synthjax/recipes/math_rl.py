@@ -10,13 +10,14 @@ Arms (`config.study.arms`); `sft` and, where preference arms start from it, `rft
 `NAME*k` is k on-policy rounds of rft2 or a preference arm: each samples and starts from the policy of the round before.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from synthjax import files, progress, schema
+from synthjax import files, locks, progress, schema
 from synthjax.errors import ConfigError
 from synthjax.recipes import finetune, leaps, signals, splits
 from synthjax.recipes.cell import Cell, Cost, Policy, Solution, open_cell
@@ -68,11 +69,12 @@ def _measured(job: Job, problems: Sequence[int], baseline: Sequence[int]) -> tup
   for count in sorted({*problems, *baseline}):
     for seed in study.seeds:
       cell = open_cell(job, tokenizer, count, seed)
-      for arm, policy in train_arms(cell, study.arms if count in problems else ()).items():
-        marks = cell.evaluate(policy, test)
-        notes |= dict.fromkeys(policy.notes)
-        runs.append(resample.Run(arm, count, seed, marks, policy.trained, policy.sampled))
-        progress.say(f"{job.workdir.name}, N={count:,} seed {seed}: {arm:18} {100 * marks.mean():5.1f} %")
+      with _alone(cell):
+        for arm, policy in train_arms(cell, study.arms if count in problems else ()).items():
+          marks = cell.evaluate(policy, test)
+          notes |= dict.fromkeys(policy.notes)
+          runs.append(resample.Run(arm, count, seed, marks, policy.trained, policy.sampled))
+          progress.say(f"{job.workdir.name}, N={count:,} seed {seed}: {arm:18} {100 * marks.mean():5.1f} %")
   cells = resample.resample(runs, resample.Bootstrap())
   steps = [arm for arm in study.arms if arm.startswith("step_dpo")]
   contrasts = [("sft", "rft"), *[("rft", arm) for arm in ("rft_many", *_PICKED, "filtered_sft")], _PICKED[::-1],
@@ -83,6 +85,12 @@ def _measured(job: Job, problems: Sequence[int], baseline: Sequence[int]) -> tup
   on_purpose = {str(resample.Key(arm, count)) for arm in study.arms for count in {*baseline} - {*problems}}
   missing = tuple(cell for cell in found.missing if cell not in on_purpose)
   return dataclasses.replace(found, missing=missing, notes=(*found.notes, *notes)), differences
+
+
+def _alone(cell: Cell) -> contextlib.AbstractContextManager[None]:
+  """Of several starts that share the work folder one works on a cell."""
+  remedy = "wait for it or stop it, or give this start other config.study.seeds"
+  return locks.folder_lock(cell.folder, f"study A, cell {cell.folder.name},", remedy)
 
 
 def _check(experiment: schema.Experiment) -> None:
@@ -183,7 +191,12 @@ def _preference(cell: Cell, arm: str, called: str, start: Policy, drawn: list[Dr
 
 
 def report(job: Job, found: Efficiency, differences: Sequence[Difference], control: Efficiency | None) -> dict:
-  """Multiples with their intervals, paired differences, table and figure, in the work folder."""
+  """Multiples with their intervals, paired differences, table and figure, in the work folder; one start at a time."""
+  with locks.folder_lock(job.workdir, "study A, its table,", patience=60.0):
+    return _report(job, found, differences, control)
+
+
+def _report(job: Job, found: Efficiency, differences: Sequence[Difference], control: Efficiency | None) -> dict:
   result = {**found.to_json(), "differences": [dataclasses.asdict(d) for d in differences], "control": control and control.to_json()}
   files.write_json(job.workdir / "results.json", result)
   from synthjax.report import plots

@@ -44,7 +44,7 @@ def _begin(job) -> tuple[tokenizers.Tokenizer, trees.Plan | None]:
   if multihost.is_first():
     files.write_json(job.workdir / "config.json", dataclasses.asdict(experiment))
   tokenizer = finetune.tokenizer_of(job)
-  done = stages.finished(job.workdir / "train", _inputs(job, tokenizer)) and not job.force
+  done = stages.finished(job.workdir / "train", _inputs(job, tokenizer), finetune.is_whole) and not job.force
   return tokenizer, None if done else _plan(job, tokenizer)
 
 
@@ -54,7 +54,7 @@ def _inputs(job, tokenizer) -> dict:
 
 def _train(job, tokenizer, plan) -> dict:
   return stages.run(job.workdir / "train", _inputs(job, tokenizer), functools.partial(_work, job, tokenizer, plan), job.force,
-                    together=True)
+                    together=True, whole=finetune.is_whole)
 
 
 def _plan(job, tokenizer) -> trees.Plan:
@@ -142,7 +142,7 @@ def _trains(step: trees.Node, objective: Objective) -> bool:
 def _work(job, tokenizer, plan, folder) -> dict:
   experiment = job.experiment
   cfg, length = experiment.train, experiment.data.row_length
-  alone, params = finetune.load_policy(experiment, tokenizer, cfg.init)
+  alone, params, _ = finetune.load_policy(experiment, tokenizer, cfg.init)
   reference = preference.reference_sums(alone, params, plan.rows, cfg.batch_size, length, experiment.objective.reference
                                         or job.workdir / "reference", _made_of(job, tokenizer))
   del params

@@ -190,18 +190,18 @@ def named_step(folder: files.Path) -> int | None:
   return stage.result.get("steps")
 
 
+def is_lost(folder: files.Path) -> bool:
+  """Whether the step that a finished training's manifest names was damaged, and set aside by a reader."""
+  folder, step = pathlib.Path(folder), named_step(folder)
+  return step is not None and not (folder / str(step)).exists() and (folder / f"{step}.damaged").exists()
+
+
 def newest_step(folder: files.Path) -> int | None:
   """The step that readers take from a folder of checkpoints: the manifest's, else the newest one there."""
   folder = pathlib.Path(folder)
   if _is_step(folder):
     return int(folder.name)
   return named_step(folder) or max(_numbers(folder), default=None)
-
-
-def step_folder(folder: files.Path) -> pathlib.Path:
-  """The folder of `newest_step`. A folder of checkpoints without any is returned as it is."""
-  folder, step = pathlib.Path(folder), newest_step(folder)
-  return folder if step is None or _is_step(folder) else folder / str(step)
 
 
 def load_params(folder: files.Path, abstract: Any, step: int | None = None) -> tuple[int, Any, dict]:

@@ -116,7 +116,8 @@ def _begin(experiment, trainer, checkpoints, tokenizer, say):
     return state, step, about["position"]
   if not experiment.train.init:
     return trainer.init(jax.random.key(experiment.seed)), 0, 0
-  step, params, about = checkpoint.load_params(experiment.train.init, trainer.abstract()["params"])
+  init = experiment.train.init
+  step, params, about = checkpoint.load_params(init, trainer.abstract()["params"], checkpoint.newest_step(init))
   same_tokenizer(about["tokenizer"], tokenizer[1], experiment.train.init)
   say(f"starting from {experiment.train.init}, step {step:,}")
   return trainer.start_from(params), 0, 0
