@@ -17,7 +17,7 @@ from unittest import mock
 import jax
 import pytest
 
-from synthjax import config, files, stages
+from synthjax import config, files, locks, stages
 from synthjax.data import sources, tokenizers
 from synthjax.model.transformer import Transformer, sized
 from synthjax.recipes import cell, finetune, math_rl, splits
@@ -305,6 +305,13 @@ def test_a_study_that_cannot_be_is_refused_before_anything_is_trained(tmp_path, 
   with pytest.raises(ValueError, match=message):
     _run(tmp_path / "none", **changes)
   assert not (tmp_path / "none").exists()
+
+
+def test_of_two_starts_that_share_a_folder_one_works_on_a_cell(tmp_path):
+  message = "study A, cell n00024_s0, on host .* is at work on .*n00024_s0: .* give this start other config.study.seeds"
+  with locks.folder_lock(tmp_path / "n00024_s0", "study A, cell n00024_s0,"), pytest.raises(locks.LockError, match=message):
+    _run(tmp_path)
+  assert not list(tmp_path.glob("n*/*"))
 
 
 def test_forcing_is_refused_with_what_to_do_instead(tmp_path):
