@@ -5,11 +5,11 @@ Hardware:  2 CPU cores: about an hour (a process a core, each with its own study
 Source:    Setlur et al. 2024 (arXiv 2406.14532); sizes and rates are our choice, made on development problems.
 """
 
-import pathlib
-
 import ml_collections
 
-BASE = pathlib.Path(__file__).absolute().parents[1] / "data/base_policy"
+from synthjax import shipped
+
+BASE = shipped.folder("base_policy")
 VARIANTS = ("smoke",)
 
 

@@ -7,11 +7,11 @@ Source:    Setlur et al. 2024 (arXiv 2406.14532); the world is ours (synthjax/ge
            seeds then spread less (docs/log.md).
 """
 
-import pathlib
-
 import ml_collections
 
-BASE = pathlib.Path(__file__).absolute().parents[1] / "data/base_policy"  # made by configs/world_base.py
+from synthjax import shipped
+
+BASE = shipped.folder("base_policy")  # made by configs/world_base.py
 VARIANTS = ("smoke",)
 
 

@@ -6,11 +6,11 @@ Hardware:  2 CPU cores; beside much other work `arms` took 15 minutes, the other
 Source:    Setlur et al. 2024 (arXiv 2406.14532) for the questions; sizes and rates are those of configs/math_scaling_world.py.
 """
 
-import pathlib
-
 import ml_collections
 
-BASE = pathlib.Path(__file__).absolute().parents[1] / "data/base_policy"
+from synthjax import shipped
+
+BASE = shipped.folder("base_policy")
 STEPS = ("sft", "rft", "step_dpo.paper", "step_dpo.branch")
 # What differs from `plain`.
 CHANGES: dict[str, dict] = {

@@ -9,11 +9,11 @@ A pair is a row {problem_id, prefix, chosen, rejected, mode}; `metadata` may hol
 and a weight and an advantage for every step: see synthjax/data/pair_trees.py.
 """
 
-import pathlib
-
 import ml_collections
 
-BASE = pathlib.Path(__file__).absolute().parents[1] / "data/base_policy"
+from synthjax import shipped
+
+BASE = shipped.folder("base_policy")
 VARIANTS = ("smoke",)
 
 

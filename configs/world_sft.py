@@ -5,11 +5,11 @@ Hardware:  2 CPU cores.
 Source:    the embedded world is ours (synthjax/generate/worlds/shop.py); nothing is downloaded.
 """
 
-import pathlib
-
 import ml_collections
 
-BASE = pathlib.Path(__file__).absolute().parents[1] / "data/base_policy"  # made by configs/world_base.py
+from synthjax import shipped
+
+BASE = shipped.folder("base_policy")  # made by configs/world_base.py
 VARIANTS = ("smoke",)
 
 

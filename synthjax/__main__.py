@@ -7,26 +7,61 @@ import argparse
 import functools
 import os
 import sys
+import traceback
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs a verb. Returns the exit code: 0, 1 for a run that failed with a known error, 2 for a wrong command line."""
+  """Runs a verb. Returns the exit code: 0, 1 for a run that failed with a known error, 2 for a wrong command line.
+
+  SIGTERM and Ctrl-C end the process with 143 and 130, see `stopping.py`.
+  """
   arguments = list(sys.argv[1:] if arguments is None else arguments)
   parser = _parser()
   overrides = _overrides(parser, arguments)
   parsed = parser.parse_args([a for a in arguments if not a.startswith("--config.")])
+  from synthjax import stopping
   from synthjax.errors import Error
 
-  try:
-    code = parsed.verb(parsed, overrides)
-    sys.stdout.flush()
+  with stopping.handled():
+    try:
+      code = parsed.verb(parsed, overrides)
+      sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads us, such as `head`, has enough
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      return 0
+    except Error as e:
+      print(f"synthjax: {e}", file=sys.stderr)
+      _end_all(str(e), 1)
+      return 1
+    except stopping.Stopped as e:
+      print(f"synthjax: {e}", file=sys.stderr, flush=True)
+      _end_all(str(e), e.exit_code)
+      sys.stdout.flush()
+      os._exit(e.exit_code)  # threads that are in the middle of something are left there
+    except Exception as e:
+      if _connected():
+        traceback.print_exc()
+        _end_all(f"{type(e).__name__}: {e}", 1)
+      raise
+    if _connected():
+      from synthjax import multihost
+
+      multihost.finish()
     return code
-  except BrokenPipeError:  # whoever reads us, such as `head`, has enough
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
-  except Error as e:
-    print(f"synthjax: {e}", file=sys.stderr)
-    return 1
+
+
+def _connected() -> bool:
+  """Whether this is one of several processes; without an import that `--help` would wait for."""
+  multihost = sys.modules.get("synthjax.multihost")
+  return multihost is not None and multihost.share()[1] > 1
+
+
+def _end_all(message: str, exit_code: int) -> None:
+  """One of several processes ends all of them; does nothing for a single one."""
+  if _connected():
+    from synthjax import multihost
+
+    multihost.leave(message, exit_code)
 
 
 def _overrides(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:
@@ -76,6 +111,8 @@ def _parser() -> argparse.ArgumentParser:
   serving.add_argument("--host", default="127.0.0.1", help="0.0.0.0: every network interface")
   serving.add_argument("--port", type=int, default=8000, help="0: a free one")
   serving.add_argument("--token", default="", help="where the bearer token is read that clients must send: env:NAME or file:PATH")
+  serving.add_argument("--queue", type=int, default=8192,
+                       help="samples waiting or in flight; what would pass this is answered 429")
   serving.add_argument("--prompt", type=int, default=512, help="tokens of the longest prompt")
   serving.add_argument("--max-tokens", type=int, default=512, help="tokens of the longest sample")
   doctor = work("doctor", _doctor, "check a policy")
@@ -236,9 +273,10 @@ def _serve(parsed, overrides) -> int:
   from synthjax.serve import server
 
   shape = serving_shape(parsed.slots, parsed.prompt, parsed.max_tokens, jax.local_device_count())
-  engine = JaxEngine(model, params, tokenizer, shape, experiment.mesh)
+  engine = JaxEngine(model, params, tokenizer, shape, experiment.mesh, fair=True)
   list(engine.generate([Request("compiles", prompt_ids=(0,), sampling=Sampling(max_tokens=1))]))
-  server.serve(engine, server.Settings(host=parsed.host, port=parsed.port, token=parsed.token), experiment.name)
+  settings = server.Settings(host=parsed.host, port=parsed.port, queue=parsed.queue, token=parsed.token)
+  server.serve(engine, settings, experiment.name)
   return 0
 
 
@@ -257,9 +295,11 @@ def _doctor(parsed, overrides) -> int:
   if errors := [result.error for result in results if result.error]:
     raise files.DataError(f"{len(errors)} of {len(requests)} problems cannot be asked: {errors[0]}")
   found = parity.measure(model, params, [(requests[result.id], result) for result in results], tokenizer.eos_id)
-  good = found.largest < 1e-4
-  print(f"{found.tokens:,} sampled tokens of {len(requests)} problems, {model.dtype.__name__}: log-probs of engine and trainer differ by "
-        f"{found.largest:.2g} at most, {found.mean:.2g} on average; {'below' if good else 'NOT BELOW'} 1e-4")
+  bounds = parity.bounds(model.dtype)
+  good = found.largest < bounds.largest and found.mean < bounds.mean
+  verdict = "below" if good else "NOT BELOW"
+  print(f"{found.tokens:,} sampled tokens of {len(requests)} problems, {bounds.dtype}: log-probs of engine and trainer differ by "
+        f"{found.largest:.2g} at most, {found.mean:.2g} on average; {verdict} {bounds.largest:g} and {bounds.mean:g}")
   return int(not good)
 
 

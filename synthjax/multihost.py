@@ -1,17 +1,25 @@
-"""Starting several processes together, with an error that says which one is missing."""
+"""Several processes that start, wait, fail and stop together.
+
+Beside JAX's own connections the processes keep a channel to the first of them, plain TCP with a
+line of JSON a message. Through it they call the roll, meet, agree on values, and hear at once when
+one of them fails, is asked to stop, or is gone: JAX alone would leave the others in a collective
+until its own limits run out, minutes later.
+"""
 
 import contextlib
 import dataclasses
 import json
 import os
 import socket
+import sys
+import threading
 import time
+from typing import Any
 
 import jax
 
+from synthjax import stopping
 from synthjax.errors import Error
-
-_started: "Start | None" = None  # set once the processes are connected
 
 
 class StartError(Error, RuntimeError):
@@ -22,7 +30,7 @@ class StartError(Error, RuntimeError):
 class Start:
   """Who takes part. All processes get the same values but `process`."""
 
-  coordinator: str  # host:port of process 0; port + 1 is used for the roll call
+  coordinator: str  # host:port of process 0; port + 1 is used for the channel
   processes: int  # how many
   process: int  # which one this is
   timeout: float = 300.0  # seconds to wait for all of them
@@ -47,7 +55,7 @@ def start(who: Start | None) -> None:
   Raises:
     StartError: someone did not come within the timeout; on process 0 it lists who is missing.
   """
-  global _started
+  global _channel
   if who is None or who.processes == 1:
     return
   host, colon, port = who.coordinator.rpartition(":")
@@ -57,33 +65,175 @@ def start(who: Start | None) -> None:
     raise StartError(f"process {who.process} of {who.processes}: expected 0 to {who.processes - 1}")
   deadline = time.monotonic() + who.timeout
   if who.process == 0:
-    _call_the_roll(host, int(port) + 1, who, deadline)
+    connections = _call_the_roll(host, int(port) + 1, who, deadline)
   else:
-    _answer_the_roll(host, int(port) + 1, who, deadline)
+    connections = {0: _answer_the_roll(host, int(port) + 1, who, deadline)}
+  channel = _Channel(who, connections)
+  stopping.others(channel.tell_to_stop)
   jax.distributed.initialize(who.coordinator, who.processes, who.process,
                              initialization_timeout=max(1, int(deadline - time.monotonic())))
-  _started = who
+  _channel = channel
 
 
 def is_first() -> bool:
   """This process speaks and writes for all. True where there is one process."""
-  return _started is None or _started.process == 0
+  return _channel is None or _channel.who.process == 0
 
 
 def share() -> tuple[int, int]:
   """(number of this process, how many there are)."""
-  return (_started.process, _started.processes) if _started else (0, 1)
+  return (_channel.who.process, _channel.who.processes) if _channel else (0, 1)
 
 
 def meet(name: str) -> None:
   """Waits until all processes have come to the same place; does nothing for a single process."""
-  if _started is not None:
-    from jax.experimental import multihost_utils
-
-    multihost_utils.sync_global_devices(name)
+  gather(name, None)
 
 
-def _call_the_roll(host, port, who, deadline):
+def gather(name: str, value: Any) -> list[Any]:
+  """Every process's value, by number, once all have come to the same place.
+
+  Args:
+    name: of the place; a process passes places in the same order as the others.
+    value: JSON.
+  """
+  return _channel.gather(name, value) if _channel else [value]
+
+
+def agree(name: str, value: Any) -> Any:
+  """The first process's value, on all of them."""
+  return gather(name, value)[0]
+
+
+def leave(message: str, exit_code: int) -> None:
+  """Ends this process because of an error or a signal, and with it the others, who say the same sentence.
+
+  Returns where there is one process: its caller ends it.
+  """
+  if _channel is None:
+    return
+  _channel.tell_failure(message, exit_code)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  # A usual exit would wait in JAX for processes that will never come.
+  os._exit(exit_code)
+
+
+def finish() -> None:
+  """This process has done its work: the others are not to wonder that it is gone."""
+  if _channel is not None:
+    _channel.say_goodbye()
+
+
+class _Channel:
+  """This process's connections: of the first process to all others, of the others to the first.
+
+  The first process passes on what concerns all. A thread a connection reads.
+  """
+
+  def __init__(self, who: Start, connections: dict[int, socket.socket]):
+    self.who = who
+    self._connections = connections
+    self._sending = threading.Lock()
+    self._changed = threading.Condition()
+    self._values: dict[tuple[str, int], dict[int, Any]] = {}  # (place, visit) -> values so far
+    self._gathered: dict[tuple[str, int], list[Any]] = {}
+    self._visits: dict[str, int] = {}
+    self._gone: set[int] = set()  # that have said goodbye
+    for process, connection in connections.items():
+      reader = threading.Thread(target=self._read, args=(process, connection), name=f"process {process}", daemon=True)
+      reader.start()
+
+  def gather(self, name: str, value: Any) -> list[Any]:
+    with self._changed:
+      visit = self._visits.get(name, 0)
+      self._visits[name] = visit + 1
+    place = (name, visit)
+    self._arrive(self.who.process, place, value)
+    with self._changed:
+      # Woken now and then: signals are handled between two waits.
+      while place not in self._gathered:
+        self._changed.wait(1.0)
+      return self._gathered.pop(place)
+
+  def tell_to_stop(self, number: int) -> None:
+    self._send({"stop": number})
+
+  def tell_failure(self, message: str, exit_code: int) -> None:
+    self._send({"failed": message, "exit_code": exit_code})
+
+  def say_goodbye(self) -> None:
+    self._send({"goodbye": True})
+    with self._changed:
+      self._gone |= set(range(self.who.processes))
+
+  def _arrive(self, process: int, place: tuple[str, int], value: Any) -> None:
+    """A process has come to a place; the first process tells all once everyone is there."""
+    if self.who.process != 0:
+      self._send({"arrived": place, "value": value})
+      return
+    with self._changed:
+      values = self._values.setdefault(place, {})
+      values[process] = value
+      complete = len(values) == self.who.processes
+      if complete:
+        del self._values[place]
+    if complete:
+      gathered = [values[k] for k in range(self.who.processes)]
+      self._send({"gathered": place, "values": gathered})
+      self._release(place, gathered)
+
+  def _release(self, place: tuple[str, int], values: list[Any]) -> None:
+    with self._changed:
+      self._gathered[place] = values
+      self._changed.notify_all()
+
+  def _send(self, message: dict, but: int = -1) -> None:
+    data = json.dumps(message).encode() + b"\n"
+    with self._sending:
+      for process, connection in self._connections.items():
+        if process != but:
+          with contextlib.suppress(OSError):  # whoever is gone is noticed by its reader
+            connection.sendall(data)
+
+  def _read(self, process: int, connection: socket.socket) -> None:
+    with contextlib.suppress(OSError), connection.makefile("r", encoding="utf-8") as lines:
+      for line in lines:
+        self._hear(process, json.loads(line))
+    if process not in self._gone:
+      self._fail(f"process {process} of {self.who.processes} ended without a word (killed, or its host is gone); "
+                 "run the same command again on all of them to go on", 1)
+
+  def _hear(self, process: int, message: dict) -> None:
+    if "arrived" in message:
+      self._arrive(process, tuple(message["arrived"]), message["value"])
+    elif "gathered" in message:
+      self._release(tuple(message["gathered"]), message["values"])
+    elif "goodbye" in message:
+      with self._changed:
+        self._gone.add(process)
+    elif "stop" in message:
+      self._pass_on(process, message)
+      stopping.ask(message["stop"])
+    elif "failed" in message:
+      self._fail(message["failed"], message["exit_code"], process)
+
+  def _pass_on(self, process: int, message: dict) -> None:
+    if self.who.process == 0:
+      self._send(message, but=process)
+
+  def _fail(self, message: str, exit_code: int, process: int = -1) -> None:
+    """Ends this process, whatever its main thread waits for."""
+    self._pass_on(process, {"failed": message, "exit_code": exit_code})
+    print(f"synthjax: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(exit_code)
+
+
+_channel: _Channel | None = None  # set once the processes are connected
+
+
+def _call_the_roll(host: str, port: int, who: Start, deadline: float) -> dict[int, socket.socket]:
   """Process 0 waits until every other process has said its number, then tells all of them to go on."""
   present: dict[int, socket.socket] = {}
   with socket.create_server((host, port), backlog=who.processes) as server:
@@ -92,7 +242,7 @@ def _call_the_roll(host, port, who, deadline):
       try:
         connection, _ = server.accept()
         connection.settimeout(5)
-        number = json.loads(connection.recv(64))["process"]
+        number = json.loads(_line(connection))["process"]
       except TimeoutError:
         missing = sorted(set(range(1, who.processes)) - set(present))
         message = (f"process {', '.join(map(str, missing))} of {who.processes} did not call {host}:{port} within "
@@ -103,27 +253,56 @@ def _call_the_roll(host, port, who, deadline):
         continue  # not one of ours; somebody scanned the port
       present[number] = connection
     _tell(present, {"go": True})
+  for connection in present.values():
+    _keep(connection)
+  return present
 
 
-def _answer_the_roll(host, port, who, deadline):
+def _answer_the_roll(host: str, port: int, who: Start, deadline: float) -> socket.socket:
   while True:
+    connection = None
     try:
-      with socket.create_connection((host, port), timeout=max(0.01, deadline - time.monotonic())) as connection:
-        connection.sendall(json.dumps({"process": who.process}).encode())
-        connection.settimeout(max(0.01, deadline - time.monotonic()) + 5)
-        answer = json.loads(connection.recv(4096))
+      connection = socket.create_connection((host, port), timeout=max(0.01, deadline - time.monotonic()))
+      connection.sendall(json.dumps({"process": who.process}).encode() + b"\n")
+      connection.settimeout(max(0.01, deadline - time.monotonic()) + 5)
+      answer = json.loads(_line(connection))
       break
     except (OSError, ValueError) as e:
+      if connection:
+        connection.close()
       if time.monotonic() > deadline:
         raise StartError(f"process {who.process}: process 0 of {who.processes} did not answer at {host}:{port} within "
                          f"{who.timeout:.0f} s ({e}); start process 0 there") from None
       time.sleep(0.1)
   if "error" in answer:
     raise StartError(answer["error"])
+  _keep(connection)
+  return connection
 
 
-def _tell(present, message):
+def _line(connection: socket.socket) -> bytes:
+  """One line, byte by byte: what follows it is for the channel to read."""
+  found = b""
+  while not found.endswith(b"\n"):
+    byte = connection.recv(1)
+    if not byte or len(found) > 4096:
+      raise ValueError(f"the connection ended after {found[:60]!r}")
+    found += byte
+  return found
+
+
+def _keep(connection: socket.socket) -> None:
+  """For as long as the run takes: a host that vanishes without a word is noticed within a minute."""
+  connection.settimeout(None)
+  connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+  connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+  for name, value in (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+    if hasattr(socket, name):
+      connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _tell(present: dict[int, socket.socket], message: dict) -> None:
   for connection in present.values():
     # A process that is gone will not wait for us.
-    with connection, contextlib.suppress(OSError):
-      connection.sendall(json.dumps(message).encode())
+    with contextlib.suppress(OSError):
+      connection.sendall(json.dumps(message).encode() + b"\n")

@@ -166,6 +166,10 @@ class Train(Checked):
   """One training."""
 
   init: str = ""  # folder of a checkpoint to start from; "": from scratch
+  # folder of checkpoints of a training that this one continues whole (parameters, optimizer state,
+  # step, data position) under its own schedule; "": none
+  continue_from: str = ""
+  continue_step: NonNegativeInt = 0  # which of its steps; 0: the newest
   loss: Literal["cross_entropy"] = "cross_entropy"  # name of the loss, see losses/
   z_loss: NonNegativeFloat = 0.0  # weight of the squared log-normaliser
   batch_size: PositiveInt = 32  # rows a step, over all devices

@@ -30,6 +30,7 @@ class Rules:
 
   batch: tuple[str, ...] = ("replica", "fsdp")  # rows of a batch
   sequence: tuple[str, ...] = ("context",)  # positions of a row
+  whole: tuple[str, ...] = ()  # positions of a row, where every device needs them all
   embed: tuple[str, ...] = ("fsdp",)  # residual width, of parameters
   heads: tuple[str, ...] = ("tensor",)  # query heads
   kv_heads: tuple[str, ...] = ("tensor",)  # key and value heads
@@ -89,17 +90,51 @@ class Layout:
 
   @property
   def batch(self) -> NamedSharding:
-    """Of [batch, sequence] arrays."""
-    return NamedSharding(self.mesh, self.activations.spec("batch", "sequence"))
+    """Of arrays that begin with the rows of a batch, or with groups of them."""
+    return NamedSharding(self.mesh, self.activations.spec("batch"))
+
+  @property
+  def row_shards(self) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return math.prod(self.mesh.shape[axis] for axis in self.activations.batch)
+
+  def share(self, batch_size: int) -> np.ndarray:
+    """Which rows of a batch this process's devices hold, ascending: those that it has to read.
+
+    It follows from where the mesh puts the devices. Processes that share a tensor or context axis
+    hold the same rows.
+    """
+    parts = self.batch.addressable_devices_indices_map((batch_size,)).values()
+    rows = np.arange(batch_size)
+    return np.unique(np.concatenate([rows[index] for index in parts]))
 
   @property
   def split(self) -> Split | None:
     """How a vocabulary-blocked head is split over the mesh; None on a single device."""
     return Split(self.mesh) if self.mesh.size > 1 else None
 
-  def put(self, rows: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows [local batch, T] as global arrays over the mesh; lists [E] that belong to the whole batch lie everywhere."""
-    return {k: jax.make_array_from_process_local_data(self.batch if v.ndim == 2 else self.replicated, v) for k, v in rows.items()}
+  def put(self, local: Mapping[str, np.ndarray], batch_size: int) -> dict[str, jax.Array]:
+    """This process's part of a batch as global arrays over the mesh.
+
+    Args:
+      local: arrays [n, ...] for the rows of `share(batch_size)`: n is their number, or a divisor of
+        it where an entry belongs to a group of neighbouring rows.
+      batch_size: rows of the batch, over all processes.
+    """
+    share = self.share(batch_size)
+    return {name: self._put(array, share, batch_size) for name, array in local.items()}
+
+  def _put(self, local: np.ndarray, share: np.ndarray, batch_size: int) -> jax.Array:
+    group = len(share) // len(local)  # rows an entry belongs to
+    first_rows = share[::group]
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+      start, stop, _ = index[0].indices(batch_size // group)
+      place = int(np.searchsorted(first_rows, start * group))
+      return local[place : place + stop - start]
+
+    shape = (batch_size // group, *local.shape[1:])
+    return jax.make_array_from_callback(shape, self.batch, part)
 
 
 def make_layout(mesh: schema.Mesh, devices: list[jax.Device] | None = None) -> Layout:

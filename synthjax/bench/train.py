@@ -28,7 +28,7 @@ def run(seconds: float) -> None:
   trainer = _trainer(cfg)
   state = trainer.init(jax.random.key(0))
   params = jax.device_get(state["params"])
-  batch = trainer.layout.put(_batch(_ROWS, _ROW_LENGTH))
+  batch = trainer.layout.put(_batch(_ROWS, _ROW_LENGTH), _ROWS)
   compiled = trainer.compile(batch)
   held = {"state": state}
 

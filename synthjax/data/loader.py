@@ -1,15 +1,15 @@
 """The loader: planned rows of a cache, in one global order that does not depend on who reads it.
 
-The order is a function of (cache, seed, row length): epoch by epoch, documents are permuted, packed and the rows permuted again. A
-position is one integer, the number of rows consumed by all hosts together, so it survives a change of the number of hosts or
-of the batch size. Grain reads ahead in threads.
+The order is a function of (cache, seed, row length): epoch by epoch, documents are permuted, packed
+and the rows permuted again. A position is one integer, the number of rows consumed by all hosts
+together, so it survives a change of the number of hosts or of the batch size. Grain reads ahead in
+threads.
 
 Shapes: B rows of the global batch, T tokens of a row.
 """
 
 import dataclasses
 import functools
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,21 +18,15 @@ import numpy as np
 
 from synthjax.data import packing
 from synthjax.data.documents import CachedDocuments, TokenDocuments
-from synthjax.errors import ConfigError
 
 _KEPT_EPOCHS = 2  # plans in memory: the one being read and the one being read ahead
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-  """Which part of every batch this process reads."""
-
-  process: int = 0
-  processes: int = 1
+ORDER = 2  # version of the order: a checkpoint's position means nothing in another one
 
 
 class Rows:
   """The global order of a cache's rows, over as many epochs as asked for.
+
+  Every epoch has equally many rows, and its plan needs none of the others.
 
   Args:
     documents: an open cache, or documents in memory.
@@ -40,57 +34,38 @@ class Rows:
     seed: of both permutations; None keeps the cache's order (for evaluation).
   """
 
-  def __init__(self, documents: CachedDocuments | TokenDocuments, row_length: int, seed: int | None):
+  def __init__(
+    self, documents: CachedDocuments | TokenDocuments, row_length: int, seed: int | None
+  ):
     self.documents, self.row_length, self.seed = documents, row_length, seed
+    self.packing = packing.Packing(documents.lengths, row_length)
     self.plan = functools.lru_cache(_KEPT_EPOCHS)(self._plan)
-    self._ends, self._lock = [len(self.plan(0))], threading.Lock()  # grain reads from several threads
 
   def _plan(self, epoch: int) -> packing.Plan:
-    """The rows of one epoch: documents permuted, packed, rows permuted."""
-    lengths = self.documents.lengths
+    """The rows of one epoch."""
     if self.seed is None:
-      return packing.pack(lengths, self.row_length)
-    random = np.random.default_rng([self.seed, epoch])
-    order = random.permutation(len(lengths))
-    plan = packing.pack(lengths[order], self.row_length)
-    rows = random.permutation(len(plan))
-    sizes = np.diff(plan.starts_R1)[rows]
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    within = np.arange(len(order)) - np.repeat(starts[:-1], sizes)
-    picked = np.repeat(plan.starts_R1[:-1][rows], sizes) + within
-    return packing.Plan(order[plan.order_N[picked]], starts, plan.fill)
+      return self.packing.plan(None)
+    return self.packing.plan(np.random.default_rng([self.seed, epoch]))
 
   def locate(self, index: int) -> tuple[int, int]:
     """(epoch, row of the epoch) of a row of the global order."""
-    epoch = 0
-    while index >= self._end(epoch):
-      epoch += 1
-    return epoch, index - (self._end(epoch - 1) if epoch else 0)
+    return divmod(index, len(self.packing))
 
   def count(self, epochs: float) -> int:
     """Rows of that many epochs; the last one may be a part."""
-    whole = int(epochs)
-    rows = self._end(whole - 1) if whole else 0
-    return rows + round((epochs - whole) * len(self.plan(whole))) if epochs > whole else rows
-
-  def _end(self, epoch: int) -> int:
-    """Rows up to and with this epoch; epochs may differ by a row or two, because another order packs differently."""
-    with self._lock:
-      while len(self._ends) <= epoch:
-        self._ends.append(self._ends[-1] + len(self.plan(len(self._ends))))
-      return self._ends[epoch]
+    return round(epochs * len(self.packing))
 
   @property
   def fill(self) -> float:
-    """Share of the positions that hold a token, in the first epoch."""
-    return self.plan(0).fill
+    """Share of the positions that hold a token."""
+    return self.packing.fill
 
   def ids(self, index: int) -> list[int]:
     """The documents of one row of the global order, as indices into the cache."""
     epoch, row = self.locate(index)
     return self.plan(epoch).row(row).tolist()
 
-  def read(self, indices: list[int]) -> dict[str, np.ndarray]:
+  def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
     """Rows of the global order as arrays [len(indices), T]; every document is read once, in one call."""
     ids = [self.ids(i) for i in indices]
     records = iter(self.documents.read([i for row in ids for i in row]))
@@ -135,19 +110,18 @@ class Mixture:
 
 
 class _Batches:
-  """Batch k of this process: what grain reads by index."""
+  """Batch k as this process reads it: what grain reads by index."""
 
-  def __init__(self, rows: Any, batch_size: int, shard: Shard, position: int, batches: int):
-    self.rows, self.batch_size, self.shard = rows, batch_size, shard
+  def __init__(self, rows: Any, batch_size: int, share: Sequence[int], position: int, batches: int):
+    self.rows, self.batch_size, self.share = rows, batch_size, share
     self.position, self.batches = position, batches
 
   def __len__(self) -> int:
     return self.batches
 
   def __getitem__(self, k: int) -> dict[str, np.ndarray]:
-    local = self.batch_size // self.shard.processes
-    first = self.position + k * self.batch_size + self.shard.process * local
-    return self.rows.read(list(range(first, first + local)))
+    first = self.position + k * self.batch_size
+    return self.rows.read([first + offset for offset in self.share])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,24 +132,27 @@ class Reading:
   prefetch: int = 4  # batches
 
 
-def batches(rows: Any, batch_size: int, count: int, position: int = 0, shard: Shard | None = None,
-            reading: Reading | None = None) -> Iterator[dict[str, np.ndarray]]:
-  """`count` batches from `position` on: this process's rows of each, as arrays [B / processes, T].
+def batches(
+  rows: Any,
+  batch_size: int,
+  count: int,
+  position: int = 0,
+  share: Sequence[int] | None = None,
+  reading: Reading | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+  """`count` batches from `position` on: this process's rows of each.
 
   Args:
     rows: the global order: something with `read(indices)`, such as `Rows` or `Mixture`.
     batch_size: B, over all processes.
     count: number of batches.
     position: rows consumed so far by all processes together.
-    shard: this process's part.
+    share: which rows of a batch this process holds, ascending (`sharding.Layout.share`); default: all.
     reading: threads and batches read ahead.
-
-  Raises:
-    ValueError: the processes do not divide the batch.
   """
-  shard, reading = shard or Shard(), reading or Reading()
-  if batch_size % shard.processes:
-    raise ConfigError(f"train.batch_size={batch_size} is not divisible by {shard.processes} processes")
-  source = _Batches(rows, batch_size, shard, position, count)
-  options = grain.ReadOptions(num_threads=reading.threads, prefetch_buffer_size=reading.prefetch)
+  share, reading = range(batch_size) if share is None else share, reading or Reading()
+  source = _Batches(rows, batch_size, share, position, count)
+  options = grain.ReadOptions(
+    num_threads=reading.threads, prefetch_buffer_size=reading.prefetch
+  )
   yield from grain.MapDataset.source(source).to_iter_dataset(options)

@@ -1,9 +1,14 @@
 """The packing plan: which documents share a row, made once from their lengths.
 
-Shapes: N documents, R rows.
+A plan depends on how many documents there are of each length, and on nothing else: which of the
+documents of one length goes where is free, and that is what an epoch shuffles. So a plan is made
+once for all epochs, from a histogram, in time that does not grow with the number of documents.
+
+Shapes: N documents, R rows, L lengths.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,14 +26,21 @@ class Plan:
 
   def row(self, r: int) -> np.ndarray:
     """The documents of row r, in order."""
-    return self.order_N[self.starts_R1[r]:self.starts_R1[r + 1]]
+    return self.order_N[self.starts_R1[r] : self.starts_R1[r + 1]]
+
+
+class _Class(NamedTuple):
+  """Rows that hold documents of the same lengths."""
+
+  pieces: tuple[tuple[int, int], ...]  # (length, number of documents of it), longest first
+  rows: int
 
 
 def pack(lengths_N: np.ndarray, row_length: int) -> Plan:
-  """Puts every document, longest first, into the fullest open row that still has room for it (best fit decreasing).
+  """Puts every document, longest first, into the fullest open row that still has room for it.
 
-  Best fit needs one look at a bit set per document (rows are kept by the room they have left), so a plan costs about a
-  microsecond a document where first fit would search. Documents of one length keep the order given, which a caller shuffles.
+  This is best fit decreasing (Johnson 1974), done for all documents of one length at once. The
+  documents of one length fill their places in the order in which they are given.
 
   Args:
     lengths_N: tokens of every document, each from 1 to `row_length`.
@@ -37,35 +49,104 @@ def pack(lengths_N: np.ndarray, row_length: int) -> Plan:
   Raises:
     ValueError: a document is empty or longer than a row.
   """
-  lengths_N = np.asarray(lengths_N)
+  return Packing(lengths_N, row_length).plan(None)
+
+
+class Packing:
+  """The plans of all epochs: the same rows of lengths, filled with other documents of those lengths.
+
+  Args:
+    lengths_N, row_length: see `pack`.
+  """
+
+  def __init__(self, lengths_N: np.ndarray, row_length: int):
+    lengths_N = np.asarray(lengths_N)
+    _check(lengths_N, row_length)
+    small = np.uint16 if row_length < 1 << 16 else np.uint32  # sorted by radix where 16 bits do
+    counts_L = np.bincount(lengths_N, minlength=1)
+    classes = _best_fit_decreasing(counts_L, row_length)
+    kinds = [np.repeat([length for length, _ in c.pieces], [n for _, n in c.pieces]) for c in classes]
+    wanted = [np.tile(kind, c.rows) for kind, c in zip(kinds, classes)]
+    sizes = [np.full(c.rows, len(kind)) for kind, c in zip(kinds, classes)]
+    wanted_N = np.concatenate([*wanted, np.zeros(0, int)]).astype(small)
+    self._sizes_R = np.concatenate([*sizes, np.zeros(0, int)])
+    # Places and documents by length: the k-th place of a length takes the k-th document of it.
+    self._places_N = np.argsort(wanted_N, kind="stable")
+    self._documents_N = np.argsort(lengths_N.astype(small), kind="stable")
+    self._ends_L = np.cumsum(counts_L)
+    rows = len(self._sizes_R)
+    self.fill = float(lengths_N.sum()) / (rows * row_length) if rows else 0.0
+
+  def __len__(self) -> int:
+    return len(self._sizes_R)
+
+  def plan(self, random: np.random.Generator | None) -> Plan:
+    """The plan of an epoch; without random numbers documents and rows keep their order."""
+    documents_N = self._documents_N
+    rows_R = np.arange(len(self))
+    if random is not None:
+      documents_N = documents_N.copy()
+      for of_length in np.split(documents_N, self._ends_L[:-1]):
+        random.shuffle(of_length)
+      random.shuffle(rows_R)
+    order_N = np.empty_like(documents_N)
+    order_N[self._places_N] = documents_N
+    old_starts_R = np.cumsum(self._sizes_R) - self._sizes_R
+    sizes_R = self._sizes_R[rows_R]
+    starts_R1 = np.append(0, np.cumsum(sizes_R))
+    # Of every place the row's old start, plus how far the place is from the row's new start.
+    picked_N = np.repeat(old_starts_R[rows_R] - starts_R1[:-1], sizes_R)
+    picked_N += np.arange(len(order_N))
+    return Plan(order_N[picked_N], starts_R1, self.fill)
+
+
+def _check(lengths_N, row_length) -> None:
   bad = np.flatnonzero((lengths_N < 1) | (lengths_N > row_length))
   if len(bad):
-    raise ValueError(f"document {bad[0]} has {lengths_N[bad[0]]} tokens; a row takes 1 to {row_length} "
-                     f"({len(bad)} such documents); cache with max_length={row_length} and a policy, or raise data.row_length")
-  with_room: list[list[int]] = [[] for _ in range(row_length + 1)]  # rows by the room they have left
+    raise ValueError(
+      f"document {bad[0]} has {lengths_N[bad[0]]} tokens; a row takes 1 to {row_length} "
+      f"({len(bad)} such documents); cache with max_length={row_length} and a policy, or raise "
+      "data.row_length"
+    )
+
+
+def _best_fit_decreasing(counts_L: np.ndarray, row_length: int) -> list[_Class]:
+  """Classes of rows for so many documents of each length.
+
+  A row that has taken a document is the fullest one with room for another of that length, as long
+  as it has room for one: rows are filled one after the other, and alike rows stay alike.
+  """
+  with_room: list[list[_Class]] = [[] for _ in range(row_length + 1)]
   present = 0  # bit k is set iff with_room[k] is not empty
-  rows = 0
-  row_of = np.empty(len(lengths_N), np.int64)
-  longest_first = np.argsort(-lengths_N, kind="stable")
-  for document, length in zip(longest_first.tolist(), lengths_N[longest_first].tolist()):
-    fitting = present >> length
-    if fitting:
-      room = length + ((fitting & -fitting).bit_length() - 1)
-      row = with_room[room].pop()
-      if not with_room[room]:
-        present ^= 1 << room
-    else:
-      room, row = row_length, rows
-      rows += 1
-    row_of[document] = row
-    left = room - length
-    if left:
-      with_room[left].append(row)
-      present |= 1 << left
-  order_N = np.argsort(row_of, kind="stable")
-  starts_R1 = np.searchsorted(row_of[order_N], np.arange(rows + 1))
-  fill = float(lengths_N.sum()) / (rows * row_length) if rows else 0.0
-  return Plan(order_N, starts_R1, fill)
+
+  def put_back(room: int, pieces: tuple[tuple[int, int], ...], rows: int) -> None:
+    nonlocal present
+    if rows:
+      with_room[room].append(_Class(pieces, rows))
+      present |= 1 << room
+
+  for length in np.flatnonzero(counts_L)[::-1].tolist():
+    left = int(counts_L[length])
+    while left:
+      fitting = present >> length
+      if fitting:
+        room = length + ((fitting & -fitting).bit_length() - 1)
+        pieces, rows = with_room[room].pop()
+        if not with_room[room]:
+          present ^= 1 << room
+      else:
+        room, pieces, rows = row_length, (), left  # as many new rows as could be needed
+      each = room // length
+      filled = min(rows, left // each)
+      left -= filled * each
+      put_back(room - each * length, (*pieces, (length, each)), filled)
+      rows -= filled
+      if rows and left:  # one more row takes what is left
+        put_back(room - left * length, (*pieces, (length, left)), 1)
+        left, rows = 0, rows - 1
+      if pieces:
+        put_back(room, pieces, rows)
+  return [c for classes in with_room for c in classes]
 
 
 def layout(rows: list[list[np.ndarray]], row_length: int) -> dict[str, np.ndarray]:

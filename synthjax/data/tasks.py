@@ -76,7 +76,7 @@ class _Source(seqio.DataSource):
     source, data, _ = self._made_of
     return sources.shards(source, data, split)
 
-  def get_dataset(self, split="train", shuffle=True, seed=None, shard_info=None, **_):
+  def get_dataset(self, split="train", shuffle=True, seed=None, shard_info=None, **unused):
     """As seqio asks; the order is that of the file: the loader shuffles, by index."""
     source, _, world = self._made_of
     names = self.list_shards(split)

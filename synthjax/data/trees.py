@@ -5,9 +5,12 @@ mask). Positions count by depth. A token is predicted from the token before it o
 the first token of every branch: predictions are a list of (source place, target id, segment), not a shifted copy of the row. A segment is
 a step.
 
+Neighbouring rows form a group: the rows of a batch that one device computes together. Lists of predictions, segments and trees belong to
+a group and count from 0 in it, so a mesh shares groups out as it does rows, and a micro-batch is some of the groups.
+
 Tokens are those that were sampled: nodes are spans of the sampled sequence, and nothing is tokenised again here.
 
-Shapes: B rows, T places of a row, E predictions, S segments, P trees of the batch (pairs).
+Shapes: B rows, T places of a row, M groups, E predictions, S segments, P trees (pairs) of a group.
 """
 
 import dataclasses
@@ -20,7 +23,7 @@ import numpy as np
 from synthjax.data import packing
 from synthjax.errors import Error
 
-_EVEN = 64  # predictions of a batch are a multiple of it, so that a mesh can share them out
+_EVEN = 8  # predictions of a group are a multiple of it: blocks of a kernel divide them
 
 
 class TreeError(Error, ValueError):
@@ -40,35 +43,39 @@ class Node:
 
   def size(self) -> int:
     """Tokens of the whole subtree."""
-    return len(self.tokens) + sum(child.size() for child in self.children)
+    return sum(len(node.tokens) for node in nodes(self))
 
 
-def pair(prefix: Sequence[int], chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]], shared: int = 0,
-         weights: tuple[Sequence[float], Sequence[float]] | None = None) -> Node:
+def pair(
+  prefix: Sequence[int],
+  chosen: Sequence[Sequence[int]],
+  rejected: Sequence[Sequence[int]],
+  weights: tuple[Sequence[float], Sequence[float]] | None = None,
+  advantages: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> Node:
   """A pair as a tree: prefix, then both sides as chains of steps.
 
   Args:
     prefix: tokens that both sides go on from; not predicted.
     chosen: tokens of every step, end-of-text within the last one where the side is complete.
     rejected: the same.
-    shared: how many first steps both sides have in common; they are laid out once and cancel in the margin.
     weights: of the steps of both sides; 1 where None.
+    advantages: of the steps of both sides; 0 where None.
   """
-  if chosen[:shared] != rejected[:shared]:
-    raise TreeError(f"the first {shared} steps of the two sides are not the same")
-  weights = weights or ([1.0] * len(chosen), [1.0] * len(rejected))
-  sides = tuple(_chain(steps[shared:], side, weight[shared:]) for steps, side, weight in
-                ((chosen, 1, weights[0]), (rejected, -1, weights[1])) if len(steps) > shared)
-  start = tuple(prefix) + tuple(token for step in chosen[:shared] for token in step)
-  return Node(start, sides, predicted=False)
+  children = []
+  for number, (side, steps) in enumerate(((1, chosen), (-1, rejected))):
+    side_weights = weights[number] if weights else [1.0] * len(steps)
+    side_advantages = advantages[number] if advantages else [0.0] * len(steps)
+    children += _chain(steps, side, side_weights, side_advantages)
+  return Node(tuple(prefix), tuple(children), predicted=False)
 
 
-def _chain(steps, side, weights) -> Node:
-  node: Node | None = None
-  for tokens, weight in list(zip(steps, weights, strict=True))[::-1]:
-    node = Node(tuple(tokens), (node,) if node else (), side=side, weight=weight)
-  assert node is not None
-  return node
+def _chain(steps, side, weights, advantages) -> tuple[Node, ...]:
+  """The steps as a chain, each the only child of the one before it; () where there are none."""
+  rest: tuple[Node, ...] = ()
+  for tokens, weight, advantage in list(zip(steps, weights, advantages, strict=True))[::-1]:
+    rest = (Node(tuple(tokens), rest, side=side, weight=weight, advantage=advantage),)
+  return rest
 
 
 def split(tree: Node, row_length: int) -> list[Node] | None:
@@ -78,22 +85,34 @@ def split(tree: Node, row_length: int) -> list[Node] | None:
   """
   if tree.size() <= row_length:
     return [tree]
-  room = row_length - len(tree.tokens)
+  # A chain is followed in a loop: it may have more steps than Python has frames.
+  spine = [tree]
+  while len(spine[-1].children) == 1:
+    spine.append(spine[-1].children[0])
+  room = row_length - sum(len(node.tokens) for node in spine)
+  if room <= 0 or not spine[-1].children:
+    return None
   pieces: list[Node] = []
-  for child in tree.children:
+  for child in spine[-1].children:
     found = split(child, room)
     if found is None:
       return None
     pieces += found
-  if room <= 0 or not pieces:
-    return None
   groups: list[list[Node]] = []
   for piece in pieces:
     if groups and sum(p.size() for p in groups[-1]) + piece.size() <= room:
       groups[-1].append(piece)
     else:
       groups.append([piece])
-  return [dataclasses.replace(tree, children=tuple(group), predicted=tree.predicted and number == 0) for number, group in enumerate(groups)]
+  return [_under(spine, tuple(group), number == 0) for number, group in enumerate(groups)]
+
+
+def _under(spine: Sequence[Node], children: tuple[Node, ...], first: bool) -> Node:
+  """A chain of nodes with other children at its end; it is predicted in the first piece alone."""
+  for node in spine[::-1]:
+    predicted = node.predicted and first
+    children = (dataclasses.replace(node, children=children, predicted=predicted),)
+  return children[0]
 
 
 class Plan(NamedTuple):
@@ -128,33 +147,28 @@ def plan(trees: Sequence[Node], row_length: int, splittable: bool) -> Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-  """Static sizes of a batch: one compilation for all of them."""
+  """Static sizes of a group of rows: one compilation for all batches."""
 
-  rows: int  # B
+  rows: int  # of a group
   row_length: int  # T
   predictions: int  # E
   segments: int  # S
   trees: int  # P
 
 
-def bounds(rows: Sequence[Sequence[Node]], batch_rows: int, row_length: int) -> Bounds:
-  """Bounds that hold for every batch of consecutive rows."""
-  counts = [_counts(row) for row in rows]
-  batches = [np.sum(counts[start:start + batch_rows], axis=0) for start in range(0, len(rows), batch_rows)]
-  predictions, segments, trees = np.max(batches, axis=0)
-  return Bounds(batch_rows, row_length, _even(int(predictions)), int(segments), int(trees))
+def bounds(rows: Sequence[Sequence[Node]], group_rows: int, row_length: int, even: int = _EVEN) -> Bounds:
+  """Bounds that hold for any group of `TreeRows`: those of the largest rows together, each as often as a group can hold it.
 
-
-def bounds_of_any(rows: Sequence[Sequence[Node]], batch_rows: int, row_length: int) -> Bounds:
-  """Bounds that hold for a batch of `TreeRows`: those of the largest rows together, each as often as a batch can hold it."""
+  Args:
+    rows: of a plan.
+    group_rows: rows of a group.
+    row_length: T.
+    even: E is a multiple of it.
+  """
   counts = np.sort(np.array([_counts(row) for row in rows]), axis=0)[::-1]
-  repeats = -(-(batch_rows - 1) // len(rows)) + 1  # a batch may go over the ends of epochs, and each epoch has every row
-  predictions, segments, trees = np.repeat(counts, repeats, axis=0)[:batch_rows].sum(axis=0)
-  return Bounds(batch_rows, row_length, _even(int(predictions)), int(segments), int(trees))
-
-
-def _even(count: int) -> int:
-  return -(-count // _EVEN) * _EVEN
+  repeats = -(-(group_rows - 1) // len(rows)) + 1  # a group may go over the ends of epochs, and each epoch has every row
+  predictions, segments, trees = np.repeat(counts, repeats, axis=0)[:group_rows].sum(axis=0)
+  return Bounds(group_rows, row_length, -(-int(predictions) // even) * even, int(segments), int(trees))
 
 
 def _counts(row) -> tuple[int, int, int]:
@@ -164,53 +178,73 @@ def _counts(row) -> tuple[int, int, int]:
 
 def nodes(node: Node) -> Iterator[Node]:
   """A subtree's nodes, depth first."""
-  yield node
-  for child in node.children:
-    yield from nodes(child)
+  waiting = [node]
+  while waiting:
+    found = waiting.pop()
+    yield found
+    waiting += found.children[::-1]
 
 
 def layout(rows: Sequence[Sequence[Node]], limits: Bounds) -> dict[str, np.ndarray]:
-  """Rows of trees as the arrays that training reads.
+  """Rows of trees as the arrays that training reads; the last group may lack rows.
 
   Returns:
     [B, T]: `tokens`, `positions`, `until`.
-    [E]: `source` (place b * T + t whose hidden state predicts), `targets`, `segment` (S for filler).
-    [S]: `tree` (P for filler), `side`, `weight` (0 for filler), `advantage`, `segment_tokens`.
+    [M, E]: `source` (place r * T + t of the group's rows whose hidden state predicts), `targets`, `segment` (S for padding).
+    [M, S]: `tree` (P for padding), `side`, `weight` (0 for padding), `advantage`, `segment_tokens`.
 
   Raises:
     TreeError: a tree does not fit the bounds; a predicted node at the root (nothing comes before it); an empty node.
   """
-  builder = _Builder(limits)
-  if len(rows) > limits.rows:
-    raise TreeError(f"{len(rows)} rows, but the batch has room for {limits.rows}")
-  tree = 0
-  for row, members in enumerate(rows):
-    builder.begin_row(row)
-    for root in members:
-      builder.add(root, None, 0, tree)
-      tree += 1
-  return builder.arrays
+  groups = []
+  for start in range(0, len(rows), limits.rows):
+    group = _Group(limits)
+    tree = 0
+    for row, members in enumerate(rows[start:start + limits.rows]):
+      group.begin_row(row)
+      for root in members:
+        group.add(root, tree)
+        tree += 1
+    groups.append(group.arrays)
+  return {
+    name: np.concatenate([arrays[name] for arrays in groups]) for name in groups[0]
+  }
 
 
-class _Builder:
-  """Fills the arrays of one batch."""
+class _Group:
+  """Fills the arrays of one group."""
 
   def __init__(self, limits: Bounds):
     self.limits = limits
     B, T, E, S, P = dataclasses.astuple(limits)
-    alone_T = np.arange(1, T + 1, dtype=np.int32)  # filler sees itself
+    alone_T = np.arange(1, T + 1, dtype=np.int32)  # padding sees itself
     self.arrays = {
       "tokens": np.zeros((B, T), np.int32), "positions": np.zeros((B, T), np.int32), "until": np.tile(alone_T, (B, 1)),
-      "source": np.zeros(E, np.int32), "targets": np.zeros(E, np.int32), "segment": np.full(E, S, np.int32),
-      "tree": np.full(S, P, np.int32), **{name: np.zeros(S, np.float32) for name in ("side", "weight", "advantage", "segment_tokens")},
+      "source": np.zeros((1, E), np.int32), "targets": np.zeros((1, E), np.int32), "segment": np.full((1, E), S, np.int32),
+      "tree": np.full((1, S), P, np.int32),
+      **{name: np.zeros((1, S), np.float32) for name in ("side", "weight", "advantage", "segment_tokens")},
     }
     self.row = self.at = self.predictions = self.segments = 0
 
   def begin_row(self, row: int) -> None:
     self.row, self.at = row, 0
 
-  def add(self, node: Node, before: int | None, depth: int, tree: int) -> None:
-    """Lays a subtree out; `before` is the place of the token before it on its path."""
+  def add(self, root: Node, tree: int) -> None:
+    """Lays a tree out, depth first."""
+    # (node, place of the token before it, depth); or (place of its first token, None, 0) once its subtree is laid out
+    waiting: list[tuple[Node | slice, int | None, int]] = [(root, None, 0)]
+    while waiting:
+      node, before, depth = waiting.pop()
+      if isinstance(node, slice):
+        self.arrays["until"][self.row, node] = self.at
+        continue
+      places = self._place(node, before, depth, tree)
+      waiting.append((places, None, 0))
+      below = depth + len(node.tokens)
+      waiting += [(child, places.stop - 1, below) for child in node.children[::-1]]
+
+  def _place(self, node: Node, before: int | None, depth: int, tree: int) -> slice:
+    """Lays one node out; returns its places in the row. `before` is the place of the token before it on its path."""
     count, start, limits = len(node.tokens), self.at, self.limits
     if count == 0:
       raise TreeError(f"tree {tree}: a node without tokens at depth {depth}")
@@ -219,7 +253,7 @@ class _Builder:
                       "more of both: which side a step is on is said by `side`, not by the sign of its weight")
     if start + count > limits.row_length or tree >= limits.trees:
       raise TreeError(f"tree {tree}: place {start + count} of row {self.row} is beyond its {limits.row_length} places, or the tree beyond "
-                      f"the batch's {limits.trees}")
+                      f"the group's {limits.trees}")
     if node.predicted and before is None:
       raise TreeError(f"tree {tree}: its first node is to be predicted, but nothing comes before it; begin with a prompt")
     places = slice(start, start + count)
@@ -228,22 +262,20 @@ class _Builder:
     if node.predicted:
       self._predict(node, before, start, tree)
     self.at += count
-    for child in node.children:
-      self.add(child, start + count - 1, depth + count, tree)
-    self.arrays["until"][self.row, places] = self.at
+    return places
 
   def _predict(self, node, before, start, tree) -> None:
     count, first, limits = len(node.tokens), self.predictions, self.limits
     if first + count > limits.predictions or self.segments >= limits.segments:
-      raise TreeError(f"tree {tree}: {first + count} predictions and {self.segments + 1} segments in this batch, bounds are "
+      raise TreeError(f"tree {tree}: {first + count} predictions and {self.segments + 1} segments in this group, bounds are "
                       f"{limits.predictions} and {limits.segments}")
     entries, row = slice(first, first + count), self.row * limits.row_length
-    self.arrays["source"][entries] = row + np.concatenate([[before], np.arange(start, start + count - 1)])
-    self.arrays["targets"][entries] = node.tokens
-    self.arrays["segment"][entries] = self.segments
+    self.arrays["source"][0, entries] = row + np.concatenate([[before], np.arange(start, start + count - 1)])
+    self.arrays["targets"][0, entries] = node.tokens
+    self.arrays["segment"][0, entries] = self.segments
     about = {"tree": tree, "side": node.side, "weight": node.weight, "advantage": node.advantage, "segment_tokens": count}
     for name, value in about.items():
-      self.arrays[name][self.segments] = value
+      self.arrays[name][0, self.segments] = value
     self.predictions += count
     self.segments += 1
 
@@ -254,16 +286,13 @@ class TreeRows:
   Args:
     rows: of a plan.
     reference: the reference's log-prob sum of every segment, an array a row in depth-first order; None where no loss reads it.
-    batch_size: rows of a batch, for bounds that hold for any of them.
-    row_length: T.
+    limits: from `bounds`.
     seed: of the permutations.
     fill: of the plan.
   """
 
-  def __init__(self, rows: Sequence[Sequence[Node]], reference: Sequence[np.ndarray] | None, batch_size: int, row_length: int, seed: int,
-               fill: float):
-    self.rows, self.reference, self.fill = rows, reference, fill
-    self.limits = bounds_of_any(rows, batch_size, row_length)
+  def __init__(self, rows: Sequence[Sequence[Node]], reference: Sequence[np.ndarray] | None, limits: Bounds, seed: int, fill: float):
+    self.rows, self.reference, self.limits, self.fill = rows, reference, limits, fill
     self._order = functools.lru_cache(2)(lambda epoch: np.random.default_rng([seed, epoch]).permutation(len(rows)))
 
   def ids(self, index: int) -> list[int]:
@@ -271,12 +300,14 @@ class TreeRows:
     epoch, place = divmod(index, len(self.rows))
     return [int(self._order(epoch)[place])]
 
-  def read(self, indices: list[int]) -> dict[str, np.ndarray]:
-    """The arrays of a batch (see `layout`), with `reference` [S]."""
+  def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+    """The arrays of some rows, whole groups of them (see `layout`), with `reference` [M, S]."""
     chosen = [i for index in indices for i in self.ids(index)]
     arrays = layout([self.rows[i] for i in chosen], self.limits)
-    sums_S = np.zeros(self.limits.segments, np.float32)
+    sums_MS = np.zeros(arrays["tree"].shape, np.float32)
     if self.reference is not None:
-      found = np.concatenate([self.reference[i] for i in chosen])
-      sums_S[:len(found)] = found
-    return {**arrays, "reference": sums_S}
+      for group, sums_S in enumerate(sums_MS):
+        first = group * self.limits.rows
+        found = np.concatenate([self.reference[i] for i in chosen[first:first + self.limits.rows]])
+        sums_S[:len(found)] = found
+    return {**arrays, "reference": sums_MS}

@@ -1,14 +1,11 @@
 """Evaluation protocols by name: which problems, which prompt, where the answer stands. A score means nothing without them."""
 
 import dataclasses
-import pathlib
 import typing
 
-from synthjax import fields, files, schema
+from synthjax import fields, files, schema, shipped
 from synthjax.data.sources import Example
 from synthjax.errors import ConfigError
-
-PROMPTS = pathlib.Path(__file__).parents[2] / "data/prompts"  # shipped worked examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Protocol:
     """The worked examples."""
     if not self.shots:
       return ""
-    rows = files.read_jsonl(PROMPTS / f"{self.shots}.jsonl")
+    rows = files.read_jsonl(shipped.folder("prompts") / f"{self.shots}.jsonl")
     return "".join(f"{self.template.format(question=row['question'])} {row['solution']}\n\n" for row in rows)
 
   def record(self) -> dict:

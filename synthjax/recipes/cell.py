@@ -268,8 +268,9 @@ def engine_of(experiment: schema.Experiment, tokenizer: Tokenizer, checkpoints: 
   return _engines[key]
 
 
-def _plain(node: trees.Node) -> list:
-  return [list(node.tokens), node.side, node.weight, node.advantage, [_plain(child) for child in node.children]]
+def _plain(root: trees.Node) -> list:
+  """A tree as JSON, depth first; a tree is its nodes and how many children each has."""
+  return [[list(node.tokens), node.side, node.weight, node.advantage, len(node.children)] for node in trees.nodes(root)]
 
 
 def _quiet(line: str) -> None:

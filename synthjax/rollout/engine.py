@@ -29,9 +29,11 @@ from synthjax.rollout.requests import Request, RequestError, Result, Sample
 from synthjax.rollout.sampling import Filters
 from synthjax.rollout.shapes import batch_shape
 from synthjax.rollout.slots import Sequences, Shape
+from synthjax.rollout.waiting import Batch, Lane, Turns
 from synthjax.sharding import Layout, make_layout
 
 _WINDOW = 20_000  # requests that are queued at once
+_TURN = 4  # sequences a slot of a block in one turn: fewer, and every turn computes the prompt again for little
 _LONGEST = 8192  # tokens of a prompt or a sample that an engine of no fixed shape makes room for
 
 
@@ -50,6 +52,7 @@ class _Sequence:
 
   asked: _Asked
   number: int
+  ahead: bool = False  # goes before the further turns of other requests in its block
   room: "_Room" = None  # type: ignore[assignment]  # once it is admitted
   end: int = 0  # place in the block
   row: int = 0  # of the block's results
@@ -94,6 +97,8 @@ class JaxEngine:
     shape: static sizes; None: chosen from the requests, and grown where they ask for more.
     mesh: of this process's devices.
     slots: sequences that decode together, where `shape` is None.
+    fair: requests take turns, so that one with few samples does not wait for one with many; for a session of a fixed shape. A batch is
+      faster without: all samples of a prompt go on from one page.
 
   Raises:
     ValueError: the model's vocabulary does not hold the tokenizer's ids.
@@ -102,7 +107,9 @@ class JaxEngine:
   page: type[Page] = Page  # how prompts are laid out
 
   def __init__(self, model: Transformer, params: Params, tokenizer: Tokenizer, shape: Shape | None = None, mesh: schema.Mesh | None = None,
-               slots: int = 128):
+               slots: int = 128, fair: bool = False):
+    if fair and shape is None:
+      raise ValueError("a fair engine needs a shape: turns follow from its blocks")
     if model.cfg.vocab_size < tokenizer.size:
       raise ConfigError(f"the model has {model.cfg.vocab_size} ids, the tokenizer {tokenizer.size}; "
                        "use the tokenizer that it was trained with")
@@ -115,7 +122,12 @@ class JaxEngine:
     self._asked: dict[str, _Asked] = {}
     self._cancelled: set[_Asked] = set()  # the device may be at work on them
     self._new: list[_Sequence] = []
-    self._waiting: collections.deque[_Sequence] = collections.deque()
+    self._waiting: Batch | Turns = Batch()
+    self._first = 0  # samples of a request that go before the further turns of others
+    self._most = 0  # sequences of a page; 0: as many as there are for each
+    if fair and shape:
+      self._first, self._most = shape.slots, _TURN * shape.slots
+      self._waiting = Turns(self._first, self._most)
     self._queues: list[collections.deque[_Sequence]] = []  # of the blocks
     self._flying: list[dict[int, _Sequence]] = []  # of the blocks: row -> who has it
     self._dispatched: Any = None
@@ -178,7 +190,7 @@ class JaxEngine:
     prompt = self._check(request)
     asked = self._asked[request.id] = _Asked(request, prompt)
     self._needed = max(self._needed[0], len(prompt)), max(self._needed[1], request.sampling.max_tokens)
-    self._new += [_Sequence(asked, number) for number in range(request.n)]
+    self._new += [_Sequence(asked, number, number < self._first) for number in range(request.n)]
 
   def _check(self, request: Request) -> tuple[int, ...]:
     """The prompt's ids."""
@@ -211,7 +223,7 @@ class JaxEngine:
     """Frees what cancelled requests hold. The device must have been collected."""
     gone, self._cancelled = self._cancelled, set()
     self._new = [s for s in self._new if s.asked not in gone]
-    self._waiting = collections.deque(s for s in self._waiting if s.asked not in gone)
+    self._waiting.remove(gone)
     for block, flying in enumerate(self._flying):
       for sequence in [s for s in self._queues[block] if s.asked in gone]:
         self._queues[block].remove(sequence)
@@ -236,7 +248,7 @@ class JaxEngine:
     if self._cancelled:
       self._forget()
     finished = [result for flying in self._flying for sequence in list(flying.values()) for result in self._look(sequence)]
-    self._waiting.extend(sorted(self._new, key=lambda s: s.asked.prompt))
+    self._waiting.extend(self._new)
     self._new = []
     if self._asked:
       if self._fit():
@@ -273,6 +285,8 @@ class JaxEngine:
     shape = self._shape
     blocks_of_device = shape.blocks // self._functions.devices
     most = -(-len(self._waiting) // len(self._rooms))  # sequences of a page: the last ones are spread over the blocks
+    if self._most:
+      most = min(most, self._most)
     while self._waiting:
       made: list[list[tuple[Page, _Room]]] = [[] for _ in range(self._functions.devices)]
       per_device = max(1, 512 // shape.page_length)
@@ -280,7 +294,9 @@ class JaxEngine:
       for room in rooms:
         device = made[room.block // blocks_of_device]
         if self._waiting and len(device) < per_device:
-          device.append((self._fill(room, most), room))
+          lane = self._waiting.lane(busy=self._busy(room.block))
+          if lane:
+            device.append((self._fill(room, most, lane), room))
       if not any(made):
         return
       P = per_device * len(made)
@@ -296,20 +312,33 @@ class JaxEngine:
   def _load(self, block: int) -> int:
     return len(self._queues[block]) + len(self._flying[block])
 
-  def _fill(self, room: _Room, most: int) -> Page:
-    """A page of the next prompts for up to that many sequences, which join the block's queue."""
+  def _busy(self, block: int) -> bool:
+    """Whether a block is not for further turns: it has enough to do, or is the one of its device that is kept for new requests."""
+    blocks_of_device = self._shape.blocks // self._functions.devices
+    kept_free = blocks_of_device > 1 and block % blocks_of_device == 0
+    return kept_free or self._load(block) > self._shape.slots
+
+  def _fill(self, room: _Room, most: int, lane: Lane) -> Page:
+    """A page of the lane's next prompts for up to that many sequences, which join the block's queue."""
     page = self.page(self._shape.page_length)
-    while self._waiting and room.left < most:
-      sequence = self._waiting[0]
+    while lane and room.left < most:
+      sequence = lane.head
       end = page.add(sequence.asked.prompt)
       if end is None:
         break
-      self._waiting.popleft()
+      lane.pop()
       sequence.room, sequence.end, room.left = room, room.start + end, room.left + 1
-      self._queues[room.block].append(sequence)
+      self._enqueue(sequence)
       self.counts.prompt_tokens += len(sequence.asked.prompt)
     self.counts.prefilled += page.filled
     return page
+
+  def _enqueue(self, sequence: _Sequence) -> None:
+    queue = self._queues[sequence.room.block]
+    place = len(queue)
+    if sequence.ahead:
+      place = next((i for i, other in enumerate(queue) if not other.ahead), place)
+    queue.insert(place, sequence)
 
   def _dispatch(self) -> None:
     shape = self._shape

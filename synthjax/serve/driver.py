@@ -64,6 +64,11 @@ class Driver:
     self._thread = threading.Thread(target=self._run, name="session", daemon=True)
     self._thread.start()
 
+  @property
+  def samples(self) -> int:
+    """How many samples are waiting or in flight."""
+    return sum(ticket.request.n for ticket in self.in_flight.values())
+
   def add(self, request: Request, follow: bool) -> Ticket:
     """Queues a request; whoever calls this calls `remove` in the end. With `follow` the ticket hears of every step."""
     if self.failure:

@@ -11,6 +11,7 @@ import signal
 import traceback
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from synthjax import files, progress
 from synthjax.rollout.requests import RequestError, Session
@@ -26,7 +27,7 @@ class Settings:
 
   host: str = "127.0.0.1"  # 0.0.0.0: every network interface
   port: int = 8000  # 0: a free one
-  queue: int = 1024  # requests waiting or in flight; one more is answered 429
+  queue: int = 8192  # samples waiting or in flight; a request may take half of what is left, else it is answered 429
   token: str = ""  # where the bearer token is read that clients must send: env:NAME or file:PATH; "": none is asked for
   drain_seconds: float = 30.0  # that requests in flight may take to finish after SIGTERM
   body_bytes: int = 4 << 20  # of a request
@@ -115,12 +116,12 @@ class _Server:
       await asyncio.sleep(0.02)
 
   @web.middleware
-  async def guard(self, http: web.Request, handler) -> web.StreamResponse:
+  async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
     """Asks for the token, and gives every error the protocol's shape."""
     try:
-      if self.token and http.path != "/health":
-        self._authorize(http)
-      return await handler(http)
+      if self.token and request.path != "/health":
+        self._authorize(request)
+      return await handler(request)
     except wire.Refusal as e:
       return _refuse(e)
     except RequestError as e:
@@ -128,7 +129,7 @@ class _Server:
     except SessionError as e:
       return _refuse(wire.Refusal(500, str(e)))
     except web.HTTPException as e:  # no such path, another method, a body that is too large
-      return _refuse(wire.Refusal(e.status, f"{http.method} {http.path}: {e.text or e.reason}"))
+      return _refuse(wire.Refusal(e.status, f"{request.method} {request.path}: {e.text or e.reason}"))
     except Exception as e:  # a fault of ours: the client is told that it was not his
       traceback.print_exc()
       return _refuse(wire.Refusal(500, f"internal error: {type(e).__name__}"))
@@ -141,7 +142,8 @@ class _Server:
   async def health(self, http) -> web.Response:
     """200 while requests are taken."""
     state = "crashed" if self.driver.failure else "stopping" if self.draining else "ok"
-    return web.json_response({"status": state, "requests": len(self.driver.in_flight)}, status=200 if state == "ok" else 503)
+    found = {"status": state, "requests": len(self.driver.in_flight), "samples": self.driver.samples}
+    return web.json_response(found, status=200 if state == "ok" else 503)
 
   async def models(self, http) -> web.Response:
     return web.json_response({"object": "list", "data": [{"id": self.model, "object": "model", "created": 0, "owned_by": "synthjax"}]})
@@ -156,8 +158,7 @@ class _Server:
     asked = wire.parse(await http.read(), self.model, chat)
     if self.draining:
       raise wire.Refusal(503, "the server is stopping")
-    if len(self.driver.in_flight) >= self.settings.queue:
-      raise wire.Refusal(429, f"{self.settings.queue} requests are waiting or in flight; try again later", code="queue_full")
+    self._check_room(asked.request.n)
     ticket = self.driver.add(asked.request, follow=asked.stream)
     try:
       if asked.stream:
@@ -168,6 +169,17 @@ class _Server:
       return web.json_response(wire.answer(asked, _good(await ticket.news())))
     finally:
       self.driver.remove(asked.request.id)
+
+  def _check_room(self, n: int) -> None:
+    """Raises Refusal where a request of `n` samples finds no room: half of what is left stays free for smaller ones."""
+    queue = self.settings.queue
+    if n > max(queue // 2, 1):
+      raise wire.Refusal(400, f"n is {n}; this server takes at most {max(queue // 2, 1)} samples a request", "n")
+    waiting = self.driver.samples
+    free = max(queue - waiting, 0)
+    if n > free // 2 and not n == free == 1:
+      raise wire.Refusal(429, f"{waiting:,} samples are waiting or in flight, of {queue:,} at most, and a request may take half of what "
+                         f"is left; this one asks for {n:,}: try again later", code="queue_full")
 
   async def _stream(self, http, asked, ticket, response):
     """Server-sent events. A fault before the first text is an HTTP error; a later one is an event, and the stream ends without [DONE]."""

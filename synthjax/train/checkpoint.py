@@ -263,6 +263,27 @@ def set_aside(folder: files.Path, step: int) -> None:
     source.rename(target)
 
 
+def load_state(folder: files.Path, abstract: Any, step: int | None = None) -> tuple[int, Any, dict]:
+  """The whole state of another run's checkpoint (the newest, or that of `step`): (step, state, about).
+
+  Args:
+    folder: of the steps.
+    abstract: tree of ShapeDtypeStruct with shardings, on any mesh.
+
+  Raises:
+    CheckpointError: nothing there, or the trees differ.
+  """
+  folder = pathlib.Path(folder).absolute()
+  numbers = sorted(_numbers(folder), reverse=True) if folder.is_dir() else []
+  if not numbers or (step is not None and step not in numbers):
+    raise CheckpointError(f"{folder}: no step {step or ''} to continue from; there are {numbers or 'none'}; see config.train.continue_from")
+  for number, found in _attempts(folder, numbers if step is None else [step], abstract, parameters=False):
+    if not isinstance(found, DamagedError):
+      return number, *found
+    progress.say(str(found))
+  raise CheckpointError(f"{folder}: no readable checkpoint to continue from; its steps are {numbers}")
+
+
 def export_params(folder: files.Path, to: files.Path, abstract: Any) -> int:
   """Writes the parameters alone of a run as a folder that `train.init` can name. Returns their step, see `load_params`.
 

@@ -1,18 +1,21 @@
 """The train loop: rows in, checkpoints and metrics out; resumes to the bit, one compilation, no host sync in the step."""
 
+import collections
+import contextlib
 import dataclasses
+import itertools
 import math
 import pathlib
-import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from synthjax import config as config_lib
-from synthjax import files, multihost, progress, schema
+from synthjax import files, multihost, progress, schema, stopping
 from synthjax.data import loader
 from synthjax.data.documents import CachedDocuments
 from synthjax.errors import Error
@@ -29,11 +32,16 @@ class RowsLike(Protocol):
 
   @property
   def fill(self) -> float: ...
-  def read(self, indices: list[int]) -> dict[str, np.ndarray]: ...
+  def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]: ...
+
+
+# Steps dispatched beyond the one the device works on: enough to keep it busy, few enough that a
+# signal is followed within seconds of a step.
+_AHEAD = 4
 
 
 class TrainingStopped(Error, RuntimeError):
-  """Training that cannot go on, or was asked to stop; the message says at which step, and what to do."""
+  """Training that cannot go on; the message says at which step, and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +54,18 @@ class Result:
   tokens: int  # target tokens trained on
 
 
+class Trunk(NamedTuple):
+  """A checkpoint of another training that a training continues whole: parameters, optimizer state, step and data position.
+
+  From there on the steps follow the continuing training's own schedule.
+  """
+
+  folder: pathlib.Path  # of checkpoints
+  step: int | None = None  # None: the newest
+
+
 def train(experiment: schema.Experiment, caches: Mapping[pathlib.Path, float], folder: files.Path, tokenizer: tuple[int, str],
-          held_out: files.Path | None = None, say: Callable[[str], None] = progress.say) -> Result:
+          held_out: files.Path | None = None, say: Callable[[str], None] = progress.say, trunk: Trunk | None = None) -> Result:
   """Trains as the config says and leaves checkpoints and metrics in `folder`; goes on from the newest checkpoint there.
 
   Args:
@@ -57,32 +75,37 @@ def train(experiment: schema.Experiment, caches: Mapping[pathlib.Path, float], f
     tokenizer: (number of ids, fingerprint).
     held_out: folder of documents for the held-out loss.
     say: prints a line.
+    trunk: another training's checkpoint that this one continues, where its own folder has none.
 
   Raises:
     MeshError, CheckpointError, DataError: before anything is compiled.
     ValueError: a batch with an id outside the vocabulary, a negative weight or a token that nothing sees; it names the row and the value.
-    TrainingStopped: a loss that is not a number, or SIGTERM (after a checkpoint).
+    TrainingStopped: a loss that is not a number, or one from which nothing is learned.
+    stopping.Stopped: SIGTERM or Ctrl-C, after a checkpoint.
   """
   rows, steps = _rows(experiment, caches, tokenizer[1], say)
-  return by_likelihood(experiment, rows, steps, folder, tokenizer, held_out, say)
+  return by_likelihood(experiment, rows, steps, folder, tokenizer, held_out, say, trunk)
 
 
 def by_likelihood(experiment: schema.Experiment, rows: RowsLike, steps: int, folder: files.Path, tokenizer: tuple[int, str],
-                  held_out: files.Path | None = None, say: Callable[[str], None] = progress.say) -> Result:
-  """As `train`, over any rows of documents."""
+                  held_out: files.Path | None = None, say: Callable[[str], None] = progress.say,
+                  trunk: Trunk | None = None) -> Result:
+  """As `train`, over any rows of documents; `trunk` is what the training continues, see `Trunk`."""
   cfg, layout = experiment.train, make_layout(experiment.mesh)
   model = Transformer(sized(experiment.model, tokenizer[0]), layout.constrain)
   check_fit(layout, model.cfg, cfg.batch_size // cfg.accumulate, experiment.data.row_length)
   trainer = Trainer(model, optimizer.make(cfg.optimizer, steps), layout, cfg)
-  return run(experiment, trainer, rows, steps, folder, tokenizer, held_out, say)
+  return run(experiment, trainer, rows, steps, folder, tokenizer, held_out, say, trunk)
 
 
 def run(experiment: schema.Experiment, trainer: Trainer, rows: RowsLike, steps: int, folder: files.Path, tokenizer: tuple[int, str],
-        held_out: files.Path | None = None, say: Callable[[str], None] = progress.say) -> Result:
+        held_out: files.Path | None = None, say: Callable[[str], None] = progress.say, trunk: Trunk | None = None) -> Result:
   """The loop itself, for any trainer over any rows."""
   cfg, model, layout = experiment.train, trainer.model, trainer.layout
   with checkpoint.Checkpoints(pathlib.Path(folder) / "checkpoints", cfg.keep, pathlib.Path(folder).parent / "watch", say) as checkpoints:
-    state, start, position = _begin(experiment, trainer, checkpoints, tokenizer, say)
+    if cfg.continue_from:
+      trunk = Trunk(pathlib.Path(cfg.continue_from), cfg.continue_step or None)
+    state, start, position = _begin(experiment, trainer, checkpoints, trunk, tokenizer, say)
     say(f"{count.describe(model)}; {steps:,} steps of {cfg.batch_size} rows x {experiment.data.row_length} tokens; "
         f"rows are {100 * rows.fill:.1f} % full; mesh {dict(layout.mesh.shape)}")
     going = _Run(experiment, trainer, checkpoints, rows, tokenizer, pathlib.Path(folder), steps, say)
@@ -106,13 +129,21 @@ def _rows(experiment, caches, tokenizer, say) -> tuple[loader.Rows | loader.Mixt
   return mixture, cfg.steps
 
 
-def _begin(experiment, trainer, checkpoints, tokenizer, say):
-  """(state, step, rows consumed): from the newest checkpoint, from `train.init`, or fresh."""
+def _begin(experiment, trainer, checkpoints, trunk: Trunk | None, tokenizer, say):
+  """(state, step, rows consumed): from the newest checkpoint, from a trunk, from `train.init`, or fresh."""
   found = checkpoints.restore(trainer.abstract())
+  where = str(checkpoints.folder)
+  if not found and trunk:
+    found = checkpoint.load_state(trunk.folder, trainer.abstract(), trunk.step)
+    where = str(trunk.folder)
   if found:
     step, state, about = found
     same_tokenizer(about["tokenizer"], tokenizer[1], f"checkpoint {step}")
-    say(f"going on from step {step:,} ({about['position']:,} rows)")
+    if about.get("order", 1) != loader.ORDER:
+      raise files.DataError(f"{where}, step {step}: was trained on rows in the order of version {about.get('order', 1)}, and this is "
+                            f"version {loader.ORDER}: its position means other rows here; train anew in another --workdir, or begin "
+                            "from its parameters with config.train.init")
+    say(f"going on from step {step:,} of {where} ({about['position']:,} rows)")
     return state, step, about["position"]
   if not experiment.train.init:
     return trainer.init(jax.random.key(experiment.seed)), 0, 0
@@ -135,44 +166,77 @@ class _Run:
   say: Callable[[str], None]
 
   def go(self, state, start: int, position: int, held_out) -> Result:
-    cfg, data, layout = self.experiment.train, self.experiment.data, self.trainer.layout
+    cfg, data = self.experiment.train, self.experiment.data
+    share = self.trainer.layout.share(cfg.batch_size)
     reading = loader.Reading(data.threads, data.prefetch)
-    batches = loader.batches(self.rows, cfg.batch_size, self.steps - start, position, _shard(), reading)
+    batches = loader.batches(self.rows, cfg.batch_size, self.steps - start, position, share, reading)
     metrics = Metrics(self.folder, start, self.say) if multihost.is_first() else None
     log = _Log(self, metrics, start)
-    compiled = None
-    with _on_sigterm() as asked_to_stop, progress.bar("train", self.steps, "steps", start, lines=False) as advance:
-      for step, batch in enumerate(batches, start + 1):
-        self.trainer.check(batch)
-        placed = layout.put(batch)
-        if compiled is None:
-          compiled = self._compile(placed)
-          log.restart_clock()
-        self._profile_from(step)
-        with jax.transfer_guard("disallow"):
-          state, measured = compiled(state, placed)
-        self._profile_to(step, state)
-        position += cfg.batch_size
-        log.pending.append((step, measured))
-        stopping = asked_to_stop()
-        saving = step % cfg.checkpoint_every == 0 or step == self.steps or stopping
-        if step % cfg.log_every == 0 or saving:
-          advance(log.write(step, position))
-        if saving:
-          eval_loss = self.eval_loss(state, held_out) if self._eval_due(step, stopping) and held_out else None
-          if eval_loss is not None and metrics:
-            metrics.write(step, {"eval_loss": eval_loss})
-          self._save(step, state, position, eval_loss)
-          log.restart_clock()
-        if stopping:
-          self.checkpoints.wait()
-          raise TrainingStopped(f"stopped by SIGTERM after step {step}; its checkpoint is written, run the same command to go on")
     if start >= self.steps:
       self.say(f"all {self.steps:,} steps are done already")
+    else:
+      state = self._train(state, start, position, batches, log, held_out)
+    if not log.learned():
+      raise TrainingStopped(f"{self.folder}: the gradient was 0 at each of {self.steps:,} steps, so nothing was learned: no target counts "
+                            "under this loss; look at the data, the weights of their steps, and the loss's threshold")
     if metrics:
       metrics.close()
     eval_loss = self.eval_loss(state, held_out) if held_out else None
     return Result(self.steps, log.last.get("loss", 0.0), eval_loss, int(log.last.get("trained_tokens", 0)))
+
+  def _train(self, state, start: int, position: int, batches: Iterator, log: "_Log", held_out):
+    """The steps after `start`. Raises stopping.Stopped once the checkpoint is written that a signal asks for."""
+    cfg = self.experiment.train
+    first = next(batches)
+    compiled = self._compile(self._placed(first))  # takes long, and a signal need not wait for it
+    stops, in_flight = _Stops(start), collections.deque[dict[str, jax.Array]]()
+    log.restart_clock()
+    with (
+      stopping.deferred(stops.agree),
+      _profiling(cfg, self.folder, self.say) as profile,
+      progress.bar("train", self.steps, "steps", start, lines=False) as advance,
+    ):
+      for step, batch in enumerate(itertools.chain([first], batches), start + 1):
+        if not stops.may_begin(step):
+          self._stop(step - 1, start, state, position, log)
+        placed = self._placed(batch)
+        profile(step, state)
+        with jax.transfer_guard("disallow"):
+          state, measured = compiled(state, placed)
+        in_flight.append(measured)
+        if len(in_flight) > _AHEAD:
+          jax.block_until_ready(in_flight.popleft())
+        position += cfg.batch_size
+        log.pending.append((step, measured))
+        advance(1)
+        saving = step % cfg.checkpoint_every == 0 or step == self.steps
+        evaluating = bool(held_out and cfg.eval_every and step % cfg.eval_every == 0)
+        if step % cfg.log_every == 0 or saving or evaluating:
+          log.write(step, position)
+        eval_loss = self.eval_loss(state, held_out) if evaluating else None
+        if eval_loss is not None:
+          log.write_eval_loss(step, eval_loss)
+        if saving:
+          self._save(step, state, position, eval_loss)
+        if saving or evaluating:
+          log.restart_clock()
+    return state
+
+  def _placed(self, batch):
+    self.trainer.check(batch)
+    return self.trainer.layout.put(batch, self.experiment.train.batch_size)
+
+  def _stop(self, step: int, start: int, state, position: int, log: "_Log"):
+    """Leaves after `step`, with its checkpoint."""
+    what = f"after step {step}, whose checkpoint is written"
+    if step > start:
+      if log.pending:
+        log.write(step, position)
+      self._save(step, state, position, None)
+      self.checkpoints.wait()
+    else:
+      what = f"before the first step after {start}"
+    raise stopping.Stopped(stopping.asked(), what)
 
   def _compile(self, batch):
     began = time.monotonic()
@@ -180,22 +244,9 @@ class _Run:
     self.say(f"compiled the step in {time.monotonic() - began:.1f} s, {_temporary_gib(compiled):.2f} GiB of temporary memory")
     return compiled
 
-  def _profile_from(self, step) -> None:
-    if step == (config_lib.profile_steps(self.experiment.train) or (0, 0))[0]:
-      jax.profiler.start_trace(str(self.folder / "profile"))
-
-  def _profile_to(self, step, state) -> None:
-    if step == (config_lib.profile_steps(self.experiment.train) or (0, 0))[1]:
-      jax.block_until_ready(state)
-      jax.profiler.stop_trace()
-      self.say(f"{self.folder / 'profile'}: xprof trace of steps {self.experiment.train.profile}")
-
-  def _eval_due(self, step, stopping):
-    return not stopping and self.experiment.train.eval_every and step % self.experiment.train.eval_every == 0
-
   def _save(self, step, state, position, eval_loss):
     about = {"step": step, "position": position, "tokenizer": self.tokenizer[1], "tokenizer_size": self.tokenizer[0],
-             "config": dataclasses.asdict(self.experiment)}
+             "order": loader.ORDER, "config": dataclasses.asdict(self.experiment)}
     self.checkpoints.save(step, state, about, None if eval_loss is None else {"eval_loss": eval_loss})
 
   def speed(self, steps_a_second: float, step: int) -> dict[str, float]:
@@ -211,17 +262,72 @@ class _Run:
     """Cross-entropy on held-out documents, nats a target token."""
     rows = loader.Rows(CachedDocuments(held_out), self.experiment.data.row_length, None)
     size, total = self.experiment.train.batch_size, rows.count(1)
+    share = self.trainer.layout.share(size)
     measure = jax.jit(self.trainer.held_out)
     sums = [0.0, 0.0]
-    shard = _shard()
-    for k, batch in enumerate(loader.batches(rows, size, math.ceil(total / size), 0, shard)):
-      local = size // shard.processes
-      first = k * size + shard.process * local
-      batch["weights"][max(total - first, 0):] = 0  # rows of the second pass fill the last batch
-      self.trainer.check(batch)
-      found = jax.device_get(measure(state["params"], self.trainer.layout.put(batch)))
+    for k, batch in enumerate(loader.batches(rows, size, math.ceil(total / size), 0, share)):
+      batch["weights"][k * size + share >= total] = 0  # rows of the second pass fill the last batch
+      found = jax.device_get(measure(state["params"], self._placed(batch)))
       sums = [a + float(b) for a, b in zip(sums, found)]
     return sums[0] / max(sums[1], 1.0)
+
+
+class _Stops:
+  """When a training stops that was asked to. All of several processes stop after the same step, without a word in any step before.
+
+  Once one of them is asked, each begins no further step and tells which one it began last; then all
+  go on to the last of these. `agree` runs in a thread of its own, since the main thread may be
+  waiting for a step that another process has yet to begin.
+  """
+
+  def __init__(self, start: int):
+    self._begun, self._last_step = start, -1
+    self._asked = False
+    self._lock, self._agreed = threading.Lock(), threading.Event()
+    self._name = f"last step of the training that begins after step {start}"
+
+  def agree(self) -> None:
+    with self._lock:
+      self._asked, begun = True, self._begun
+    self._last_step = max(multihost.gather(self._name, begun))
+    self._agreed.set()
+
+  def may_begin(self, step: int) -> bool:
+    with self._lock:
+      if not self._asked:
+        self._begun = step
+        return True
+    self._agreed.wait()
+    return step <= self._last_step
+
+
+@contextlib.contextmanager
+def _profiling(cfg: schema.Train, folder: pathlib.Path, say) -> Iterator[Callable[[int, Any], None]]:
+  """Yields what is called before every step; traces those that `cfg.profile` names, as far as this run has them."""
+  first, last = config_lib.profile_steps(cfg) or (0, -1)
+  tracing = False
+
+  def before(step: int, state) -> None:
+    nonlocal tracing
+    wanted = first <= step <= last
+    if wanted == tracing:
+      return
+    jax.block_until_ready(state)
+    if wanted:
+      jax.profiler.start_trace(str(folder / "profile"))
+    else:
+      end()
+    tracing = wanted
+
+  def end() -> None:
+    jax.profiler.stop_trace()
+    say(f"{folder / 'profile'}: xprof trace of steps {cfg.profile}")
+
+  try:
+    yield before
+  finally:
+    if tracing:
+      end()
 
 
 class _Log:
@@ -232,6 +338,7 @@ class _Log:
     self.pending: list[tuple[int, dict[str, jax.Array]]] = []
     self.last = dict(metrics.last) if metrics else {}
     self.written, self.timed, self.began = start, start, time.monotonic()
+    self._learned = bool(metrics and metrics.learned)
 
   def restart_clock(self) -> None:
     """Leaves compiling, evaluating and saving out of the speed."""
@@ -251,9 +358,19 @@ class _Log:
     self.restart_clock()
     return done
 
+  def write_eval_loss(self, step: int, eval_loss: float) -> None:
+    if self.metrics:
+      self.metrics.write(step, {"eval_loss": eval_loss})
+    self.run.say(f"step {step:>6,}/{self.run.steps:,}  held-out loss {eval_loss:.4f} nats a target token")
+
+  def learned(self) -> bool:
+    """Whether some gradient was not 0. All processes have the same gradients, but the first one alone keeps those of earlier runs."""
+    return multihost.agree("learned", self._learned)
+
   def _fetch(self) -> dict[str, float]:
     fetched = [(step, {k: float(v) for k, v in values.items()}) for step, values in jax.device_get(self.pending)]
     self.pending.clear()
+    self._learned |= any(values["grad_norm"] > 0 for _, values in fetched)
     for step, values in fetched:
       if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
         checkpoints = self.run.checkpoints
@@ -265,28 +382,6 @@ class _Log:
     return fetched[-1][1] | {"target_tokens": sum(values["target_tokens"] for _, values in fetched)}
 
 
-class _on_sigterm:
-  """Within the block SIGTERM sets a flag; all processes agree on the step at which they stop."""
-
-  def __enter__(self):
-    self._asked = False
-    self._previous = signal.signal(signal.SIGTERM, self._ask)
-    return self._agreed
-
-  def _ask(self, *_):
-    self._asked = True
-
-  def _agreed(self) -> bool:
-    if jax.process_count() == 1:
-      return self._asked
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.process_allgather(self._asked).any())
-
-  def __exit__(self, *_):
-    signal.signal(signal.SIGTERM, self._previous)
-
-
 def same_tokenizer(found: str, expected: str, where: str) -> None:
   if found != expected:
     raise files.DataError(f"{where}: made with tokenizer {found[:12]}, but this run's tokenizer is {expected[:12]}; use the one it was "
@@ -296,10 +391,6 @@ def same_tokenizer(found: str, expected: str, where: str) -> None:
 def _temporary_gib(compiled) -> float:
   analysis = compiled.memory_analysis()
   return getattr(analysis, "temp_size_in_bytes", 0) / 2**30
-
-
-def _shard() -> loader.Shard:
-  return loader.Shard(jax.process_index(), jax.process_count())
 
 
 def _line(step, steps, values, steps_a_second) -> str:

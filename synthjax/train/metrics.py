@@ -21,6 +21,7 @@ class Metrics:
         files.write_jsonl(path, [row for row in rows if row["step"] <= step])
     self._journal = files.Journal(path, say, locked=False)
     self.last: dict[str, float] = next((row for row in reversed(self._journal.rows) if "loss" in row), {})  # newest row of training metrics
+    self.learned = any(row.get("grad_norm", 0) > 0 for row in self._journal.rows)  # some gradient was not 0
     self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
   def write(self, step: int, values: dict[str, float]) -> None:

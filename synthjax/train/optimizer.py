@@ -1,6 +1,11 @@
 """AdamW and its schedules."""
 
+import dataclasses
+from typing import Any
+
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from synthjax.schema import Optimizer
@@ -14,21 +19,50 @@ def make(cfg: Optimizer, steps: int) -> optax.GradientTransformation:
 
 
 def schedule(cfg: Optimizer, steps: int) -> optax.Schedule:
-  """Learning rate at each step: linear warm-up, then the named shape down to `final` of the peak at the last step."""
-  warmup, decay = _steps(cfg.warmup, steps), _steps(cfg.decay, steps)
-  peak, end = cfg.learning_rate, cfg.learning_rate * cfg.final
-  rest = max(steps - warmup, 1)
-  shapes = {
-    "constant": lambda: optax.constant_schedule(peak),
-    "linear": lambda: optax.linear_schedule(peak, end, rest),
-    "cosine": lambda: optax.cosine_decay_schedule(peak, rest, cfg.final),
-    # Warm-up, stable, decay (Hu et al. 2024): the trunk can be continued from before its decay.
-    "wsd": lambda: optax.join_schedules(
-      [optax.constant_schedule(peak), optax.linear_schedule(peak, end, max(decay, 1))], [max(rest - decay, 0)]),
-  }
-  if not warmup:
-    return shapes[cfg.schedule]()
-  return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1)), shapes[cfg.schedule]()], [warmup])
+  """Learning rate of each update 0, 1, ..., steps - 1.
+
+  It rises in a line to the peak, which the last update of the warm-up has, and the last update of
+  all has `final` of the peak, unless the schedule is constant. `wsd` (warm-up, stable, decay; Hu et
+  al. 2024) stays at the peak until its last `decay` updates: up to there it is a trunk, from whose
+  checkpoints a longer schedule or another decay can go on.
+  """
+  warmup = _steps(cfg.warmup, steps)
+  peak_at = max(warmup - 1, 0)
+  last = steps - 1
+  decay = min(max(_steps(cfg.decay, steps), 1), last)  # a short run has a decay too
+  span = max(last - peak_at, 1)
+
+  def rate(count: jax.typing.ArrayLike) -> jax.Array:
+    count = jnp.asarray(count, jnp.float32)
+    rise = jnp.minimum((count + 1) / max(warmup, 1), 1.0)
+    if cfg.schedule == "constant":
+      fall = jnp.zeros(())
+    elif cfg.schedule == "wsd":
+      fall = (count - (last - decay)) / max(decay, 1)
+    else:
+      fall = (count - peak_at) / span
+    fall = jnp.clip(fall, 0.0, 1.0)
+    if cfg.schedule == "cosine":
+      fall = 0.5 - 0.5 * jnp.cos(jnp.pi * fall)
+    return cfg.learning_rate * rise * (1.0 - (1.0 - cfg.final) * fall)
+
+  return rate
+
+
+def common_steps(one: tuple[Optimizer, int], other: tuple[Optimizer, int]) -> int:
+  """How many first updates two trainings (optimizer, steps) have in common.
+
+  A checkpoint up to there belongs to both.
+  """
+  if dataclasses.replace(one[0], **_SHAPE) != dataclasses.replace(other[0], **_SHAPE):
+    return 0
+  count = np.arange(min(one[1], other[1]))
+  differ = np.flatnonzero(np.asarray(schedule(*one)(count)) != np.asarray(schedule(*other)(count)))
+  return int(differ[0]) if len(differ) else len(count)
+
+
+# What a schedule alone reads: two optimizers that differ in nothing else have the same state.
+_SHAPE: dict[str, Any] = {"learning_rate": 1.0, "schedule": "constant", "warmup": 0.0, "decay": 0.0, "final": 0.0}
 
 
 def _steps(amount: float, steps: int) -> int:

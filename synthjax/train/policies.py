@@ -36,10 +36,13 @@ def on_trees(experiment: schema.Experiment, plan: trees.Plan, reference: Sequenc
     reference: the reference's log-prob sums, from `preference.reference_sums`.
   """
   cfg, length = experiment.train, experiment.data.row_length
-  rows = trees.TreeRows(plan.rows, reference, cfg.batch_size, length, experiment.seed, plan.fill)
   steps = cfg.steps or max(1, round(cfg.epochs * len(plan.rows) / cfg.batch_size))
   layout = make_layout(experiment.mesh)
   model = Transformer(sized(experiment.model, tokenizer[0]), layout.constrain)
-  check_fit(layout, model.cfg, cfg.batch_size, length)
-  trainer = PreferenceTrainer(model, optimizer.make(cfg.optimizer, steps), layout, cfg, experiment.objective, rows.limits.trees)
+  check_fit(layout, model.cfg, cfg.batch_size // cfg.accumulate, length)
+  group_rows = cfg.batch_size // cfg.accumulate // layout.row_shards
+  even = math.lcm(8, layout.mesh.shape["context"])
+  limits = trees.bounds(plan.rows, group_rows, length, even)
+  rows = trees.TreeRows(plan.rows, reference, limits, experiment.seed, plan.fill)
+  trainer = PreferenceTrainer(model, optimizer.make(cfg.optimizer, steps), layout, cfg, experiment.objective, limits.trees)
   return loop.run(experiment, trainer, rows, steps, folder, tokenizer)

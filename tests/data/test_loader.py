@@ -30,17 +30,23 @@ def test_the_rows_of_a_batch_do_not_depend_on_hosts_or_on_how_the_run_was_cut(ca
   rows = loader.Rows(cached, 64, seed=0)
   found, position = [], 0
   for size, processes, count in ((8, 1, 3), (4, 2, 5), (16, 4, 2)):
-    parts = [list(loader.batches(loader.Rows(cached, 64, seed=0), size, count, position, loader.Shard(p, processes)))
-             for p in range(processes)]
+    parts = []
+    for process in range(processes):
+      share = range(process * size // processes, (process + 1) * size // processes)
+      parts.append(list(loader.batches(loader.Rows(cached, 64, seed=0), size, count, position, share)))
     found += [part[k]["tokens"] for k in range(count) for part in parts]
     position += size * count
   expected = rows.read(list(range(position)))["tokens"]
   np.testing.assert_array_equal(np.concatenate(found), expected)
 
 
-def test_processes_that_do_not_divide_the_batch_are_refused(cached):
-  with pytest.raises(ValueError, match="train.batch_size=8 is not divisible by 3 processes"):
-    next(loader.batches(loader.Rows(cached, 64, 0), 8, 1, 0, loader.Shard(0, 3)))
+def test_a_late_epoch_is_planned_without_those_before_it(cached):
+  rows, planned = loader.Rows(cached, 64, seed=0), []
+  plan = rows.packing.plan
+  rows.packing.plan = lambda random: planned.append(random) or plan(random)
+  late = 1000 * rows.count(1) + 3
+  assert rows.locate(late) == (1000, 3)
+  assert rows.ids(late) and len(planned) == 1
 
 
 @pytest.mark.parametrize("rates", [(1, 1), (0.3, 0.7), (2, 3, 5), (0.01, 0.99)])

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from synthjax.kernels.interval_attention import check_until
 from synthjax.kernels.linear_logprob import check_segments, check_targets
 from synthjax.model.transformer import Transformer
 from synthjax.sharding import make_layout
-from synthjax.train import preference
+from synthjax.train import optimizer, preference
 
 MODEL = Transformer(schema.Model(d_model=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_dim=64, vocab_size=50, mlp="relu"))
 
@@ -70,11 +71,37 @@ def test_arrays_are_well_formed(seed):
   arrays = trees.layout(plan.rows, limits)
   check_until(arrays["until"])
   check_targets(arrays["targets"], 50)
-  check_segments(arrays["segment"])
-  real = arrays["segment"] < limits.segments
-  assert len(real) % 64 == 0 and 0 <= len(real) - real.sum() < 64, "bounds are rounded up for a mesh to share, no further"
-  assert real[:real.sum()].all() and arrays["segment_tokens"].sum() == real.sum()
-  np.testing.assert_array_equal(np.bincount(arrays["segment"][real], minlength=limits.segments), arrays["segment_tokens"])
+  segment_E, tokens_S = arrays["segment"][0], arrays["segment_tokens"][0]
+  real = segment_E < limits.segments
+  check_segments(segment_E[real])
+  largest = trees.bounds(plan.rows, 1, 64).predictions
+  most = max(sum(len(n.tokens) for tree in row for n in trees.nodes(tree) if n.predicted) for row in plan.rows)
+  assert largest % 8 == 0 and 0 <= largest - most < 8, "bounds are rounded up, no further"
+  assert real[:real.sum()].all() and tokens_S.sum() == real.sum()
+  np.testing.assert_array_equal(np.bincount(segment_E[real], minlength=limits.segments), tokens_S)
+
+
+def test_groups_of_rows_are_laid_out_as_each_would_be_alone():
+  random = np.random.default_rng(1)
+  rows = [[_random_tree(random)] for _ in range(6)]
+  limits = trees.bounds(rows, 2, 128)
+  together = trees.layout(rows, limits)
+  for group in range(3):
+    alone = trees.layout(rows[2 * group:2 * group + 2], limits)
+    for name, array in alone.items():
+      np.testing.assert_array_equal(together[name][len(array) * group:][:len(array)], array, err_msg=name)
+
+
+def test_a_chain_of_more_steps_than_python_has_frames_is_planned_split_and_laid_out():
+  steps = [[3]] * 1200
+  pair = trees.pair([1, 2], steps, steps)
+  assert pair.size() == 2402
+  plan = trees.plan([pair], 2402, splittable=False)
+  arrays = trees.layout(plan.rows, trees.bounds(plan.rows, 1, 2402))
+  assert arrays["segment_tokens"].sum() == 2400 and arrays["positions"].max() == 1201
+  halves = trees.split(pair, 1202)
+  assert [half.size() for half in halves] == [1202, 1202]
+  assert trees.split(pair, 1201) is None, "a path alone is too long"
 
 
 def _sums_apart(params, tree):
@@ -94,7 +121,7 @@ def _sums_apart(params, tree):
 def test_every_batch_fits_its_bounds_where_epochs_meet_too(count, batch):
   """A batch that goes over the end of an epoch may hold its largest row twice."""
   rows = [[Node((1, 2), tuple(Node((3,) * 4) for _ in range(1 + i)), False)] * (1 + 3 * (i == 0)) for i in range(count)]
-  source = trees.TreeRows(rows, None, batch, 128, 0, 1.0)
+  source = trees.TreeRows(rows, None, trees.bounds(rows, batch, 128), 0, 1.0)
   for start in range(0, 30 * batch, batch):
     held = source.read(list(range(start, start + batch)))
     assert (held["segment"] < source.limits.segments).sum() > 0
@@ -109,7 +136,7 @@ def test_a_tree_in_one_row_gives_the_log_probs_and_gradients_of_its_paths_apart(
   order = [tree for row in plan.rows for tree in row]
 
   def in_rows(params):
-    return preference.segment_log_probs(MODEL, params, batch)
+    return preference.segment_log_probs(MODEL, params, batch)[0]
 
   def apart(params):
     values = []
@@ -136,46 +163,64 @@ def _depth_first(node, sums, before=()):
   return found
 
 
-def test_neither_packing_order_nor_padding_nor_sharding_matters():
+def _some_pairs(count):
   random = np.random.default_rng(5)
-  pairs = [trees.pair(random.integers(1, 50, 6).tolist(), [random.integers(1, 50, 4).tolist() for _ in range(2)],
-                      [random.integers(1, 50, 3).tolist()]) for _ in range(8)]
-  params = MODEL.init(jax.random.key(1))
 
-  def loss_and_gradient(rows, limits, model=MODEL, split=None, put=lambda x: x):
-    batch = {k: jnp.asarray(v) for k, v in trees.layout(rows, limits).items()}
-    batch["reference"] = jnp.where(batch["segment_tokens"] > 0, -3.0 * batch["segment_tokens"], 0.0)
+  def steps(number, length):
+    return [random.integers(1, 50, length).tolist() for _ in range(number)]
 
-    def loss(params):
-      sums = preference.segment_log_probs(model, params, batch, split)
-      return preference.objective(sums, batch, limits.trees, schema.Objective(loss="step_dpo"))[0]
+  def advantages(number):
+    return random.normal(size=number).tolist()
 
-    return jax.jit(jax.value_and_grad(loss))(params)
+  return [
+    trees.pair(random.integers(1, 50, 6).tolist(), steps(2, 4), steps(1, 2 + number % 3), advantages=(advantages(2), advantages(1)))
+    for number in range(count)
+  ]
 
-  rows = [[tree] for tree in pairs]
-  base = loss_and_gradient(rows, trees.bounds(rows, 8, 20))
+
+def _trainer_and_batch(mesh, accumulate, loss, rows, row_length):
+  layout = make_layout(mesh, jax.devices()[:int(np.prod(dataclasses.astuple(mesh)))])
+  group_rows = len(rows) // accumulate // layout.row_shards
+  limits = trees.bounds(rows, group_rows, row_length)
+  batch = trees.layout(rows, limits)
+  batch["reference"] = -3.0 * batch["segment_tokens"]
+  cfg = schema.Train(batch_size=len(rows), accumulate=accumulate)
+  objective = schema.Objective(loss=loss, advantage=schema.Advantage(normalise=True))
+  model = Transformer(MODEL.cfg, layout.constrain)
+  trainer = preference.PreferenceTrainer(model, optimizer.make(cfg.optimizer, 10), layout, cfg, objective, limits.trees)
+  return trainer, layout.put(batch, len(rows))
+
+
+_MESHES = [(1, 1, 1, 1), (1, 3, 1, 1), (1, 2, 2, 2), (1, 6, 1, 1)]
+_SHARDED = [("step_dpo", _MESHES), *((loss, _MESHES[1:2]) for loss in ("kto", "orpo", "awr"))]
+
+
+@pytest.mark.parametrize(("loss", "meshes"), _SHARDED)
+def test_neither_packing_nor_sharding_nor_accumulation_changes_a_preference_loss_or_its_gradient(loss, meshes):
+  pairs = _some_pairs(12)
+  alone, params = [[pair] for pair in pairs], MODEL.init(jax.random.key(1))
   packed = trees.plan(pairs[::-1], 64, False).rows
-  roomy = dataclasses.replace(trees.bounds(packed, 4, 64), predictions=200, segments=40, trees=12)
-  layout = make_layout(schema.Mesh(1, 4, 2, 1))
-  sharded = Transformer(MODEL.cfg, layout.constrain)
-  tight = trees.bounds(rows, 8, 20)
-  even = dataclasses.replace(tight, predictions=-(-tight.predictions // 4) * 4)
-  for found in (loss_and_gradient(packed, roomy), loss_and_gradient(rows, even, sharded, layout.split)):
-    assert float(found[0]) == pytest.approx(float(base[0]), abs=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found[1], base[1])
+  cases = [(schema.Mesh(1, 1, 1, 1), 1, packed, 64)]
+  cases += [(schema.Mesh(*mesh), 12 // mesh[1] // 2, alone, 24) for mesh in meshes]
+  expected = None
+  for mesh, accumulate, rows, row_length in cases:
+    trainer, batch = _trainer_and_batch(mesh, accumulate, loss, rows, row_length)
+    gradient, metrics = jax.jit(trainer.preference_gradients)(jax.device_put(params, trainer.layout.replicated), batch)
+    expected = expected or (gradient, metrics)
+    assert float(metrics["loss"]) == pytest.approx(float(expected[1]["loss"]), abs=1e-6)
+    assert float(optax.global_norm(gradient)) > 1e-4
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), gradient, expected[0])
 
 
-def test_an_identical_pair_gives_log_2_and_shared_steps_are_laid_out_once():
+def test_an_identical_pair_gives_log_2():
   same = [[3, 4], [5, 6]]
-  tree = trees.pair([1, 2], same, same, shared=1)
-  assert tree.size() == 2 + 2 + 2 * 2 and trees.pair([1, 2], same, same).size() == 2 + 2 * 4
-  batch = {k: jnp.asarray(v) for k, v in trees.layout([[tree]], trees.bounds([[tree]], 1, 16)).items()}
-  sums = preference.segment_log_probs(MODEL, MODEL.init(jax.random.key(0)), batch)
-  batch["reference"] = jnp.zeros_like(sums)
+  rows = [[trees.pair([1, 2], same, same)]]
+  batch = {k: jnp.asarray(v) for k, v in trees.layout(rows, trees.bounds(rows, 1, 16)).items()}
+  sums_S = preference.segment_log_probs(MODEL, MODEL.init(jax.random.key(0)), batch)[0]
+  flat = {name: batch[name][0] for name in ("tree", "side", "weight", "advantage", "segment_tokens")}
+  flat["reference"] = jnp.zeros_like(sums_S)
   for loss in ("dpo", "step_dpo"):
-    assert float(preference.objective(sums, batch, 1, schema.Objective(loss=loss))[0]) == pytest.approx(np.log(2))
-  with pytest.raises(trees.TreeError, match="the first 1 steps of the two sides are not the same"):
-    trees.pair([1], [[2], [3]], [[4]], shared=1)
+    assert float(preference.objective(sums_S, flat, 1, schema.Objective(loss=loss))[0]) == pytest.approx(np.log(2))
 
 
 def test_what_does_not_fit_is_named():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synthjax import files
+from synthjax import files, shipped
 from synthjax.evaluate import metrics, protocols, score
 from synthjax.evaluate.score import Answered, Response
 from synthjax.verify import extract, pool
@@ -108,9 +108,9 @@ def test_few_shot_prompts_hold_their_examples_and_their_hash_tells_them_apart():
   assert eight.preamble().count("Q: ") == 8 and eight.preamble().count("The answer is") == 8
   assert four.preamble().count("Problem:") == 4 and four.preamble().count("I hope it is correct.") == 4
   assert len({p.record()["prompt_hash"] for p in (eight, four, protocols.PROTOCOLS["world"])}) == 3
-  for row in files.read_jsonl(protocols.PROMPTS / "gsm8k_wei8.jsonl"):
+  for row in files.read_jsonl(shipped.folder("prompts") / "gsm8k_wei8.jsonl"):
     assert extract.extract(row["solution"], "answer_is")
-  for row in files.read_jsonl(protocols.PROMPTS / "math_minerva4.jsonl"):
+  for row in files.read_jsonl(shipped.folder("prompts") / "math_minerva4.jsonl"):
     assert pool.compare_many([(extract.extract(row["solution"], "boxed"), extract.extract(row["solution"], "minerva"))])[0].reward
 
 

@@ -74,11 +74,11 @@ def _model(name=""):
   return model, params
 
 
-def _engine(name="", shape=SHAPE, mesh=TWO, tokenizer=LETTERS, slots=16):
+def _engine(name="", shape=SHAPE, mesh=TWO, tokenizer=LETTERS, slots=16, fair=False):
   """On as many devices as the mesh has; the others would wait."""
   devices = jax.devices()[:math.prod(dataclasses.astuple(mesh))]
   with mock.patch.object(jax, "local_devices", return_value=devices):
-    return JaxEngine(*_model(name), tokenizer, shape=shape, mesh=mesh, slots=slots)
+    return JaxEngine(*_model(name), tokenizer, shape=shape, mesh=mesh, slots=slots, fair=fair)
 
 
 def _requests(count=30, seed=0, sampling=None):
@@ -156,8 +156,9 @@ def test_a_sample_depends_on_nothing_but_policy_prompt_settings_and_seed():
   backwards, _ = _answers(_engine(shape=LATE, mesh=FOUR), requests[::-1])
   chosen, _ = _answers(_engine(shape=None, mesh=schema.Mesh(replica=2, fsdp=2)), requests)
   wide, _ = _answers(_engine(shape=WIDE, mesh=OVER_TENSOR), requests)
+  fair, _ = _answers(_engine(fair=True), requests)
   assert alone == {"r4": expected["r4"]}
-  assert expected == backwards == chosen == wide
+  assert expected == backwards == chosen == wide == fair
   other, _ = _answers(_engine(), [dataclasses.replace(request, seed=request.seed + 1) for request in requests])
   assert sum(other[name] != expected[name] for name in other) > 25
   assert len(collections.Counter(ids for samples in expected.values() for ids, _ in samples)) > 50
@@ -305,10 +306,11 @@ def test_ninety_percent_of_the_slots_are_occupied_on_an_uneven_queue():
   assert engine.counts.compilations == 2
 
 
-def test_cancelled_requests_free_what_they_hold_at_any_moment_and_the_others_are_not_moved():
+@pytest.mark.parametrize("fair", [False, True], ids=["batch", "fair"])
+def test_cancelled_requests_free_what_they_hold_at_any_moment_and_the_others_are_not_moved(fair):
   requests = [dataclasses.replace(r, sampling=Sampling(max_tokens=16, temperature=0.8)) for r in _requests(40)]
   expected, _ = _answers(_engine(), requests)
-  engine, random, found, cancelled = _engine(), np.random.default_rng(1), {}, set()
+  engine, random, found, cancelled = _engine(fair=fair), np.random.default_rng(1), {}, set()
   for request in requests[:20]:
     engine.add(request)
   for n in range(1000):
@@ -332,6 +334,29 @@ def test_cancelled_requests_free_what_they_hold_at_any_moment_and_the_others_are
   assert all(answer == expected[name] for name, answer in found.items())
   engine.cancel("nobody")
   assert _answers(engine, requests)[0] == expected
+
+
+def test_a_request_of_one_sample_does_not_wait_for_those_with_many():
+  how = Sampling(max_tokens=16)
+  many = [Request(f"m{i}", prompt_ids=(10 + i, 20, 30), n=40, seed=i, sampling=how) for i in range(6)]
+  one = Request("one", prompt_ids=(50, 51), sampling=Sampling(max_tokens=1))
+  looks, found = {}, {}
+  for fair in (False, True):
+    engine, steps, results = _engine(fair=fair), 0, {}
+    for request in many:
+      engine.add(request)
+    while engine.busy:
+      if steps == 3:
+        engine.add(one)
+      results |= {result.id: result for result in engine.step()}
+      steps += 1
+      if "one" in results:
+        looks.setdefault(fair, steps - 3)
+    _nothing_is_held(engine)
+    found[fair] = {name: [(s.ids, s.finish) for s in result.samples] for name, result in results.items()}
+  # A sample of 16 tokens takes four looks; 240 samples on 8 slots take 30 times that.
+  assert looks[True] <= 10 < 60 < looks[False], looks
+  assert found[True] == found[False] and len(found[True]) == 7
 
 
 def test_a_caller_that_has_had_enough_leaves_nothing_behind():

@@ -19,7 +19,8 @@ import openai
 import psutil
 import pytest
 
-from synthjax import files
+from synthjax import __main__, files
+from synthjax.model.transformer import Transformer
 from synthjax.rollout.remote import Remote, Server
 from synthjax.rollout.requests import Request, Sampling
 
@@ -95,7 +96,7 @@ def test_the_engine_behind_http_gives_what_it_gives_alone_and_the_doctor_finds_p
   alone = _start("sample", tmp_path, "--requests", tmp_path / "requests.jsonl", "--out", tmp_path / "alone.jsonl")
   assert alone.wait(120) == 0
   output, _ = doctor.communicate(timeout=120)
-  assert doctor.returncode == 0 and re.search(r"differ by \S+ at most, \S+ on average; below 1e-4", output), output
+  assert doctor.returncode == 0 and re.search(r"differ by \S+ at most, \S+ on average; below 0.0001", output), output
   url = next(line for line in server.stdout if line.startswith("serving")).split()[-1]
   requests = [Request.from_json(row) for row in files.read_jsonl(tmp_path / "requests.jsonl")]
   expected = {row["id"]: [sample["text"] for sample in row["samples"]] for row in files.read_jsonl(tmp_path / "alone.jsonl")}
@@ -114,6 +115,21 @@ def test_the_engine_behind_http_gives_what_it_gives_alone_and_the_doctor_finds_p
   server.send_signal(signal.SIGTERM)
   output, _ = server.communicate(timeout=60)
   assert server.returncode == 0, output
+
+
+def test_the_doctor_measures_a_policy_in_bfloat16_and_finds_a_wrong_position(tmp_path, monkeypatch, capsys):
+  command = ["doctor", "--config", "configs/world_sft.py:smoke", "--workdir", str(tmp_path), "--logprob-parity", "--slots", "32",
+             "--config.model_overrides.dtype=bfloat16", "--config.data.test_problems=8"]
+  assert __main__.main(command) == 0
+  assert re.search(r", bfloat16: .* on average; below 1 and 0.03\n", capsys.readouterr().out)
+  hidden = Transformer.hidden
+
+  def off_by_one(self, params, tokens_BT, positions_BT, until_BT):
+    return hidden(self, params, tokens_BT, positions_BT + (positions_BT >= 10), until_BT)
+
+  monkeypatch.setattr(Transformer, "hidden", off_by_one)
+  assert __main__.main(command) == 1
+  assert "NOT BELOW 1 and 0.03" in capsys.readouterr().out
 
 
 async def _storm(url, requests, chance):

@@ -211,13 +211,25 @@ def test_neutral_values_of_unsupported_options_are_taken_and_unknown_paths_are_n
 def test_one_request_more_than_the_queue_holds_is_answered_429_and_its_client_comes_back():
   with running(seconds=0.01, queue=2) as server:
     streams = [server.client().completions.create(**_GOOD, max_tokens=60, stream=True) for _ in range(2)]
-    with pytest.raises(openai.RateLimitError, match="2 requests are waiting or in flight") as refused:
+    with pytest.raises(openai.RateLimitError, match="2 samples are waiting or in flight, of 2") as refused:
       server.client().completions.create(**_GOOD)
     assert refused.value.response.headers["Retry-After"] == "1" and refused.value.code == "queue_full"
     assert server.client().with_options(max_retries=3).completions.create(**_GOOD, seed=1, max_tokens=3).choices[0].text == _text("p", 1, max_tokens=3)
     for stream in streams:
       stream.close()
     assert server.end()[1]["requests"] == 0
+
+
+def test_samples_are_counted_and_large_requests_leave_room_for_small_ones():
+  with running(seconds=0.01, queue=16) as server:
+    status, answer, _ = _raw(server, "/v1/completions", {**_GOOD, "n": 9})
+    assert status == 400 and "at most 8 samples a request" in answer["error"]["message"]
+    large = server.client().completions.create(**_GOOD, n=8, max_tokens=500, stream=True)
+    with pytest.raises(openai.RateLimitError, match="8 samples are waiting or in flight, of 16"):
+      server.client().completions.create(**_GOOD, n=5)
+    assert len(server.client().completions.create(**_GOOD, n=4, max_tokens=2).choices) == 4
+    assert server.health()["samples"] == 8
+    large.close()
 
 
 def test_the_token_is_asked_for_and_never_said(tmp_path):

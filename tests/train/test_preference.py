@@ -73,9 +73,9 @@ def test_a_segment_that_skips_and_an_id_beyond_the_vocabulary_are_named():
   preference.check_trees(batch, 6)
   with pytest.raises(ValueError, match=r"tokens\[1, 2\] is 5; expected 0 to 4"):
     preference.check_trees(batch, 5)
-  batch["segment"][3:] += 1
+  batch["segment"][0, 3:] += 1
   with pytest.raises(ValueError, match=r"segment\[3\] is 3; expected 0 to 2"):
-    preference.check_trees({**batch, "tree": np.zeros(9)}, 6)
+    preference.check_trees({**batch, "tree": np.zeros((1, 9))}, 6)
 
 
 LOSSES = ["dpo", "ipo", "dpop", "rpo", "kto", "simpo", "orpo", "awr", "filtered_sft"]
@@ -120,7 +120,7 @@ def test_the_recipe_without_pairs_or_start_says_what_it_needs(tmp_path, capsys):
 def test_batches_of_trees_fit_their_bounds_whichever_rows_meet():
   random = np.random.default_rng(0)
   rows = [[trees.pair([1], [[2] * random.integers(1, 9)], [[3] * random.integers(1, 9)])] for _ in range(7)]
-  source = trees.TreeRows(rows, None, 3, 32, 0, 1.0)
+  source = trees.TreeRows(rows, None, trees.bounds(rows, 3, 32), 0, 1.0)
   for start in range(0, 30, 3):
     source.read([start, start + 1, start + 2])
   assert sorted(source.ids(i)[0] for i in range(7, 14)) == list(range(7))

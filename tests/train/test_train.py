@@ -35,7 +35,7 @@ def _trainer(mesh, accumulate=1):
 
 def _gradient(trainer):
   state = trainer.init(jax.random.key(0))
-  batch = trainer.layout.put(_rows())
+  batch = trainer.layout.put(_rows(), 8)
   gradients = jax.jit(trainer.gradients)
   return jax.device_get(gradients(state["params"], batch, jnp.float32(_rows()["weights"].sum())))
 
@@ -113,13 +113,13 @@ def test_no_array_over_tokens_and_vocabulary_is_in_the_training_programs():
   cfg, layout = schema.Train(batch_size=8), make_layout(schema.Mesh(), jax.devices()[:1])
   pieces = (Transformer(model_cfg, layout.constrain), optimizer.make(cfg.optimizer, 10), layout, cfg)
   rows = [[trees.pair([1, 2, 3], [[4] * 9], [[5] * 11])] for _ in range(8)]
-  source = trees.TreeRows(rows, None, 8, 32, 0, 1.0)
+  source = trees.TreeRows(rows, None, trees.bounds(rows, 8, 32), 0, 1.0)
   limits = source.limits
   for trainer, batch, positions in (
     (Trainer(*pieces), _rows(), (8 * 32,)),
     (preference.PreferenceTrainer(*pieces, schema.Objective(), limits.trees), source.read(list(range(8))), (8 * 32, limits.predictions)),
   ):
-    text = jax.jit(trainer.step).lower(trainer.abstract(), layout.put(batch)).as_text()
+    text = jax.jit(trainer.step).lower(trainer.abstract(), layout.put(batch, 8)).as_text()
     assert f"x{kernel.BLOCK}xf32>" in text, "the blocks are there"
     assert "8x32x8192x" not in text
     assert not any(f"<{n}x8192x" in text for n in positions)

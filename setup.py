@@ -1,0 +1,9 @@
+"""What pyproject.toml cannot say: a wheel holds the repository's data/ inside the package, see synthjax/shipped.py."""
+
+from setuptools import find_packages, setup
+
+setup(
+  packages=[*find_packages(include=["synthjax*"]), "synthjax.shipped_data"],
+  package_dir={"synthjax.shipped_data": "data"},
+  package_data={"synthjax.shipped_data": ["**/*"]},
+)

@@ -1,0 +1,152 @@
+"""SIGTERM and Ctrl-C: every verb stops within seconds, says one line, and its exit code is 143 or 130.
+
+Everything on disk survives a SIGKILL at any moment, so most work is simply left where it is: the
+signal raises `Stopped` in the main thread. A training is worth finishing its step for: within
+`deferred()` the signal only sets what the loop asks for, and the loop leaves by itself. A thread
+watches: where the main thread hangs in a library, the process ends all the same.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+GRACE_SECONDS = 10.0  # from a signal to the end, where nothing is worth waiting for
+_REPEAT_SECONDS = 2.0  # a launcher and its terminal send the same signal twice at once
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(BaseException):
+  """The user or the scheduler asked this run to stop. Like KeyboardInterrupt no `Exception`: nothing may take it for a failure."""
+
+  def __init__(self, number: int, what: str = "what is finished is kept"):
+    self.exit_code = 128 + number
+    name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    super().__init__(f"stopped by {name}; {what}, run the same command to go on")
+
+
+class _State:
+  """What this process knows about being asked to stop."""
+
+  def __init__(self) -> None:
+    self.lock = threading.Lock()
+    self.number = 0  # of the first signal; 0: nobody asked
+    self.asked_at = 0.0
+    self.deferring = False
+    self.heard: Callable[[], None] | None = None  # called once, outside the main thread
+    self.tell_others: Callable[[int], None] | None = None
+
+
+_state = _State()
+
+
+@contextlib.contextmanager
+def handled() -> Iterator[None]:
+  """Within the block, which the main thread enters, signals stop the run as this module says."""
+  global _state
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  _state = _State()
+  reading, writing = os.pipe()
+  os.set_blocking(writing, False)
+  before = [signal.signal(number, _raise) for number in _SIGNALS]
+  wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+  watcher = threading.Thread(target=_watch, args=(reading,), name="signals", daemon=True)
+  watcher.start()
+  try:
+    yield
+  finally:
+    signal.set_wakeup_fd(wakeup)
+    for number, handler in zip(_SIGNALS, before):
+      signal.signal(number, handler)
+    os.close(writing)  # the watcher reads the end and closes its side
+
+
+def asked() -> int:
+  """The signal that asks this run to stop; 0 where none does."""
+  return _state.number
+
+
+def others(tell: Callable[[int], None]) -> None:
+  """From now on `tell(signal number)` passes a signal on to the other processes of this start."""
+  _state.tell_others = tell
+
+
+def ask(number: int) -> None:
+  """Another process was asked to stop: so is this one. For threads other than the main one."""
+  _ask(number)
+  signal.pthread_kill(threading.main_thread().ident, number)
+
+
+@contextlib.contextmanager
+def deferred(heard: Callable[[], None] | None = None) -> Iterator[None]:
+  """Within the block a signal interrupts nothing: the work asks `asked()` and leaves by itself.
+
+  Args:
+    heard: called once when a signal comes, in a thread of its own.
+
+  Raises:
+    Stopped: on entering, where a signal has come before, and on leaving where it was not followed.
+  """
+  with _state.lock:
+    if _state.number:
+      raise Stopped(_state.number)
+    _state.deferring, _state.heard = True, heard
+  try:
+    yield
+  finally:
+    _state.deferring, _state.heard = False, None
+    _state.asked_at = time.monotonic()  # what is still to be left has its own time
+  if _state.number:
+    raise Stopped(_state.number)
+
+
+def _ask(number: int) -> None:
+  with _state.lock:
+    if _state.number:
+      return
+    _state.number, _state.asked_at = number, time.monotonic()
+    heard, tell_others = _state.heard, _state.tell_others
+  if tell_others:
+    tell_others(number)
+  if heard:
+    threading.Thread(target=heard, name="stopping", daemon=True).start()
+  threading.Thread(target=_end_in_time, args=(_state,), name="grace", daemon=True).start()
+
+
+def _raise(number: int, _frame) -> None:
+  """The main thread's part of a signal."""
+  first = _state.number == 0
+  _ask(number)
+  repeated = not first and time.monotonic() - _state.asked_at > _REPEAT_SECONDS
+  if repeated and number == signal.SIGINT:
+    _leave()
+  if not _state.deferring:
+    raise Stopped(_state.number)
+
+
+def _watch(reading: int) -> None:
+  """Sees signals at once, also while the main thread is inside a library."""
+  with os.fdopen(reading, "rb", buffering=0) as pipe:
+    while numbers := pipe.read(64):
+      for number in numbers:
+        if number in _SIGNALS:
+          _ask(number)
+
+
+def _end_in_time(state: _State) -> None:
+  while state is _state:
+    time.sleep(0.2)
+    late = time.monotonic() - state.asked_at > GRACE_SECONDS
+    if late and not state.deferring:
+      _leave()
+
+
+def _leave() -> None:
+  stopped = Stopped(_state.number)
+  print(f"synthjax: {stopped}", file=sys.stderr, flush=True)
+  os._exit(stopped.exit_code)
