@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-_Z = 1.96  # of a 95 % interval
+from synthjax import stats
 
 
 def mean(values_P: Sequence[float]) -> tuple[float, float]:
@@ -24,23 +24,9 @@ def mean(values_P: Sequence[float]) -> tuple[float, float]:
 
 
 def interval(values_P: Sequence[float]) -> tuple[float, float]:
-  """95 % interval of the mean; Wilson's where the mean is near 0 or 1 (fewer than ten problems' worth on one side).
-
-  For shares of several samples Wilson's interval takes the number of independent samples that gives the clustered standard error.
-  """
+  """95 % interval of the mean; Wilson's where the mean is near 0 or 1, see `stats.interval`."""
   average, error = mean(values_P)
-  count = len(values_P)
-  if min(average, 1 - average) * count >= 10:
-    return average - _Z * error, average + _Z * error
-  effective = average * (1 - average) / error**2 if error > 0 else count
-  return wilson(average, max(effective, count))
-
-
-def wilson(share: float, count: float) -> tuple[float, float]:
-  """Wilson's 95 % interval (1927) of a share of `count` independent trials."""
-  centre = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
-  half = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2)) / (1 + _Z**2 / count)
-  return max(0.0, centre - half), min(1.0, centre + half)
+  return stats.interval(average, error, len(values_P))
 
 
 def pass_at(n: int, c: int, k: int) -> float:

@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from synthjax import files, progress, schema
+from synthjax import files, progress, schema, stats
 from synthjax.data.sources import Example
 from synthjax.data.tokenizers import Words
 from synthjax.evaluate import metrics
@@ -140,7 +140,7 @@ def _values(lab: Lab) -> dict:
     for row in rows:
       p = problems[row.problem_id]
       exact = star.exact_value(p.question, drawn[p.id].text.split()[:row.step], star.shortcut(p.question))
-      low, high = metrics.wilson(row.c / row.n, row.n)
+      low, high = stats.wilson(row.c / row.n, row.n)
       found.setdefault(row.step, []).append((row.c / row.n, exact, low - 1e-9 <= exact <= high + 1e-9))
     means = {step: [math.fsum(column) / len(of_step) for column in zip(*of_step)] for step, of_step in found.items()}
     return {str(step): {"prefixes": len(found[step]), "estimate": means[step][0], "exact": means[step][1], "covered": means[step][2]}

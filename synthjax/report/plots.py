@@ -4,6 +4,8 @@ import io
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from synthjax import files
 from synthjax.scaling.efficiency import Efficiency, Point
 
@@ -79,12 +81,25 @@ def _errors(axis, efficiency: Efficiency, styles) -> None:
   for arm in dict.fromkeys(point.arm for point in efficiency.points):
     points, style = efficiency.at(arm), styles[arm]
     axis.errorbar([point.problems * style["shift"] for point in points], [100 * (1 - point.accuracy) for point in points],
-                  yerr=[196 * point.standard_error for point in points], color=style["color"], marker=style["marker"], markersize=5,
+                  yerr=np.transpose([_bar(point) for point in points]), color=style["color"], marker=style["marker"], markersize=5,
                   linestyle="none" if arm == baseline else ":", linewidth=1, elinewidth=1, label=arm)
   _axis_of_problems(axis, efficiency)
   axis.set_ylabel("test error (%), with 95 % interval")
   _log_ticks(axis.yaxis, (1, 1.5, 2, 3, 4, 5, 7))
+  axis.set_ylim(top=min(axis.get_ylim()[1], 105.0))
+  if axis.get_ylim()[0] > 50:  # nearly everything is answered incorrectly
+    axis.set_ylim(bottom=50.0)
   axis.set_title("Error against problems", loc="left")
+
+
+def _bar(point: Point) -> tuple[float, float]:
+  """How far the error's bar, in percent, reaches below and above it."""
+  low, high = point.interval
+  error = 100 * (1 - point.accuracy)
+  below = error - 100 * (1 - high)
+  if high >= 1:  # the axis is logarithmic and has no zero
+    below = 0.9 * error
+  return max(below, 0.0), max(100 * (1 - low) - error, 0.0)
 
 
 def _multiples(axis, efficiency: Efficiency, styles, title: str) -> None:
@@ -94,7 +109,7 @@ def _multiples(axis, efficiency: Efficiency, styles, title: str) -> None:
   axis.annotate(f"end of the {baseline.upper()} curve", (smallest, largest / smallest), xytext=(6, 2), textcoords="offset points",
                 fontsize=9, color="0.4", ha="left", va="bottom")
   for point in efficiency.points:
-    if point.arm != baseline:
+    if point.arm != baseline and point.multiple.defined:
       _multiple(axis, point, styles[point.arm])
   _axis_of_problems(axis, efficiency)
   axis.set_ylabel(f"worth in {baseline.upper()} problems, with {100 * efficiency.settings.level:g} % interval")

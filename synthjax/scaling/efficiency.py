@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from synthjax import stats
 from synthjax.files import DataError
 from synthjax.scaling import curve, laws
 from synthjax.scaling.resample import Cell, Key
@@ -48,7 +49,14 @@ class Multiple:
   low_beyond: Beyond = ""
   high_beyond: Beyond = ""
 
+  @property
+  def defined(self) -> bool:
+    """False where the baseline has the same error at every size, or at every small one: all three numbers are then NaN."""
+    return not math.isnan(self.value)
+
   def __str__(self) -> str:
+    if not self.defined:
+      return "undefined"
     low, high = shown(self.low, self.low_beyond), shown(self.high, self.high_beyond)
     return f"{shown(self.value, self.beyond)} ({low if low == high else f'{low} to {high}'})"
 
@@ -62,6 +70,7 @@ class Point:
   seeds: tuple[int, ...]
   accuracy: float
   standard_error: float  # of `accuracy`, over seeds and test problems
+  test_problems: int  # that it was measured on
   multiple: Multiple  # of problems, from the measured curve
   law_multiple: Multiple | None  # the same from the law; None where the data do not support it
   compute_multiple: Multiple | None  # compute with which the baseline has this error, over the arm's own; None: see the notes
@@ -69,6 +78,11 @@ class Point:
   tokens_sampled: float
   matching_trained: float  # tokens that the baseline trains on at multiple.value * N problems
   matching_sampled: float
+
+  @property
+  def interval(self) -> tuple[float, float]:
+    """Of the accuracy, 95 %; see `stats.interval`."""
+    return stats.interval(self.accuracy, self.standard_error, self.test_problems)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,14 +145,24 @@ class _Reference:
     compute_N = np.array([_compute(cell, settings) for cell in baseline])
     self.log_compute_N = np.log(compute_N) if compute_N[0] > 0 and (np.diff(compute_N) > 0).all() else None
 
+  def undefined_at(self, log_error: float) -> bool:
+    """Whether no number of problems belongs to an error: the whole curve is flat there, or begins flat with no correct answer."""
+    curve_N = self.log_error_NR[:, 0]
+    flat = curve_N[0] == curve_N[-1] == log_error
+    without_answer = curve_N[0] == curve_N[1] == log_error == 0.0
+    return bool(flat or without_answer)
+
   def points(self) -> tuple[tuple[int, float], ...]:
     return tuple((cell.key.problems, float(np.exp(row_R[0]))) for cell, row_R in zip(self.baseline, self.log_error_NR))
 
 
 def _point(cell: Cell, reference: _Reference, settings: Settings) -> Point:
   own, error_R = cell.key.arm == settings.baseline, cell.log_error_R
+  undefined = not own and reference.undefined_at(error_R[0])
 
   def multiple(matching_R, here, axis_N):
+    if undefined:
+      return Multiple(math.nan, math.nan, math.nan)
     return _multiple(np.zeros_like(error_R) if own else matching_R - here, axis_N - here, settings.level)
 
   axis_N, here = reference.log_problems_N, np.log(cell.key.problems)
@@ -150,9 +174,11 @@ def _point(cell: Cell, reference: _Reference, settings: Settings) -> Point:
     compute = multiple(curve.invert(reference.log_compute_N, reference.log_error_NR, error_R), np.log(_compute(cell, settings)),
                        reference.log_compute_N)
   matching = here if own else np.clip(matching_R[0], axis_N[0], axis_N[-1])
+  if undefined:
+    matching = math.nan
   trained, sampled = (float(np.interp(matching, axis_N, [getattr(c, name) for c in reference.baseline]))
                       for name in ("tokens_trained", "tokens_sampled"))
-  return Point(cell.key.arm, cell.key.problems, cell.seeds, 1 - float(cell.error_R[0]), cell.standard_error,
+  return Point(cell.key.arm, cell.key.problems, cell.seeds, 1 - float(cell.error_R[0]), cell.standard_error, cell.test_problems,
                multiple(matching_R, here, axis_N), law, compute, cell.tokens_trained, cell.tokens_sampled, trained, sampled)
 
 
@@ -198,6 +224,8 @@ def _notes(cells: Mapping[Key, Cell], reference: _Reference) -> list[str]:
     notes.append(f"one seed only: intervals of {', '.join(single)} are over test problems and do not contain the spread of seeds")
   if reference.pooled:
     notes.append(f"the baseline's error rises with N somewhere; its curve is pooled at {', '.join(reference.pooled)}")
+  if without := [str(key) for key, cell in cells.items() if cell.error_R[0] == 1]:
+    notes.append(f"no correct answer in {', '.join(without)}")
   if reference.log_compute_N is None:
     notes.append("no iso-compute multiple: the baseline's tokens are not recorded or do not rise with N")
   if perfect := [str(key) for key, cell in cells.items() if cell.error_R[0] < cell.half_answer]:
@@ -215,7 +243,7 @@ def lower_bound_above(efficiency: Efficiency, arm: str, other: str) -> list[Abov
   for point in efficiency.at(arm):
     if point.problems in others:
       low, against = point.multiple, others[point.problems]
-      known = low.low_beyond != "below" and against.beyond != "above"
+      known = low.defined and against.defined and low.low_beyond != "below" and against.beyond != "above"
       strict = low.low_beyond == "above" or against.beyond == "below"  # one of the two numbers is itself excluded
       found.append(Above(point.problems, low, against, known and (low.low >= against.value if strict else low.low > against.value)))
   return found

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from synthjax import stats
 from synthjax.files import DataError
 from synthjax.scaling.resample import Bootstrap, Key, Run, grouped, replicates, seed_pool
 
@@ -37,7 +38,7 @@ def differences(runs: Sequence[Run], arm: str, other: str, bootstrap: Bootstrap 
   """The difference other - arm at every N at which both have a seed in common, N rising, with 95 % percentile intervals.
 
   The spread of seeds is pooled over these N, in points: three seeds alone have two degrees of freedom. With one seed everywhere the
-  interval is over test problems alone.
+  interval is over test problems alone. Where no answer differs, the interval is Wilson's of a share of 0, both ways.
 
   Raises:
     DataError: they have no seed in common at any N, or the runs cannot be compared (see `resample.resample`).
@@ -56,6 +57,9 @@ def differences(runs: Sequence[Run], arm: str, other: str, bootstrap: Bootstrap 
   for problems, gain_SP in sorted(gains_SP.items()):
     gain_R = replicates(gain_SP, pool, bootstrap, (zlib.crc32(f"{arm} {other}".encode()), problems))
     low, high = np.quantile(gain_R[1:], [0.025, 0.975])
+    if not gain_SP.any():  # no answer differs: what share of all may differ unseen?
+      high = stats.wilson(0.0, gain_SP.shape[1])[1]
+      low = -high
     found.append(Difference(arm, other, problems, tuple(gains[problems]), float(gain_R[0]), float(low), float(high),
                             float(gain_R[1:].std())))
   return found

@@ -52,6 +52,7 @@ class Cell:
   key: Key
   seeds: tuple[int, ...]
   error_R: np.ndarray  # 1 - accuracy over seeds and test problems: first as found, then its replicates
+  test_problems: int  # P
   half_answer: float  # half a test answer, as a share of all: errors are not told apart below it
   tokens_trained: float  # mean over seeds
   tokens_sampled: float  # mean over seeds
@@ -91,7 +92,7 @@ def resample(runs: Sequence[Run], bootstrap: Bootstrap) -> dict[Key, Cell]:
   cells = {}
   for key, group in groups.items():
     error_R = replicates(errors[key], pools[key.arm] * units[key], bootstrap, (zlib.crc32(key.arm.encode()), key.problems))
-    cells[key] = Cell(key, tuple(run.seed for run in group), error_R, 0.5 / errors[key].size,
+    cells[key] = Cell(key, tuple(run.seed for run in group), error_R, errors[key].shape[1], 0.5 / errors[key].size,
                       float(np.mean([run.tokens_trained for run in group])), float(np.mean([run.tokens_sampled for run in group])))
   return cells
 

@@ -1,12 +1,14 @@
 """The study as text: arm by N with its multiples and tokens, then the law, what is missing and what a reader must know."""
 
+import math
 from collections.abc import Sequence
 
+from synthjax import stats
 from synthjax.scaling.efficiency import BOUND, Efficiency, Point, lower_bound_above
 
 
 def table(efficiency: Efficiency) -> str:
-  """A row a point; accuracies in percent with their standard error, multiples with their interval."""
+  """A row a point; accuracies in percent with their standard error (near 0 and 100 % their interval), multiples with their interval."""
   settings = efficiency.settings
   unit = settings.baseline.upper()
   rows = [["arm", "N", "seeds", "accuracy %", f"multiple ({100 * settings.level:g} %)", "by the law", "iso-compute", "trained", "sampled",
@@ -36,9 +38,16 @@ def lower_bounds(efficiency: Efficiency, arms: Sequence[str], controls: Sequence
 
 def _row(point: Point, own: bool) -> list[str]:
   multiples = ["1" if own else str(multiple or "-") for multiple in (point.multiple, point.law_multiple, point.compute_multiple)]
-  accuracy = f"{100 * point.accuracy:.1f} ± {100 * point.standard_error:.1f}"
-  return [point.arm, f"{point.problems:,}", str(len(point.seeds)), accuracy, *multiples, _tokens(point.tokens_trained),
+  return [point.arm, f"{point.problems:,}", str(len(point.seeds)), _accuracy(point), *multiples, _tokens(point.tokens_trained),
           _tokens(point.tokens_sampled), BOUND[point.multiple.beyond] + _tokens(point.matching_trained)]
+
+
+def _accuracy(point: Point) -> str:
+  """With its standard error, or near 0 and 100 %, where that says little, with its 95 % interval."""
+  if stats.near_edge(point.accuracy, point.test_problems):
+    low, high = point.interval
+    return f"{100 * point.accuracy:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+  return f"{100 * point.accuracy:.1f} ± {100 * point.standard_error:.1f}"
 
 
 def _law_lines(efficiency: Efficiency) -> list[str]:
@@ -53,6 +62,8 @@ def _law_lines(efficiency: Efficiency) -> list[str]:
 
 
 def _tokens(number: float) -> str:
+  if math.isnan(number):
+    return "undefined"
   for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
     if number >= size:
       return f"{number / size:.3g}{letter}"

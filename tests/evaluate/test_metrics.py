@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synthjax import files, shipped
+from synthjax import files, shipped, stats
 from synthjax.evaluate import metrics, protocols, score
 from synthjax.evaluate.score import Answered, Response
 from synthjax.verify import extract, pool
@@ -33,9 +33,9 @@ def test_the_majority_ignores_missing_answers_and_gives_ties_to_the_earliest(ans
 
 def test_wilsons_interval_covers_about_95_percent_near_the_edge():
   random, share, count = np.random.default_rng(0), 0.02, 200
-  covered = [low <= share <= high for right in random.binomial(count, share, 4000) for low, high in [metrics.wilson(right / count, count)]]
+  covered = [low <= share <= high for right in random.binomial(count, share, 4000) for low, high in [stats.wilson(right / count, count)]]
   assert 0.93 < np.mean(covered) < 0.99
-  assert metrics.interval([0.0] * 50)[1] == pytest.approx(metrics.wilson(0.0, 50)[1]) and metrics.interval([1.0] * 50)[1] == 1.0
+  assert metrics.interval([0.0] * 50)[1] == pytest.approx(stats.wilson(0.0, 50)[1]) and metrics.interval([1.0] * 50)[1] == 1.0
 
 
 def test_the_standard_error_of_clustered_samples_is_that_of_the_problems():

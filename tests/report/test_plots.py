@@ -40,6 +40,14 @@ def test_the_figure_names_its_axes_with_units_and_every_arm(found, tmp_path):
   assert image.shape[1] > 1500 and len(np.unique(image.reshape(-1, image.shape[-1]), axis=0)) > 50
 
 
+def test_no_error_is_above_100_percent_on_the_axis_and_undefined_multiples_are_not_drawn(tmp_path):
+  nobody = analyse(resample([Run(arm, n, 0, np.zeros(50), 100.0 * n, 0.0) for arm in ("sft", "rft") for n in (32, 64)], Bootstrap(200)))
+  said = texts(plots.efficiency_figure(nobody, tmp_path / "figure")[1]).split(" | ")
+  ticks = [float(text) for text in said if text.replace(".", "").isdigit()]
+  assert 100.0 in ticks and max(tick for tick in ticks if tick not in (32, 64)) == 100.0
+  assert "rft" in said
+
+
 def test_the_law_is_drawn_only_where_it_is_supported(found, tmp_path):
   supported, unsupported = (dataclasses.replace(found.law, supported=yes) for yes in (True, False))
   said = [texts(plots.efficiency_figure(dataclasses.replace(found, law=law), tmp_path / "figure")[1])

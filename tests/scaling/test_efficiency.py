@@ -299,11 +299,32 @@ def test_without_tokens_there_is_no_iso_compute_multiple_and_the_notes_say_why()
 ])
 def test_a_lower_bound_counts_as_above_only_where_nothing_is_left_open(low, other, above):
   base = analyse(resample(flat("sft", {128: 0.4, 256: 0.3}), FEW))
-  points = tuple(Point(arm, 128, (0,), 0.5, 0.1, m, None, None, 1.0, 0.0, 1.0, 0.0) for arm, m in (("step", low), ("rft", other)))
+  points = tuple(Point(arm, 128, (0,), 0.5, 0.1, 100, m, None, None, 1.0, 0.0, 1.0, 0.0) for arm, m in (("step", low), ("rft", other)))
   efficiency = Efficiency(base.settings, points, base.curve, base.law, (), ())
   assert [row.above for row in lower_bound_above(efficiency, "step", "rft")] == [above]
   where = "at N = 128" if above else "nowhere"
   assert lower_bounds(efficiency, ["step"], ["rft"]) == [f"lower bound of step above the multiple of rft: {where} (of 1 sizes)"]
+
+
+def test_where_nobody_answers_anything_multiples_are_undefined_and_accuracies_have_an_interval():
+  runs = [run for arm, sizes in (("sft", (32, 64)), ("rft", (32,))) for run in flat(arm, dict.fromkeys(sizes, 1.0), count=50)]
+  efficiency = analyse(resample(runs, FEW))
+  assert not point(efficiency, "rft", 32).multiple.defined
+  lines = table(efficiency).split("\n")
+  assert lines[1].split()[:8] == ["sft", "32", "1", "0.0", "(0.0", "to", "7.1)", "1"]
+  assert lines[3].split()[:8] == ["rft", "32", "1", "0.0", "(0.0", "to", "7.1)", "undefined"] and lines[3].split()[-1] == "undefined"
+  assert any(note.startswith("no correct answer in sft at N=32") for note in efficiency.notes)
+  assert lower_bounds(efficiency, ["rft"], ["rft"]) == ["lower bound of rft above the multiple of rft: nowhere (of 1 sizes)"]
+  assert json.loads(json.dumps(efficiency.to_json(), allow_nan=False))["points"][2]["multiple"]["value"] is None
+  (gain,) = differences(runs, "sft", "rft", FEW)
+  assert str(gain) == "N=32: rft - sft = +0.0 points, 95 % interval -7.1 to +7.1"
+
+
+def test_an_arm_without_a_correct_answer_is_bounded_where_the_baseline_has_some_and_undefined_where_it_has_none():
+  some = analyse(resample(flat("sft", {32: 0.9, 64: 0.8}) + flat("rft", {32: 1.0}), FEW))
+  assert str(point(some, "rft", 32).multiple).startswith("< 1.0x")
+  late = analyse(resample(flat("sft", {32: 1.0, 64: 1.0, 128: 0.7}) + flat("rft", {32: 1.0, 64: 0.8}), FEW))
+  assert [point(late, "rft", size).multiple.defined for size in (32, 64)] == [False, True]
 
 
 def test_a_perfect_arm_is_taken_as_half_an_answer_and_said():
