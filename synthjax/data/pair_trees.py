@@ -49,22 +49,13 @@ def tree_of(
     prefix, chosen, rejected = _tokenised(pair, tokenizer, name)
   counts = len(chosen), len(rejected)
   weights = _of_steps(known, "weights", counts, name)
-  root = trees.pair(prefix, chosen, rejected, weights=weights if weighted else None)
-  advantages = _of_steps(known, "advantages", counts, name)
-  return _with_advantages(root, advantages) if advantages else root
-
-
-def _with_advantages(root: trees.Node, advantages: tuple[list[float], list[float]]) -> trees.Node:
-  sides: tuple[trees.Node, ...] = ()
-  for child, values in zip(root.children, advantages):
-    chain = [child]
-    while chain[-1].children:
-      chain.append(chain[-1].children[0])
-    rest: tuple[trees.Node, ...] = ()
-    for step, value in zip(chain[::-1], values[::-1]):
-      rest = (dataclasses.replace(step, children=rest, advantage=value),)
-    sides += rest
-  return dataclasses.replace(root, children=sides)
+  return trees.pair(
+    prefix,
+    chosen,
+    rejected,
+    weights=weights if weighted else None,
+    advantages=_of_steps(known, "advantages", counts, name),
+  )
 
 
 def describe(pair: Pair, number: int) -> str:

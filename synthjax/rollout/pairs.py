@@ -133,8 +133,19 @@ class _Branch(NamedTuple):
 _Branches = dict[Ids, _Branch]
 
 
-def _nodes(branches: _Branches) -> tuple[Node, ...]:
-  return tuple(Node(step, _nodes(branch.children), advantage=statistics.fmean(branch.advantages)) for step, branch in branches.items())
+def _nodes(first: _Branches) -> tuple[Node, ...]:
+  """The branches as nodes. Without recursion: a trace may have more steps than Python has frames."""
+  listed: list[tuple[Ids, _Branch, int]] = []  # the last is the place of the branch above, which comes first
+  waiting = [(step, branch, -1) for step, branch in first.items()]
+  while waiting:
+    step, branch, above = waiting.pop()
+    waiting += [(*child, len(listed)) for child in branch.children.items()]
+    listed.append((step, branch, above))
+  below: dict[int, list[Node]] = collections.defaultdict(list)
+  for place, (step, branch, above) in reversed(list(enumerate(listed))):
+    advantage = statistics.fmean(branch.advantages)
+    below[above].append(Node(step, tuple(below[place]), advantage=advantage))
+  return tuple(below[-1])
 
 
 class _Side(NamedTuple):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from synthjax import files
@@ -89,3 +90,19 @@ def test_each_pair_is_given_the_responses_to_the_next_other_problem_and_none_of_
       (f"w{other}", 0, 0.0, True), (f"l{other}", 0, 0.0, True)]
   with pytest.raises(files.DataError, match="all 2 pairs are of one; add pairs of others, or set"):
     pair_trees.with_mismatched(plain[:2], pairs[:2])
+
+
+def test_a_pair_of_1200_steps_a_side_is_laid_out_with_the_advantage_of_each():
+  """More steps than Python has frames; with KTO's further branches as well."""
+  count = 1200
+  steps, advantages = [[3]] * count, [i / count for i in range(count)]
+  metadata = {"prefix_ids": [1, 2], "chosen_steps": steps, "rejected_steps": steps, "chosen_advantages": advantages,
+              "rejected_advantages": advantages}
+  pairs = [Pair(name, "?", "", "", "random", metadata=metadata) for name in "ab"]
+  roots = [pair_trees.tree_of(pair, TOKENIZER, i) for i, pair in enumerate(pairs)]
+  for trees_, length in ((roots, 2 * count + 2), (pair_trees.with_mismatched(roots, pairs), 4 * count + 2)):
+    plan = trees.plan(trees_, length, splittable=False)
+    arrays = trees.layout(plan.rows[:1], trees.bounds(plan.rows, 1, length))
+    assert plan.fill == 1 and not plan.too_long
+    np.testing.assert_allclose(arrays["advantage"][0, :2 * count], advantages * 2, rtol=1e-6)
+    assert arrays["side"][0, :2 * count].tolist() == [1.0] * count + [-1.0] * count

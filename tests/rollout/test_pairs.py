@@ -247,7 +247,14 @@ def test_a_tree_holds_every_step_once_with_its_advantage():
   assert paths[BAD.steps[:2]] == pytest.approx((-0.75 - 0.5) / 2), "two estimates of one step"
   plan = trees.plan([tree], 64, splittable=True)
   arrays = trees.layout(plan.rows, trees.bounds(plan.rows, 1, 64))
-  np.testing.assert_allclose(sorted(arrays["advantage"]), sorted(paths.values()), rtol=1e-6)
+  np.testing.assert_allclose(sorted(arrays["advantage"][0]), sorted(paths.values()), rtol=1e-6)
+
+
+def test_a_trace_of_more_steps_than_python_has_frames_becomes_a_tree():
+  count = 1200
+  steps = tuple((2 + i % 30,) for i in range(count))
+  tree = pairs.tree(PROMPT, [Sampled(steps, RIGHT, False, tuple(i / count for i in range(count + 1)))], EOS)
+  assert [node.tokens for node in trees.nodes(tree)] == [PROMPT, *steps]
 
 
 def test_what_cannot_be_used_is_refused_by_name():
