@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
   overrides = _overrides(parser, arguments)
   parsed = parser.parse_args([a for a in arguments if not a.startswith("--config.")])
   from synthjax import stopping
-  from synthjax.errors import Error
+  from synthjax.errors import Error, of_the_disk
 
   with stopping.handled():
     try:
@@ -39,6 +39,10 @@ def main(arguments: list[str] | None = None) -> int:
       sys.stdout.flush()
       os._exit(e.exit_code)  # threads that are in the middle of something are left there
     except Exception as e:
+      if said := of_the_disk(e):
+        print(f"synthjax: {said}", file=sys.stderr)
+        _end_all(said, 1)
+        return 1
       if _connected():
         traceback.print_exc()
         _end_all(f"{type(e).__name__}: {e}", 1)

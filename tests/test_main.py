@@ -1,10 +1,12 @@
+import errno
+import os
 import subprocess
 import sys
 
 import pytest
 
 from synthjax import __main__ as cli
-from synthjax import config, errors
+from synthjax import config, errors, files
 
 CONFIG = ["config", "--config", "configs/world_sft.py"]
 
@@ -31,6 +33,22 @@ def test_only_our_own_errors_are_one_line(capsys, monkeypatch):
   monkeypatch.setattr(cli, "_config", broken)
   with pytest.raises(ValueError, match="jax says so"):
     cli.main(CONFIG)
+
+
+def test_a_work_folder_that_cannot_be_written_is_said_in_one_line_before_anything_is_read(capsys, tmp_path, monkeypatch):
+  (tmp_path / "file").write_text("in the way")
+  run = ["run", "--config", "configs/gsm8k_sft.py:smoke", "--config.data.folder=nowhere", "--workdir"]
+  assert cli.main([*run, str(tmp_path / "file/run")]) == 1
+  said = capsys.readouterr().err
+  assert said.count("\n") == 1 and f"{tmp_path / 'file'}" in said and "another --workdir" in said
+
+  def full(path, mode="w"):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+  monkeypatch.setattr(files, "replacing", full)
+  assert cli.main([*run, str(tmp_path / "run")]) == 1
+  said = capsys.readouterr().err
+  assert said.count("\n") == 1 and "No space left on device" in said
 
 
 def test_every_error_of_ours_is_printed_in_one_line():

@@ -52,7 +52,7 @@ def run(job: Job) -> dict:
   if job.force:
     raise ConfigError("recipe 'math_rl' has a stage for every step of every arm; to redo one, remove its folder instead of giving --force")
   files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
-  splits.check(job.experiment, job.workdir, sorted({*study.problems, *study.baseline_problems}))
+  splits.check(job.experiment, job.workdir, sorted({*study.problems, *study.baseline_problems, *study.control}))
   found, differences = _measured(job, study.problems, study.baseline_problems)
   control = None
   if study.control:
