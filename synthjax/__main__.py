@@ -167,26 +167,29 @@ def _experiment(parsed, overrides):
   return config.load(parsed.config, [*overrides, *profile])
 
 
-def _job(parsed, overrides):
-  """The experiment in its folder, with all processes connected."""
-
+def _job(parsed, overrides, writes=False):
+  """The experiment in its folder, with all processes connected. Whoever `writes` there is refused early where it is taken."""
   experiment = _experiment(parsed, overrides)
+  from synthjax import workfolder
+
+  folder = workfolder.choose(experiment, parsed.workdir)
+  if writes:
+    workfolder.check_free(experiment, folder)
   from synthjax import multihost, progress
-  from synthjax.recipes import finetune, folders
+  from synthjax.recipes import finetune
 
   multihost.start(multihost.from_environment())
   progress.quiet(not multihost.is_first())
-  return finetune.Job(experiment, folders.choose(experiment, parsed.workdir), parsed.force, getattr(parsed, "runner", ""))
+  return finetune.Job(experiment, folder, parsed.force, getattr(parsed, "runner", ""))
 
 
 def _follow(part: str, parsed, overrides) -> int:
   """A part of the config's recipe."""
-  job = _job(parsed, overrides)
-  from synthjax import recipes
-  from synthjax.recipes import folders
+  job = _job(parsed, overrides, writes=True)
+  from synthjax import recipes, workfolder
 
   work = recipes.part(job.experiment.recipe, part)
-  with folders.alone(job, f"synthjax {recipes.VERBS[part]}"):
+  with workfolder.alone(job.experiment, job.workdir, f"synthjax {recipes.VERBS[part]}"):
     work(job)
   return 0
 
@@ -194,25 +197,25 @@ def _follow(part: str, parsed, overrides) -> int:
 def _evaluate(parsed, overrides) -> int:
   if parsed.generations:
     return _score(parsed, overrides)
-  job = _job(parsed, overrides)
-  from synthjax.recipes import finetune, folders
+  job = _job(parsed, overrides, writes=not parsed.watch)
+  from synthjax import workfolder
+  from synthjax.recipes import finetune
 
   if parsed.watch:  # beside the training, in a folder of its own
     finetune.watch(job, finetune.tokenizer_of(job), parsed.name)
     return 0
-  with folders.alone(job, "synthjax evaluate"):
+  with workfolder.alone(job.experiment, job.workdir, "synthjax evaluate"):
     finetune.evaluate(job, finetune.tokenizer_of(job), "after")
   return 0
 
 
 def _score(parsed, overrides) -> int:
   experiment = _experiment(parsed, overrides)
-  from synthjax import locks
+  from synthjax import locks, workfolder
   from synthjax.evaluate import protocols, run, score
-  from synthjax.recipes import folders
 
   answered = score.read_generations(parsed.generations, lambda: run.golds(experiment))
-  out = folders.choose(experiment, parsed.workdir) / "evaluate_generations"
+  out = workfolder.choose(experiment, parsed.workdir) / "evaluate_generations"
   with locks.folder_lock(out, "synthjax evaluate --generations"):
     results = score.score(answered, protocols.of(experiment), experiment.evaluate.policy, experiment.evaluate.pass_at, out,
                           {"generations": parsed.generations})

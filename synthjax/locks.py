@@ -30,6 +30,7 @@ RENEWED_EVERY = 5.0  # seconds between two renewals of a lock that is held
 STALE_AFTER = 120.0  # seconds without one, after which a holder on another machine counts as dead
 
 _UNKNOWN = "unknown"
+_REMEDY = "wait for it or stop it, or give another --workdir"
 
 Path = str | os.PathLike
 
@@ -63,8 +64,7 @@ class _HeldError(Exception):
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path, what: str, remedy: str = "wait for it or stop it, or give another --workdir",
-                patience: float = 0.0) -> Iterator[None]:
+def folder_lock(folder: Path, what: str, remedy: str = _REMEDY, patience: float = 0.0) -> Iterator[None]:
   """Within the block no other start works on a folder. The first of several processes holds it for all of its start.
 
   The folder is made where it is not there, and removed again if nothing was put into it.
@@ -91,6 +91,14 @@ def folder_lock(folder: Path, what: str, remedy: str = "wait for it or stop it, 
         error = e
     _agree(error)
     yield
+
+
+def check_free(folder: Path, remedy: str = _REMEDY) -> None:
+  """Raises LockError where another start holds the lock of a folder at this moment."""
+  path = pathlib.Path(folder).absolute() / ".lock"
+  holder = _read(path)
+  if holder is not None and _lives(path, holder):
+    raise LockError(f"{holder} is at work on {path.parent}: {remedy}")
 
 
 def _agree(error: LockError | None) -> None:
@@ -317,14 +325,14 @@ class _Heart:
       time.sleep(RENEWED_EVERY)
       with self._change:
         for path, token in self._held.items():
-          with contextlib.suppress(OSError):  # a file system that does not answer now may answer the next time
+          with contextlib.suppress(OSError):  # a file system that does not answer may answer the next time
             self._renew(path, token)
 
   def _renew(self, path: pathlib.Path, token: str) -> None:
     found = _read(path)
     if found is not None and found.token != token:
-      print(f"synthjax: {path}: this process did not renew its lock for {STALE_AFTER:.0f} s, and {found} has taken it over; "
-            "this run ends at once so that two do not write", file=sys.stderr, flush=True)
+      print(f"synthjax: {path}: this process did not renew its lock for {STALE_AFTER:.0f} s, and {found} has taken it "
+            "over; this run ends at once so that two do not write", file=sys.stderr, flush=True)
       os._exit(1)
     os.utime(path)
 

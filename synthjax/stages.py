@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from synthjax import __version__, files, locks, multihost, progress
+from synthjax import __version__, files, locks, multihost, progress, workfolder
 
 _KEPT = r"\.[0-9a-f]{8}(-\d+)?"  # what is added to a stage's name
 
@@ -148,45 +148,6 @@ def _say_waiting(name: str, say: Callable[[str], None], holder: locks.Holder) ->
   say(f"[{name}] waits for {holder}")
 
 
-def difference(before: Any, after: Any, most: int = 3) -> str:
-  """Where two JSON values differ, as "train.steps 10 -> 20"; "" where they do not.
-
-  Args:
-    before: None where it is not known.
-    after: the other value.
-    most: names at most so many places.
-  """
-  if before is None:
-    return "from what, an older synthjax did not write down"
-  one, other = dict(_leaves(before)), dict(_leaves(after))
-  names = [name for name in one | other if one.get(name, "nothing") != other.get(name, "nothing")]
-  shown = []
-  for name in names[:most]:
-    before, after = (_short(leaves.get(name, "nothing")) for leaves in (one, other))
-    shown.append(f"{name or 'inputs'} {before} -> {after}")
-  if len(names) > most:
-    shown.append(f"{len(names) - most} more")
-  return ", ".join(shown)
-
-
-def _leaves(value: Any, name: str = "") -> list[tuple[str, Any]]:
-  if isinstance(value, dict):
-    items = list(value.items())
-  elif isinstance(value, list | tuple):
-    items = list(enumerate(value))
-  else:
-    return [(name, value)]
-  found = []
-  for key, inner in items:
-    found += _leaves(inner, f"{name}.{key}" if name else str(key))
-  return found
-
-
-def _short(value: Any) -> str:
-  text = str(value)
-  return text if len(text) <= 40 else f"{text[:12]}..."
-
-
 def _put_in_place(folder: pathlib.Path, inputs: Any, force: bool, say: Callable[[str], None],
                   whole: Callable[[Version], bool] | None) -> None:
   """Leaves in `folder` the version with these inputs: the one that is there, a kept one, or a new one.
@@ -215,7 +176,7 @@ def _put_in_place(folder: pathlib.Path, inputs: Any, force: bool, say: Callable[
   if current and current.key == key:
     reason = " anew: forced"
   elif current:
-    reason = f" anew: its inputs changed ({difference(current.inputs, inputs)})"
+    reason = f" anew: its inputs changed ({workfolder.difference(current.inputs, inputs)})"
   say(f"[{folder.name}] begins{reason}{moved}")
   files.write_json(folder / "begun.json", {"inputs": key, "config": inputs})
 

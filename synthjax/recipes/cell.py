@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from synthjax import files, progress, records, schema, stages
+from synthjax import files, progress, records, schema, stages, workfolder
 from synthjax.data import trees
 from synthjax.data.documents import TokenDocuments
 from synthjax.data.sources import Example
@@ -105,7 +105,7 @@ class Cell:
 
   def stage(self, name: str, inputs: list | dict, work: Callable[[pathlib.Path], dict]) -> dict:
     """A stage of the cell; its config is what it is told here."""
-    key = {"stage": name, "seed": self.experiment.seed, "model": finetune.decisive("model", self.experiment.model),
+    key = {"stage": name, "seed": self.experiment.seed, "model": workfolder.decisive("model", self.experiment.model),
            "tokenizer": self.tokenizer.fingerprint, "inputs": inputs}
 
     def logged(folder: pathlib.Path) -> dict:
@@ -150,7 +150,7 @@ class Cell:
       return {**dataclasses.asdict(result), "solutions": len(solutions), "repeated": len(solutions) - len(distinct),
               "too_long": len(distinct) - len(documents)}
 
-    inputs = {"train": finetune.decisive("train", cfg), "init": finetune.identity(init), "documents": files.value_hash(documents),
+    inputs = {"train": workfolder.decisive("train", cfg), "init": finetune.identity(init), "documents": files.value_hash(documents),
               "row_length": self.experiment.data.row_length}
     return self._trained(name, self.stage(name, inputs, work), cost, f"of {len(distinct)} solutions")
 
@@ -223,7 +223,7 @@ class Cell:
       return {**dataclasses.asdict(result), "trees": len(roots), "too_long": len(plan.too_long), "split": plan.split}
 
     knobs = dataclasses.asdict(objective.advantage if objective.loss in _ON_STEPS else objective.preference)
-    inputs = {"train": finetune.decisive("train", cfg), "loss": objective.loss, "objective": knobs, "init": start.identity,
+    inputs = {"train": workfolder.decisive("train", cfg), "loss": objective.loss, "objective": knobs, "init": start.identity,
               "trees": content, "row_length": length}
     found = self.stage(name, inputs, work)
     return self._trained(name, found, cost, f"of {len(roots)} trees")
@@ -238,7 +238,7 @@ class Cell:
 
     name = f"evaluate_{self.study.split}_{policy.name}"
     asked = files.value_hash([[p.id, protocol.prompt(p), p.answer] for p in test])
-    cfg = finetune.decisive("evaluate", self.experiment.evaluate)
+    cfg = workfolder.decisive("evaluate", self.experiment.evaluate)
     self.stage(name, {"policy": policy.identity, "evaluate": cfg, "protocol": protocol.record(), "problems": asked}, work)
     shares = score.shares(self.folder / name / "responses.jsonl")
     return np.array([shares[p.id] for p in test])

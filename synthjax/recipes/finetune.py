@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from synthjax import files, multihost, progress, schema, sharding, stages
+from synthjax import files, multihost, progress, schema, sharding, stages, workfolder
 from synthjax.data import cache, sources, tokenizers
 from synthjax.evaluate import protocols, score
 from synthjax.evaluate import run as evaluate_lib
@@ -19,14 +19,6 @@ from synthjax.evaluate import watch as watch_lib
 from synthjax.model.transformer import Params, Transformer, sized
 from synthjax.recipes import overlap
 from synthjax.train import checkpoint, loop
-
-# Fields that may change without making another result, up to rounding: a finished stage stays finished, an unfinished one goes on.
-# What lies at a path (`init`, `pairs`) is looked at, not the path.
-RESULT_NEUTRAL_FIELDS = (
-  "data.folder", "data.prefetch", "data.threads", "evaluate.before", "evaluate.slots", "mesh", "model.kernels", "model.remat",
-  "objective.pairs", "objective.reference", "train.accumulate", "train.checkpoint_every", "train.eval_every", "train.init",
-  "train.keep", "train.log_every", "train.profile",
-)
 
 
 class Job(NamedTuple):
@@ -137,7 +129,7 @@ def trained(job: Job) -> Trained | None:
 def _changed(training: stages.Version, wanted: dict) -> str:
   if training.inputs is None:  # an older synthjax did not write them down
     return ""
-  return stages.difference({name: training.inputs.get(name) for name in wanted}, wanted)
+  return workfolder.difference({name: training.inputs.get(name) for name in wanted}, wanted)
 
 
 def evaluate(job: Job, tokenizer: tokenizers.Tokenizer, when: str) -> dict:
@@ -149,7 +141,7 @@ def evaluate(job: Job, tokenizer: tokenizers.Tokenizer, when: str) -> dict:
   experiment = job.experiment
   source = experiment.train.init
   step = checkpoint.newest_step(source) if source else None
-  policy: Any = identity(source) or ["random", experiment.seed, decisive("model", experiment.model)]
+  policy: Any = identity(source) or ["random", experiment.seed, workfolder.decisive("model", experiment.model)]
   if when == "after":
     training = trained(job)
     if training is None or training.step is None:
@@ -163,7 +155,7 @@ def evaluate(job: Job, tokenizer: tokenizers.Tokenizer, when: str) -> dict:
     return {**evaluate_lib.evaluate(model, params, tokenizer, experiment, folder), "checkpoint_step": loaded}
 
   inputs = {"policy": policy, "tokenizer": tokenizer.fingerprint, "seed": experiment.seed,
-            "evaluate": decisive("evaluate", experiment.evaluate), "test": evaluate_lib.fingerprint(experiment)}
+            "evaluate": workfolder.decisive("evaluate", experiment.evaluate), "test": evaluate_lib.fingerprint(experiment)}
   results = stages.run(job.workdir / f"evaluate_{when}", inputs, work, job.force, together=True)
   progress.say(score.table(results))
   return results
@@ -173,7 +165,8 @@ def watch(job: Job, tokenizer: tokenizers.Tokenizer, name: str) -> list[dict]:
   """Scores every checkpoint of `workdir/train` once, while another process writes them, until that training has finished."""
   experiment = job.experiment
   checkpoints, out = job.workdir / "train/checkpoints", job.workdir / "watch" / (name or protocols.of(experiment).name)
-  inputs = {"training": settings(job), "evaluate": decisive("evaluate", experiment.evaluate), "test": evaluate_lib.fingerprint(experiment)}
+  inputs = {"training": settings(job), "evaluate": workfolder.decisive("evaluate", experiment.evaluate),
+            "test": evaluate_lib.fingerprint(experiment)}
 
   def one(step: int, folder: pathlib.Path) -> dict:
     model, params, _ = load_policy(experiment, tokenizer, str(checkpoints), step)
@@ -263,18 +256,11 @@ def _training(job: Job) -> dict:
 def settings(job: Job) -> dict:
   """The config's part of what decides the outcome of a training, and what it starts from. JSON."""
   experiment = job.experiment
-  found = {"train": decisive("train", experiment.train), "model": decisive("model", experiment.model), "seed": experiment.seed,
-           "init": identity(experiment.train.init)}
+  found = {"train": workfolder.decisive("train", experiment.train), "model": workfolder.decisive("model", experiment.model),
+           "seed": experiment.seed, "init": identity(experiment.train.init)}
   if experiment.recipe == "preference":
-    found["objective"] = decisive("objective", experiment.objective)
+    found["objective"] = workfolder.decisive("objective", experiment.objective)
   return found
-
-
-def decisive(group: str, values: Any) -> dict:
-  """The fields of a group of the config, such as "train", that decide a result: all but RESULT_NEUTRAL_FIELDS. JSON."""
-  fields = dataclasses.asdict(values)
-  kept = {name: value for name, value in fields.items() if f"{group}.{name}" not in RESULT_NEUTRAL_FIELDS}
-  return json.loads(json.dumps(kept))
 
 
 def identity(checkpoints: str, step: int | None = None) -> str:

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 import pytest
 
-from synthjax import __main__, config, files, locks, schema, stages
+from synthjax import __main__, config, files, locks, schema, stages, workfolder
 from synthjax.errors import ConfigError
 from synthjax.model.transformer import Transformer, sized
-from synthjax.recipes import finetune, folders
+from synthjax.recipes import finetune
 from synthjax.train import checkpoint, loop
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -70,18 +70,18 @@ def test_a_field_that_does_not_change_the_result_restarts_no_training(two, overr
   finetune.train(_job(workdir))
   with mock.patch.object(loop, "train", _no_training):
     finetune.train(_job(workdir, override))
-  assert "." in override and _named(override) in finetune.RESULT_NEUTRAL_FIELDS
+  assert "." in override and _named(override) in workfolder.RESULT_NEUTRAL_FIELDS
 
 
 def _named(override):
   """Of a field, or of the group that is neutral as a whole."""
   name = override.partition("=")[0]
-  return name if name in finetune.RESULT_NEUTRAL_FIELDS else name.partition(".")[0]
+  return name if name in workfolder.RESULT_NEUTRAL_FIELDS else name.partition(".")[0]
 
 
 def test_every_neutral_field_is_a_field_of_the_config():
   tree = dataclasses.asdict(schema.Experiment())
-  for path in (*finetune.RESULT_NEUTRAL_FIELDS, *folders._ADDED_TO_A_FOLDER):
+  for path in (*workfolder.RESULT_NEUTRAL_FIELDS, *workfolder._ADDED_TO_A_FOLDER):
     inner = tree
     for name in path.split("."):
       inner = inner[name]
@@ -134,7 +134,7 @@ def test_a_damaged_last_checkpoint_is_not_handed_out_and_training_again_heals_it
 
 def test_the_default_folder_does_not_mix_settings(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  choose = lambda *overrides, given="": str(folders.choose(_job(tmp_path, *overrides).experiment, given))
+  choose = lambda *overrides, given="": str(workfolder.choose(_job(tmp_path, *overrides).experiment, given))
   assert choose() == choose(*OTHER) == "runs/world_sft"
   files.write_json("runs/world_sft/config.json", dataclasses.asdict(_job(tmp_path).experiment))
   assert choose() == choose(*NEUTRAL, "evaluate.samples=2", "evaluate.temperature=1.0") == "runs/world_sft"
@@ -143,6 +143,9 @@ def test_the_default_folder_does_not_mix_settings(tmp_path, monkeypatch):
   with pytest.raises(ConfigError, match=message):
     choose(*OTHER)
   assert choose(*OTHER, given="runs/world_sft") == "runs/world_sft"
+  assert choose("study.rft.log_every=7", "study.seeds=(5,)") == "runs/world_sft"
+  with pytest.raises(ConfigError, match=r"\(train.init .*; give this one a folder of its own, such as --workdir runs/world_sft-2"):
+    choose("train.init=some/where")
 
 
 def _start(verb, workdir, *more):

@@ -1,0 +1,141 @@
+"""Work folders: which one a command works in, that it works there alone, and which settings matter in it.
+
+Imports nothing heavy: a second start is refused before jax is loaded.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from synthjax import files, locks, schema
+from synthjax.errors import ConfigError
+
+# Fields that may change without making another result, up to rounding: a finished stage stays finished, and
+# an unfinished one goes on. What lies at a path (`init`, `pairs`) is looked at, not the path.
+RESULT_NEUTRAL_FIELDS = (
+  "data.folder", "data.prefetch", "data.threads", "evaluate.before", "evaluate.slots", "mesh", "model.kernels",
+  "model.remat", "objective.pairs", "objective.reference", "train.accumulate", "train.checkpoint_every",
+  "train.eval_every", "train.init", "train.keep", "train.log_every", "train.profile",
+)
+
+# In a folder with these changed, what is there is still of use: other evaluations, and more cells of a study.
+_ADDED_TO_A_FOLDER = ("evaluate", "star.attempts", "star.graphs", "study.arms", "study.baseline_problems",
+                      "study.control", "study.problems", "study.seeds")
+_SHARED = ("math_rl",)  # recipes of which several starts may share a folder: each cell has a lock of its own
+
+
+def choose(experiment: schema.Experiment, given: str) -> pathlib.Path:
+  """The folder that is given, else runs/NAME.
+
+  Raises:
+    ConfigError: none is given, and runs/NAME holds a run with other settings.
+  """
+  if given:
+    return pathlib.Path(given)
+  folder = pathlib.Path("runs") / experiment.name
+  if (folder / "config.json").exists():
+    known = files.read_json(folder / "config.json")
+    wanted = json.loads(json.dumps(dataclasses.asdict(experiment)))
+    neutral = _folder_neutral_fields()
+    # A field that an older synthjax did not have is not compared.
+    before, after = _without(known, neutral), _without(_common(wanted, known), neutral)
+    if changed := difference(before, after):
+      raise ConfigError(f"{folder} holds a run with other settings ({changed}); give this one a folder of its own, "
+                        f"such as --workdir {_proposal(folder, before, after)}, or --workdir {folder} to work there all "
+                        "the same, which keeps what it holds")
+  return folder
+
+
+def _folder_neutral_fields() -> set[str]:
+  """Fields in which two runs of one default folder may differ. Where a run starts and what it reads is no such field."""
+  neutral = set(RESULT_NEUTRAL_FIELDS) - {"train.init", "objective.pairs", "data.folder"}
+  of_train = [name.removeprefix("train.") for name in neutral if name.startswith("train.")]
+  for group in ("study.rft", "study.preference"):
+    neutral |= {f"{group}.{name}" for name in of_train}
+  return neutral | {"study.values.threads", *_ADDED_TO_A_FOLDER}
+
+
+def check_free(experiment: schema.Experiment, folder: pathlib.Path) -> None:
+  """Raises LockError where another start works in the folder, before this one has loaded and connected anything."""
+  if experiment.recipe not in _SHARED:
+    locks.check_free(folder)
+
+
+def alone(experiment: schema.Experiment, folder: pathlib.Path,
+          what: str) -> contextlib.AbstractContextManager[None]:
+  """The lock of a folder, for a verb that writes there."""
+  if experiment.recipe in _SHARED:
+    return contextlib.nullcontext()
+  return locks.folder_lock(folder, what)
+
+
+def decisive(group: str, values: Any) -> dict:
+  """The fields of a group of the config, such as "train", without RESULT_NEUTRAL_FIELDS, as JSON."""
+  fields = dataclasses.asdict(values)
+  kept = {name: value for name, value in fields.items() if f"{group}.{name}" not in RESULT_NEUTRAL_FIELDS}
+  return json.loads(json.dumps(kept))
+
+
+def difference(before: Any, after: Any, most: int = 3) -> str:
+  """Where two JSON values differ, as "train.steps 10 -> 20"; "" where they do not.
+
+  Args:
+    before: None where it is not known.
+    after: the other value.
+    most: names at most so many places.
+  """
+  if before is None:
+    return "from what, an older synthjax did not write down"
+  one, other = dict(_leaves(before)), dict(_leaves(after))
+  names = [name for name in one | other if one.get(name, "nothing") != other.get(name, "nothing")]
+  shown = []
+  for name in names[:most]:
+    before, after = (_short(leaves.get(name, "nothing")) for leaves in (one, other))
+    shown.append(f"{name or 'inputs'} {before} -> {after}")
+  if len(names) > most:
+    shown.append(f"{len(names) - most} more")
+  return ", ".join(shown)
+
+
+def _leaves(value: Any, name: str = "") -> list[tuple[str, Any]]:
+  if isinstance(value, dict):
+    items = list(value.items())
+  elif isinstance(value, list | tuple):
+    items = list(enumerate(value))
+  else:
+    return [(name, value)]
+  found = []
+  for key, inner in items:
+    found += _leaves(inner, f"{name}.{key}" if name else str(key))
+  return found
+
+
+def _short(value: Any) -> str:
+  text = str(value)
+  return text if len(text) <= 40 else f"{text[:12]}..."
+
+
+def _without(tree: dict, fields: set[str], prefix: str = "") -> dict:
+  kept = {}
+  for name, value in tree.items():
+    if f"{prefix}{name}" not in fields:
+      kept[name] = _without(value, fields, f"{prefix}{name}.") if isinstance(value, dict) else value
+  return kept
+
+
+def _common(tree: Any, known: Any) -> Any:
+  """`tree` without the names that `known` does not have."""
+  if not isinstance(tree, dict) or not isinstance(known, dict):
+    return tree
+  return {name: _common(value, known[name]) for name, value in tree.items() if name in known}
+
+
+def _proposal(folder: pathlib.Path, before: dict, after: dict) -> pathlib.Path:
+  """A free name that says what is different."""
+  name, _, value = difference(before, after, most=1).partition(" ")
+  value = value.rpartition(" -> ")[2].partition(",")[0]
+  told = f"{folder.name}-{name.rpartition('.')[2]}-{value}"
+  usable = all(letter.isalnum() or letter in "-_.+" for letter in told)
+  return folder.with_name(told if usable else f"{folder.name}-2")
