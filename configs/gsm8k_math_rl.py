@@ -33,7 +33,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     "train": {"batch_size": 64 if large else 2, "epochs": 5.0 if large else 2.0 if smoke else 40.0, **rate(2e-3, 1e-5)},
     "objective": {"preference": {"beta": 0.1, "nll": 1.0}},
     "study": {
-      "problems": (7000,) if large else (24,) if smoke else (256,),
+      "problems": (6500,) if large else (24,) if smoke else (256,),
       "baseline_problems": (1000, 3500) if large else (12,) if smoke else (128,),
       "seeds": (0, 1, 2) if large else (0,),
       "arms": ("sft", "rft", "rft2", "dpo", "step_dpo.paper", "step_dpo.branch", "awr"),

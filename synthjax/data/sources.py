@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from synthjax import files, schema
 from synthjax.generate.worlds import shop
+from synthjax.records import Problem
 
 # Where a task's file lies below the data folder, where that is not TASK/SPLIT.jsonl; some have only a test split.
 _PLACES = {"math500": "math/math500.jsonl", "svamp": "wordproblems/svamp_test.jsonl", "gsm_hard": "wordproblems/gsm_hard_test.jsonl",
@@ -142,9 +143,14 @@ def fingerprint(source: schema.Source, data: schema.Data, world: shop.World, spl
   return [source.task, source.count, split, hashes]
 
 
+def world_problems(source: schema.Source, world: shop.World, split: str) -> list[Problem]:
+  """The problems of a source of the embedded world, without their traces."""
+  base = source.traces == "base" and split == "train"
+  return shop.problems(world, "base" if base else split, source.count or 1000)
+
+
 def _world(source, world, split):
-  problems = shop.problems(world, "base" if source.traces == "base" and split == "train" else split, source.count or 1000)
-  for problem in problems:
+  for problem in world_problems(source, world, split):
     trace = shop.teacher_trace(world, problem) if source.traces == "teacher" else shop.clean_trace(problem)
     group = f"{problem.metadata['events']} events"
     yield Example(problem.id, problem.question, " " + trace.text, problem.answer, "", problem.question, group)

@@ -101,10 +101,11 @@ def of_documents(experiment: schema.Experiment, workdir: pathlib.Path) -> frozen
   evaluation = evaluated(experiment)
 
   def find() -> Found:
-    examples = sources.examples(data, world, "train")
     if {source.task for source in parts} == {"world"} and _asks_the_world(experiment):
-      return of_the_world([e.question for e in examples], evaluation)
-    return search(map(document, examples), evaluation if data.overlap != "allow" else ())
+      problems = [p for source in parts for p in sources.world_problems(source, world, "train")]
+      return of_the_world([problem.question for problem in problems], evaluation)
+    documents = map(document, sources.examples(data, world, "train"))
+    return search(documents, evaluation if data.overlap != "allow" else ())
 
   inputs = [sources.fingerprint(source, data, world, "train") for source in parts]
   return _stage(experiment, workdir, inputs, find, "config.data.train_path or config.data.mixture")

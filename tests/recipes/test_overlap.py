@@ -148,6 +148,11 @@ def test_the_world_shares_no_problem_and_what_it_computes_twice_is_counted(tmp_p
   assert shop.computation("A shop has 11 apples . gets 2 . sells 5 . ?") == (11, 2, -5)
 
 
+def test_the_problems_that_the_gsm8k_study_asks_for_are_there_at_7b(shared_data, tmp_path):
+  experiment = config.load(str(ROOT / "configs/gsm8k_math_rl.py:7b"), [f"data.folder={shared_data}"])
+  splits.check(experiment, tmp_path, (*experiment.study.problems, *experiment.study.baseline_problems))
+
+
 def test_real_gsm8k_is_clean_and_what_math_repeats_is_found_in_seconds(shared_data):
   for task, hits in (("gsm8k", 0), ("math", 147)):
     data = schema.Data(task=task, folder=str(shared_data), tokenizer=schema.Tokenizer(kind="bytes"))
