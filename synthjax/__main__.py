@@ -105,7 +105,8 @@ def _parser() -> argparse.ArgumentParser:
   evaluating.add_argument("--watch", action="store_true", help="score every checkpoint once, while training writes them")
   evaluating.add_argument("--name", default="", help="of the watcher's folder below WORKDIR/watch (default: the protocol's name)")
   evaluating.add_argument("--generations", default="", help="JSONL of {id, responses} to score without a model")
-  work("export", _export, "write the parameters alone of the trained policy").add_argument("--to", required=True, help="a new folder")
+  exporting = work("export", _export, "write the parameters alone of the trained policy")
+  exporting.add_argument("--to", required=True, help="a new folder")
   sampling = work("sample", _sample, "answer a file of requests with the trained policy or a server; goes on where it was")
   sampling.add_argument("--requests", required=True, help="JSONL of {id, prompt or prompt_ids, sampling, n, seed}")
   sampling.add_argument("--out", required=True, help="JSONL of results, in the order of the requests; OUT.journal holds what is finished")
@@ -122,8 +123,12 @@ def _parser() -> argparse.ArgumentParser:
   doctor = work("doctor", _doctor, "check a policy")
   doctor.add_argument("--logprob-parity", action="store_true", required=True, help="do sampled log-probs equal the trainer's?")
   for added in (sampling, serving, doctor):
-    added.add_argument("--checkpoint", default="", help="folder of checkpoints (default: the workdir's, else train.init of the config)")
+    added.add_argument("--checkpoint", default="",
+                       help="folder of checkpoints, or of the stage that holds them (default: the workdir's, else train.init)")
     added.add_argument("--slots", type=int, default=128, help="sequences that are sampled together")
+  for added in (evaluating, exporting, sampling, serving, doctor):
+    added.add_argument("--arm", default="", metavar="CELL/ARM",
+                       help="which policy of a study: its folder below the workdir, such as n00512_s0/rft")
   reporting = verb("report", _report, "count the leaps and wrong steps of a finished study A on the embedded world, and their advantages")
   reporting.add_argument("--workdir", required=True, help="folder of a run of recipe math_rl; unfinished stages are left out")
   shown = verb("config", _config, "print the resolved config, or explain the fields of all configs", False)
@@ -199,8 +204,14 @@ def _evaluate(parsed, overrides) -> int:
     return _score(parsed, overrides)
   job = _job(parsed, overrides, writes=not parsed.watch)
   from synthjax import workfolder
-  from synthjax.recipes import finetune
+  from synthjax.recipes import arms, finetune
 
+  if parsed.arm:
+    with workfolder.alone(job.experiment, job.workdir, "synthjax evaluate"):
+      arms.evaluate(job, arms.find(job, parsed.arm))
+    return 0
+  if finetune.trained(job) is None:
+    arms.refuse_study(job.workdir)
   if parsed.watch:  # beside the training, in a folder of its own
     finetune.watch(job, finetune.tokenizer_of(job), parsed.name)
     return 0
@@ -230,18 +241,42 @@ def _policy(parsed, overrides):
   import dataclasses
 
   from synthjax import files, progress
-  from synthjax.recipes import finetune
+  from synthjax.errors import ConfigError
+  from synthjax.recipes import arms, finetune
 
+  if parsed.arm and parsed.checkpoint:
+    raise ConfigError(f"--arm {parsed.arm} and --checkpoint {parsed.checkpoint} name two policies; give one of them")
+  if parsed.arm:
+    return _arm(arms.find(job, parsed.arm))
   training = None if parsed.checkpoint else finetune.trained(job)
-  source = parsed.checkpoint or (training.checkpoints if training else job.experiment.train.init)
+  source = job.experiment.train.init
+  if parsed.checkpoint:
+    source = arms.checkpoints_in(parsed.checkpoint)
+  elif training:
+    source = training.checkpoints
+  else:
+    arms.refuse_study(job.workdir)
   tokenizer = finetune.tokenizer_of(job)
   model, params, step = finetune.load_policy(job.experiment, tokenizer, source, fall_back=True)
-  if training:
+  if training and step is not None:
     progress.say(f"policy: {training.describe(step)}")
   else:
     progress.say(f"policy: {source}, step {step:,}" if source else "policy: random parameters")
   what = [finetune.identity(source, step) or job.experiment.seed, dataclasses.asdict(model.cfg), tokenizer.fingerprint]
   return job.experiment, tokenizer, model, params, files.value_hash(what)
+
+
+def _arm(arm):
+  """As `_policy`, of a study's arm."""
+  import dataclasses
+
+  from synthjax import files, progress
+  from synthjax.recipes import finetune
+
+  model, params, step = finetune.load_policy(arm.experiment, arm.tokenizer, arm.checkpoints, arm.step)
+  progress.say(f"policy: {arm.checkpoints}, step {step:,}")
+  what = [finetune.identity(arm.checkpoints, step), dataclasses.asdict(model.cfg), arm.tokenizer.fingerprint]
+  return arm.experiment, arm.tokenizer, model, params, files.value_hash(what)
 
 
 def _sample(parsed, overrides) -> int:
@@ -291,10 +326,12 @@ def _doctor(parsed, overrides) -> int:
   experiment, tokenizer, model, params, _ = _policy(parsed, overrides)
   from synthjax import files
   from synthjax.evaluate import protocols, run
+  from synthjax.recipes import arms
   from synthjax.rollout import parity
   from synthjax.rollout.engine import JaxEngine
   from synthjax.rollout.requests import Request, Sampling
 
+  arms.refuse_star(experiment)
   prompts = [tuple(tokenizer.encode(protocols.of(experiment).prompt(example))) for example in run.problems(experiment)[:64]]
   requests = {str(i): Request(str(i), prompt_ids=ids, n=4, sampling=Sampling(experiment.evaluate.max_new_tokens))
               for i, ids in enumerate(prompts)}
@@ -341,17 +378,25 @@ def _export(parsed, overrides) -> int:
   job = _job(parsed, overrides)
   from synthjax import files, locks
   from synthjax.model.transformer import Transformer, sized
-  from synthjax.recipes import finetune
+  from synthjax.recipes import arms, finetune
   from synthjax.train import checkpoint
 
+  arm = arms.find(job, parsed.arm) if parsed.arm else None
   training = finetune.trained(job)
-  if training is None:
+  if arm:
+    experiment, tokenizer, checkpoints = arm.experiment, arm.tokenizer, arm.checkpoints
+  elif training:
+    experiment, tokenizer, checkpoints = job.experiment, finetune.tokenizer_of(job), training.checkpoints
+  else:
+    arms.refuse_study(job.workdir)
     raise files.DataError(f"{job.workdir / 'train'}: nothing was trained here yet; run `synthjax train` first")
-  tokenizer = finetune.tokenizer_of(job)
-  model = Transformer(sized(job.experiment.model, tokenizer.size))
+  model = Transformer(sized(experiment.model, tokenizer.size))
   with locks.lock(locks.beside(parsed.to), "synthjax export", f"{parsed.to}: wait for it, or give another --to"):
-    step = checkpoint.export_params(training.checkpoints, parsed.to, model.abstract())
-  print(f"{parsed.to}: the parameters of {training.describe(step)}")
+    step = checkpoint.export_params(checkpoints, parsed.to, model.abstract())
+  described = f"{checkpoints}, step {step:,}"
+  if training and not arm:
+    described = training.describe(step)
+  print(f"{parsed.to}: the parameters of {described}")
   return 0
 
 

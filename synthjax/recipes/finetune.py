@@ -149,6 +149,12 @@ def evaluate(job: Job, tokenizer: tokenizers.Tokenizer, when: str) -> dict:
     source, step = training.checkpoints, training.step
     policy = {"training": training.version.key, "step": step}
     progress.say(f"[evaluate_after] {training.describe(step)}")
+  return evaluate_policy(job, tokenizer, f"evaluate_{when}", source, step, policy)
+
+
+def evaluate_policy(job: Job, tokenizer: tokenizers.Tokenizer, stage: str, source: str, step: int | None, policy: Any) -> dict:
+  """Accuracy of the policy `source`, a folder of checkpoints, at a step, as a stage; `policy` (JSON) tells it from others."""
+  experiment = job.experiment
 
   def work(folder: pathlib.Path) -> dict:
     model, params, loaded = load_policy(experiment, tokenizer, source, step)
@@ -156,7 +162,7 @@ def evaluate(job: Job, tokenizer: tokenizers.Tokenizer, when: str) -> dict:
 
   inputs = {"policy": policy, "tokenizer": tokenizer.fingerprint, "seed": experiment.seed,
             "evaluate": workfolder.decisive("evaluate", experiment.evaluate), "test": evaluate_lib.fingerprint(experiment)}
-  results = stages.run(job.workdir / f"evaluate_{when}", inputs, work, job.force, together=True)
+  results = stages.run(job.workdir / stage, inputs, work, job.force, together=True)
   progress.say(score.table(results))
   return results
 

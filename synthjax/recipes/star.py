@@ -60,19 +60,41 @@ def run(job: Job) -> dict:
   return result
 
 
+def words_of(job: Job, name: str) -> tuple[schema.Experiment, Words]:
+  """What the policies below a graph's folder need: the config with their model, and their words.
+
+  Raises:
+    DataError: the config has no graph of that folder.
+  """
+  study = job.experiment.star
+  for graph in study.graphs:
+    for d_model in sorted({0, *(attempt.d_model for attempt in study.attempts)}):
+      experiment, folder = _placed(job, graph, d_model)
+      if folder.name == name:
+        return experiment, Words(star.vocabulary(graph))
+  raise files.DataError(f"{job.workdir / name}: config.star.graphs has no graph of that folder; give the config that trained it")
+
+
 def _open(job: Job, graph: star.Star, d_model: int = 0) -> Lab:
   """The graph's problems and words; the model is the config's, or as wide as said."""
-  experiment, study = job.experiment, job.experiment.star
+  experiment, folder = _placed(job, graph, d_model)
+  study = experiment.star
+  words, seeded = Words(star.vocabulary(graph)), dataclasses.replace(graph, seed=graph.seed + experiment.seed)
+  training = _examples(seeded, "train", study.problems + study.explored)
+  judge = Judge({p.id: p.answer for p in training}, "whole", words, pool.shared(POLICIES["strict"]))
+  return Lab(Cell(experiment, folder, words, tuple(training), judge), graph, _examples(seeded, "test", study.test_problems))
+
+
+def _placed(job: Job, graph: star.Star, d_model: int) -> tuple[schema.Experiment, pathlib.Path]:
+  """The config with its model as wide as said (0: as it is), and the folder of the graph's policies."""
+  experiment = job.experiment
   folder = job.workdir / f"d{graph.arms}_l{graph.length}_n{graph.labels}"
   if d_model:
     folder = folder.with_name(f"{folder.name}_w{d_model}")
     heads = max(1, d_model // experiment.model.head_dim)
     experiment = dataclasses.replace(experiment, model=dataclasses.replace(
       experiment.model, d_model=d_model, mlp_dim=4 * d_model, heads=heads, kv_heads=heads))
-  words, seeded = Words(star.vocabulary(graph)), dataclasses.replace(graph, seed=graph.seed + experiment.seed)
-  training = _examples(seeded, "train", study.problems + study.explored)
-  judge = Judge({p.id: p.answer for p in training}, "whole", words, pool.shared(POLICIES["strict"]))
-  return Lab(Cell(experiment, folder, words, tuple(training), judge), graph, _examples(seeded, "test", study.test_problems))
+  return experiment, folder
 
 
 def _examples(graph: star.Star, split: str, count: int) -> list[Example]:
