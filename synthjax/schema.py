@@ -213,6 +213,7 @@ class Preference(Checked):
   simpo_beta: PositiveFloat = 2.0  # SimPO: beta, of log-probs a token; 2 to 10 in the paper
   simpo_margin: NonNegativeFloat = 1.0  # SimPO: gamma
   orpo_lambda: PositiveFloat = 0.1  # ORPO: weight of the odds ratio (lambda)
+  orpo_prompt: bool = False  # ORPO: the NLL counts the tokens of the prompt as well (TRL)
 
   def __post_init__(self):
     super().__post_init__()

@@ -85,6 +85,15 @@ def with_mismatched(roots: Sequence[trees.Node], pairs: Sequence[Pair]) -> list[
   ]
 
 
+def with_predicted_prompt(root: trees.Node) -> trees.Node:
+  """The tree with its prefix predicted but for its first token, on neither side, with weight 0."""
+  first, rest = root.tokens[:1], root.tokens[1:]
+  if not rest:
+    return root
+  prompt = trees.Node(rest, root.children, weight=0.0)
+  return dataclasses.replace(root, tokens=first, children=(prompt,))
+
+
 def _next_of_another_problem(pairs: Sequence[Pair]) -> list[int]:
   count = len(pairs)
   if len({pair.problem_id for pair in pairs}) < 2:

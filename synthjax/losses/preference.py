@@ -28,9 +28,12 @@ class Pairs(NamedTuple):
   chosen_tokens: jax.Array  # number of tokens in the sums
   rejected_tokens: jax.Array
   weights: jax.Array  # of the pairs; 0 for filler
-  # KTO: responses of other problems after this pair's prefix. None where the caller has none.
+  # KTO: responses to other problems after this pair's prefix. None where the caller has none.
   mismatched_ratio: jax.Array | None = None  # sum of their log-ratios
   mismatched: jax.Array | None = None  # their number
+  # ORPO with `orpo_prompt`: the prefix but its first token. None where it is not predicted.
+  prompt: jax.Array | None = None  # log-prob sum
+  prompt_tokens: jax.Array | None = None
 
 
 Result = tuple[jax.Array, dict[str, jax.Array]]
@@ -131,13 +134,17 @@ def orpo(pairs: Pairs, cfg: Preference) -> Result:
 
   odds = P / (1 - P) with log P = log pi(y|x) / |y|; lambda = `orpo_lambda`. Source: Hong et al.
   2024, eq. 3, 4, 6 and 7. The NLL is that of the chosen response, a mean over responses of a mean
-  over tokens. TRL's ORPOTrainer takes the mean over all tokens of a batch, which is
-  `nll_mean="tokens"` here, and counts the tokens of the prompt as well, which are not predicted here.
+  over tokens. TRL's ORPOTrainer takes the mean over all tokens of a batch and counts those of the
+  prompt as well, which is `nll_mean="tokens"` and `orpo_prompt=True` here.
+
+  Raises:
+    ValueError: `orpo_prompt`, and `pairs` has no log-probs of prompts.
   """
   chosen, rejected = _per_token(pairs)
   log_odds = (chosen - rejected) - (_log1mexp(chosen) - _log1mexp(rejected))
   preference = -cfg.orpo_lambda * _mean(pairs, jax.nn.log_sigmoid(log_odds))
-  return _result(pairs, _chosen_nll(pairs, cfg) + preference, log_odds)
+  learned = _with_prompt(pairs) if cfg.orpo_prompt else pairs
+  return _result(pairs, _chosen_nll(learned, cfg) + preference, log_odds)
 
 
 def logistic(margin: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
@@ -169,6 +176,16 @@ def _chosen_nll(pairs: Pairs, cfg: Preference) -> jax.Array:
   if cfg.nll_mean == "tokens":
     return -_sum_per_token(pairs, pairs.chosen, pairs.chosen_tokens)
   return -_mean(pairs, pairs.chosen / _count(pairs.chosen_tokens))
+
+
+def _with_prompt(pairs: Pairs) -> Pairs:
+  """The pairs with the prompt's tokens as the first ones of the chosen responses."""
+  if pairs.prompt is None or pairs.prompt_tokens is None:
+    raise ValueError("orpo_prompt=True, but these pairs have no log-probs of their prompts; lay the "
+                     "prompts out as predicted, or use orpo_prompt=False")
+  return pairs._replace(
+    chosen=pairs.chosen + pairs.prompt, chosen_tokens=pairs.chosen_tokens + pairs.prompt_tokens
+  )
 
 
 def _reference_point(pairs: Pairs, matched_P: jax.Array, cfg: Preference) -> jax.Array:

@@ -35,16 +35,16 @@ def objective(log_prob_S: jax.Array, batch: Batch, pairs: int, cfg: Objective) -
 
 
 def whole_responses(steps: Steps, tree_S: jax.Array, side_S: jax.Array, pairs: int) -> Pairs:
-  """Steps summed to the two responses of each pair, and its mismatched responses.
+  """Steps summed to the two responses of each pair; weights of steps are not read.
 
-  A segment of a pair's tree that is on neither side is a whole response to another problem, whose
-  log-ratio KTO reads; weights of steps are not read.
+  What a pair's tree predicts on neither side depends on the loss that it is laid out for: KTO's
+  mismatched responses, a segment each, or ORPO's prompt.
   """
   def total(values_S, side):
     return jax.ops.segment_sum(jnp.where(side_S == side, values_S, 0.0), tree_S, num_segments=pairs)
 
   chosen_tokens, rejected_tokens = total(steps.tokens, 1), total(steps.tokens, -1)
-  mismatched_S = (side_S == 0) & (steps.tokens > 0)
+  ratio_S = steps.log_prob - steps.reference
   is_pair = (chosen_tokens > 0) & (rejected_tokens > 0)
   return Pairs(
     chosen=total(steps.log_prob, 1),
@@ -54,8 +54,10 @@ def whole_responses(steps: Steps, tree_S: jax.Array, side_S: jax.Array, pairs: i
     chosen_tokens=chosen_tokens,
     rejected_tokens=rejected_tokens,
     weights=is_pair.astype(jnp.float32),
-    mismatched_ratio=total(jnp.where(mismatched_S, steps.log_prob - steps.reference, 0.0), 0),
-    mismatched=total(mismatched_S.astype(jnp.float32), 0),
+    mismatched_ratio=total(ratio_S, 0),
+    mismatched=total((steps.tokens > 0).astype(jnp.float32), 0),
+    prompt=total(steps.log_prob, 0),
+    prompt_tokens=total(steps.tokens, 0),
   )
 
 

@@ -94,8 +94,10 @@ def _trees(job: Job, tokenizer: tokenizers.Tokenizer) -> list[trees.Node]:
       roots.append(_tree(pair, number, objective, tokenizer))
     except files.DataError as e:
       raise files.DataError(f"{objective.pairs}: {e}") from e
-  if _has_mismatched(objective):
+  if _more_predicted(objective) == "mismatched responses":
     return pair_trees.with_mismatched(roots, pairs)
+  if _more_predicted(objective) == "prompts":
+    return [pair_trees.with_predicted_prompt(root) for root in roots]
   return roots
 
 
@@ -109,8 +111,13 @@ def _tree(pair: Pair, number: int, objective: Objective, tokenizer) -> trees.Nod
   return pair_trees.tree_of(pair, tokenizer, number, weighted=objective.loss == "step_dpo")
 
 
-def _has_mismatched(objective: Objective) -> bool:
-  return objective.loss == "kto" and objective.preference.kto_reference == "mismatched"
+def _more_predicted(objective: Objective) -> str:
+  """What the loss reads log-probs of besides the two sides of a pair."""
+  if objective.loss == "kto" and objective.preference.kto_reference == "mismatched":
+    return "mismatched responses"
+  if objective.loss == "orpo" and objective.preference.orpo_prompt:
+    return "prompts"
+  return ""
 
 
 def _check_trains(plan: trees.Plan, objective: Objective) -> None:
@@ -153,7 +160,7 @@ def _work(job, tokenizer, plan, folder) -> dict:
 def _made_of(job: Job, tokenizer) -> dict[str, str]:
   experiment = job.experiment
   data = [files.file_hash(experiment.objective.pairs), experiment.data.row_length]
-  if _has_mismatched(experiment.objective):
-    data.append("with mismatched responses")
+  if more := _more_predicted(experiment.objective):
+    data.append(more)
   return {"checkpoint": finetune.identity(experiment.train.init), "tokenizer": tokenizer.fingerprint,
           "data": files.value_hash(data)}

@@ -92,6 +92,16 @@ def test_each_pair_is_given_the_responses_to_the_next_other_problem_and_none_of_
     pair_trees.with_mismatched(plain[:2], pairs[:2])
 
 
+def test_a_predicted_prompt_is_one_segment_on_neither_side_without_its_first_token():
+  plain = pair_trees.tree_of(_pair(**SAMPLED), TOKENIZER, 1)
+  root, prompt, *rest = trees.nodes(pair_trees.with_predicted_prompt(plain))
+  assert (root.tokens, root.predicted) == ((1,), False)
+  assert (prompt.tokens, prompt.predicted, prompt.side, prompt.weight) == ((2,), True, 0, 0.0)
+  assert rest == list(trees.nodes(plain))[1:]
+  short = dataclasses.replace(plain, tokens=(1,))
+  assert pair_trees.with_predicted_prompt(short) is short
+
+
 def test_a_pair_of_1200_steps_a_side_is_laid_out_with_the_advantage_of_each():
   """More steps than Python has frames; with KTO's further branches as well."""
   count = 1200

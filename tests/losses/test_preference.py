@@ -22,7 +22,8 @@ def _pairs(P=6, seed=0):
   ratios = random.uniform(0, 5, P)
   weights = np.ones(P)
   weights[-1] = mismatched[-1] = ratios[-1] = 0.0
-  return Pairs(*sums, *tokens, weights, ratios, mismatched)
+  prompt = -random.uniform(5, 9, P)
+  return Pairs(*sums, *tokens, weights, ratios, mismatched, prompt, prompt_tokens=random.integers(1, 9, P).astype(float))
 
 
 def _float32(pairs):
@@ -59,7 +60,10 @@ def _oracle(name, pairs, cfg, point):
   def mean(x):
     return (x * w).sum() / w.sum()
 
-  nll = mean(-c / nc) if cfg.nll_mean == "responses" else -(c * w).sum() / (nc * w).sum()
+  def nll(c, nc):
+    return mean(-c / nc) if cfg.nll_mean == "responses" else -(c * w).sum() / (nc * w).sum()
+
+  learned = (c + pairs.prompt, nc + pairs.prompt_tokens) if cfg.orpo_prompt else (c, nc)
   h = rc / nc - rr / nr if cfg.ipo_length_normalised else rc - rr
   good = cfg.kto_desirable * (1 - _sigmoid(b * (rc - point)))
   bad = cfg.kto_undesirable * (1 - _sigmoid(b * (point - rr)))
@@ -67,10 +71,10 @@ def _oracle(name, pairs, cfg, point):
     "dpo": mean(smooth(b * (rc - rr))),
     "ipo": mean((h - 1 / (2 * b)) ** 2),
     "dpop": mean(smooth(b * (rc - rr - cfg.dpop * np.maximum(0, -rc)))),
-    "rpo": mean(smooth(b * (rc - rr))) + cfg.rpo_alpha * nll,
+    "rpo": mean(smooth(b * (rc - rr))) + cfg.rpo_alpha * nll(c, nc),
     "kto": mean(good + bad) / 2,
     "simpo": mean(smooth(cfg.simpo_beta * (c / nc - r / nr) - cfg.simpo_margin)),
-    "orpo": nll - cfg.orpo_lambda * mean(np.log(_sigmoid(_log_odds(c / nc) - _log_odds(r / nr)))),
+    "orpo": nll(*learned) - cfg.orpo_lambda * mean(np.log(_sigmoid(_log_odds(c / nc) - _log_odds(r / nr)))),
   }[name]
 
 
@@ -78,7 +82,7 @@ SETTINGS = [
   Preference(),
   Preference(beta=0.3, label_smoothing=0.1, dpop=2.0, ipo_length_normalised=False, rpo_alpha=0.3, nll_mean="tokens",
              kto_reference="matched", kto_desirable=2.0, simpo_beta=5.0, simpo_margin=0.3, orpo_lambda=0.7),
-  Preference(kto_reference="zero", kto_undesirable=0.5),
+  Preference(kto_reference="zero", kto_undesirable=0.5, orpo_prompt=True),
 ]
 
 
@@ -116,20 +120,23 @@ def test_a_knob_out_of_its_range_is_refused_by_its_name(field, value):
     Preference(kto_desirable=0.0, kto_undesirable=0.0)
 
 
-def test_kto_without_the_mismatched_responses_that_it_is_to_read_is_an_error():
-  unpaired = _float32(_pairs())._replace(mismatched_ratio=None, mismatched=None)
+def test_log_probs_that_a_loss_is_to_read_and_the_pairs_do_not_have_are_an_error():
+  bare = Pairs(*_float32(_pairs())[:7])
   with pytest.raises(ValueError, match="these pairs have no mismatched responses; lay them out as branches"):
-    preference.kto(unpaired, Preference())
+    preference.kto(bare, Preference())
+  with pytest.raises(ValueError, match="these pairs have no log-probs of their prompts; lay the prompts out"):
+    preference.orpo(bare, Preference(orpo_prompt=True))
 
 
-def test_segments_on_neither_side_are_mismatched_responses_and_filler_is_nothing():
+def test_segments_on_neither_side_are_mismatched_responses_or_the_prompt_and_filler_is_nothing():
   steps = Steps(*(jnp.float32(x) for x in (
     [-1, -2, -3, -4, -5, -6, 0], [-1.5, -2, -5, -4, -4, -9, 0], [1, 2, 3, 4, 5, 6, 0], [1, 1, 1, 0, 0, 1, 0])))
   tree_S, side_S = jnp.array([0, 0, 0, 0, 0, 1, 2]), jnp.float32([1, 1, -1, 0, 0, 1, 0])
   pairs = whole_responses(steps, tree_S, side_S, 2)
   expected = Pairs(
     chosen=[-3, -6], rejected=[-3, 0], reference_chosen=[-3.5, -9], reference_rejected=[-5, 0], chosen_tokens=[3, 6],
-    rejected_tokens=[3, 0], weights=[1, 0], mismatched_ratio=[-1, 0], mismatched=[2, 0])
+    rejected_tokens=[3, 0], weights=[1, 0], mismatched_ratio=[-1, 0], mismatched=[2, 0], prompt=[-9, 0],
+    prompt_tokens=[9, 0])
   for name, found, value in zip(Pairs._fields, pairs, expected, strict=True):
     np.testing.assert_array_equal(found, value, err_msg=name)
 

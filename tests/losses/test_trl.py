@@ -23,6 +23,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: make pari
 pytest.importorskip("trl", reason="TRL is not installed: make parity")
 
 PAIRS = 5
+PROMPT_P, PROMPT_TOKENS_P = -np.linspace(3, 6, PAIRS), np.array([2, 1, 5, 3, 1])  # log-prob sums, predicted tokens
 
 
 def _numbers(seed=3):
@@ -46,6 +47,8 @@ def _ours(name, cfg, sums_N, reference_N, tokens_N, mismatched_N):
       weights=jnp.ones(PAIRS),
       mismatched_ratio=jnp.float32(mismatched_N.reshape(2, PAIRS).sum(0)),
       mismatched=jnp.full(PAIRS, 2.0),
+      prompt=jnp.float32(PROMPT_P),
+      prompt_tokens=jnp.float32(PROMPT_TOKENS_P),
     )
     return PAIR_LOSSES[name](pairs, cfg)[0]
 
@@ -74,10 +77,11 @@ def _bare(cls, **attributes):
   return trainer
 
 
-def _mask(tokens_N):
-  """1 for the tokens of each response, which follow a prompt of one token, [N, T]."""
-  place_T = np.arange(1 + tokens_N.max())
-  return torch.tensor((place_T >= 1) & (place_T <= tokens_N[:, None]), dtype=torch.long)
+def _mask(tokens_N, first_N=1):
+  """1 for that many tokens of each row from the first on, [N, T]."""
+  place_T = np.arange(np.max(first_N + tokens_N))
+  first_N1 = np.broadcast_to(first_N, tokens_N.shape)[:, None]
+  return torch.tensor((place_T >= first_N1) & (place_T < first_N1 + tokens_N[:, None]), dtype=torch.long)
 
 
 def _spread(sums_N, mask_NT):
@@ -128,14 +132,21 @@ def _trl_kto(sums_N, reference_N, tokens_N, mismatched_N, beta=0.1, loss_type="k
   return trainer._compute_loss(model, batch, False)
 
 
-def _trl_without_reference(cls, sums_N, tokens_N, **attributes):
-  """CPOTrainer or ORPOTrainer, which take their log-probs from logits: a vocabulary of two has any log-prob."""
+def _trl_without_reference(cls, sums_N, tokens_N, prompt, **attributes):
+  """CPOTrainer or ORPOTrainer, which take their log-probs from logits: a vocabulary of two has any log-prob.
+
+  Responses follow a prompt of one token, which is never predicted, or with `prompt` of further tokens.
+  """
   trainer = _bare(cls, is_encoder_decoder=False, padding_value=0, pad_token_id=0, **attributes)
-  mask_NT = _mask(tokens_N)
+  prompt_N = np.tile(PROMPT_TOKENS_P, 2) * prompt
+  mask_NT = _mask(tokens_N, 1 + prompt_N)
+  attention = _mask(1 + prompt_N + tokens_N, 0)
   log_prob = _spread(sums_N, mask_NT)
-  logit = torch.where(mask_NT[:, 1:] == 1, log_prob - torch.log(-torch.expm1(log_prob.clamp(max=-1e-9))), 0.0)
+  if prompt:
+    prompt_NT = torch.nn.functional.pad(_mask(prompt_N), (0, mask_NT.shape[1] - 1 - prompt_N.max()))
+    log_prob = log_prob + _spread(torch.tensor(np.tile(PROMPT_P, 2)), prompt_NT)
+  logit = torch.where(attention[:, 1:] == 1, log_prob - torch.log(-torch.expm1(log_prob.clamp(max=-1e-9))), 0.0)
   logits = torch.nn.functional.pad(torch.stack([logit, torch.zeros_like(logit)], -1), (0, 0, 0, 1))
-  attention = (torch.arange(mask_NT.shape[1]) <= torch.tensor(tokens_N)[:, None]).long()
   labels = torch.where(mask_NT == 1, 0, -100)
   batch = {}
   for side, rows in (("chosen", slice(0, PAIRS)), ("rejected", slice(PAIRS, None))):
@@ -147,13 +158,13 @@ def _trl_without_reference(cls, sums_N, tokens_N, **attributes):
 def _trl_cpo(sums_N, reference_N, tokens_N, mismatched_N, **attributes):
   from trl.experimental.cpo.cpo_trainer import CPOTrainer
 
-  return _trl_without_reference(CPOTrainer, sums_N, tokens_N, alpha=0.0, cpo_alpha=0.0, **attributes)
+  return _trl_without_reference(CPOTrainer, sums_N, tokens_N, 0, alpha=0.0, cpo_alpha=0.0, **attributes)
 
 
-def _trl_orpo(sums_N, reference_N, tokens_N, mismatched_N, beta):
+def _trl_orpo(sums_N, reference_N, tokens_N, mismatched_N, beta, prompt=0):
   from trl.experimental.orpo.orpo_trainer import ORPOTrainer
 
-  return _trl_without_reference(ORPOTrainer, sums_N, tokens_N, beta=beta)
+  return _trl_without_reference(ORPOTrainer, sums_N, tokens_N, prompt, beta=beta)
 
 
 def _trl_cpo_of_log_ratios(sums_N, reference_N, tokens_N, mismatched_N, **attributes):
@@ -179,6 +190,7 @@ CASES = {
   "kto, reference point 0": ("kto", Preference(kto_reference="zero"), _trl_kto, {"loss_type": "apo_zero_unpaired"}),
   "simpo": ("simpo", Preference(), _trl_cpo, {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.0}),
   "orpo": ("orpo", Preference(orpo_lambda=0.6, nll_mean="tokens"), _trl_orpo, {"beta": 0.6}),
+  "orpo, with prompts": ("orpo", Preference(nll_mean="tokens", orpo_prompt=True), _trl_orpo, {"beta": 0.1, "prompt": 1}),
 }
 
 

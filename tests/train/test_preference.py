@@ -87,7 +87,10 @@ def test_every_loss_trains_by_its_name(tmp_path, loss):
   records.write(tmp_path / "pairs.jsonl", _pairs(60, chosen_advantages=[0.5], rejected_advantages=[-0.5], chosen_weights=[0.0],
                                                  rejected_weights=[2.0]))
   assert _run(tmp_path, f"--config.objective.loss={loss}", "--config.evaluate.before=False", "--config.train.steps=4",
-              "--config.train.log_every=1") == 0
+              "--config.train.log_every=1", "--config.objective.preference.orpo_prompt=True") == 0
+  # A segment is one side of a pair, KTO's response to another problem, or ORPO's prompt.
+  segments = {"kto": 4, "orpo": 3}.get(loss, 2)
+  assert len(np.load(tmp_path / "run/reference/sums.npz")["sums"]) == 60 * segments
   rows = [row for row in files.read_jsonl(tmp_path / "run/train/metrics.jsonl") if "loss" in row]
   assert len(rows) == 4 and all(np.isfinite(row["loss"]) for row in rows)
   assert rows[0]["kept"] == (0.5 if loss == "filtered_sft" else 1.0)
