@@ -238,7 +238,9 @@ class Objective(Checked):
 
   pairs: str = ""  # JSONL of records.Pair
   # see losses/
-  loss: Literal["step_dpo", "awr", "filtered_sft", "dpo", "ipo", "dpop", "rpo", "kto", "simpo", "orpo"] = "step_dpo"
+  loss: Literal[
+    "step_dpo", "awr", "filtered_sft", "dpo", "ipo", "dpop", "rpo", "kto", "simpo", "orpo"
+  ] = "step_dpo"
   preference: Preference = Preference()  # knobs of the losses over pairs
   advantage: Advantage = Advantage()  # knobs of the losses over single steps
   # folder of the reference's log-prob sums, to share between runs; "": WORKDIR/reference

@@ -27,9 +27,7 @@ SIDES = ("chosen", "rejected")
 _TOKENS = ("prefix_ids", "chosen_steps", "rejected_steps")
 
 
-def tree_of(
-  pair: Pair, tokenizer: Tokenizer, number: int, weighted: bool = True
-) -> trees.Node:
+def tree_of(pair: Pair, tokenizer: Tokenizer, number: int, weighted: bool = True) -> trees.Node:
   """A pair as a tree: its prefix, and a chain of steps for each side.
 
   Args:
@@ -138,13 +136,13 @@ def _tokenised(pair: Pair, tokenizer: Tokenizer, name: str):
 def _continuation(prefix: Sequence[int], whole: str, tokenizer: Tokenizer, name: str) -> list[int]:
   """Tokens after the prefix, tokenised with it, so that the boundary is that of the whole text."""
   tokens = list(tokenizer.encode(whole))
-  if tokens[:len(prefix)] != list(prefix) or len(tokens) == len(prefix):
+  if tokens[: len(prefix)] != list(prefix) or len(tokens) == len(prefix):
     raise DataError(
       f"{name}: the tokens of its prefix are not the first tokens of prefix and response together, "
       "or the response is empty; give the sampled tokens in metadata (prefix_ids, chosen_steps, "
       "rejected_steps)"
     )
-  return tokens[len(prefix):]
+  return tokens[len(prefix) :]
 
 
 def _sampled(metadata: dict[str, Any], vocabulary: int, name: str):
@@ -201,7 +199,7 @@ def _check_numbers(values: Any, key: str, count: int, name: str) -> None:
     found = f"{len(values)} values" if isinstance(values, list) else reprlib.repr(values)
     raise DataError(
       f"{name}: metadata.{key} has {found}; expected {count}, a number for each step of the side "
-      "(a side that is given as text is one step; several are given as chosen_steps, rejected_steps)"
+      "(a side given as text is one step; several are given as chosen_steps, rejected_steps)"
     )
   expected = "a finite number"
   if key.endswith("weights"):

@@ -55,8 +55,8 @@ def ipo(pairs: Pairs, cfg: Preference) -> Result:
 
   Source: Azar et al. 2023, eq. 17, where h is a sum over tokens: `ipo_length_normalised=False`. By
   default h = r_w / |y_w| - r_l / |y_l|, a mean over tokens, as in TRL's `ipo`, which reports that
-  the paper's authors confirmed it. The two differ in scale by the length of a response, so beta does
-  not carry over from one to the other.
+  the paper's authors confirmed it. The two differ in scale by the length of a response, so beta
+  does not carry over from one to the other.
   """
   if cfg.ipo_length_normalised:
     chosen = _ratio(pairs.chosen, pairs.reference_chosen) / _count(pairs.chosen_tokens)
@@ -181,8 +181,10 @@ def _chosen_nll(pairs: Pairs, cfg: Preference) -> jax.Array:
 def _with_prompt(pairs: Pairs) -> Pairs:
   """The pairs with the prompt's tokens as the first ones of the chosen responses."""
   if pairs.prompt is None or pairs.prompt_tokens is None:
-    raise ValueError("orpo_prompt=True, but these pairs have no log-probs of their prompts; lay the "
-                     "prompts out as predicted, or use orpo_prompt=False")
+    raise ValueError(
+      "orpo_prompt=True, but these pairs have no log-probs of their prompts; lay the "
+      "prompts out as predicted, or use orpo_prompt=False"
+    )
   return pairs._replace(
     chosen=pairs.chosen + pairs.prompt, chosen_tokens=pairs.chosen_tokens + pairs.prompt_tokens
   )
@@ -194,8 +196,10 @@ def _reference_point(pairs: Pairs, matched_P: jax.Array, cfg: Preference) -> jax
   if cfg.kto_reference == "matched":
     mean = _mean(pairs, matched_P)
   elif pairs.mismatched_ratio is None or pairs.mismatched is None:
-    raise ValueError("kto_reference='mismatched', but these pairs have no mismatched responses; "
-                     "lay them out as branches of the pairs' trees, or use kto_reference='matched'")
+    raise ValueError(
+      "kto_reference='mismatched', but these pairs have no mismatched responses; "
+      "lay them out as branches of the pairs' trees, or use kto_reference='matched'"
+    )
   else:
     mean = jnp.sum(pairs.mismatched_ratio) / jnp.maximum(jnp.sum(pairs.mismatched), 1.0)
   return jax.lax.stop_gradient(jnp.maximum(0.0, mean))

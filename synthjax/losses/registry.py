@@ -40,6 +40,7 @@ def whole_responses(steps: Steps, tree_S: jax.Array, side_S: jax.Array, pairs: i
   What a pair's tree predicts on neither side depends on the loss that it is laid out for: KTO's
   mismatched responses, a segment each, or ORPO's prompt.
   """
+
   def total(values_S, side):
     return jax.ops.segment_sum(jnp.where(side_S == side, values_S, 0.0), tree_S, num_segments=pairs)
 

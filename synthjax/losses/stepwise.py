@@ -52,6 +52,7 @@ def step_dpo(
   Returns:
     (loss, metrics); `kept` is the share of the batch's pairs that count in the margin's loss.
   """
+
   def total(values_S):
     return jax.ops.segment_sum(values_S, pair_S, num_segments=pairs)
 
@@ -80,8 +81,8 @@ def advantage_weighted(steps: Steps, advantage_S: jax.Array, cfg: Advantage) -> 
   """-sum_i w_i min(exp(A_i / beta), clip) log pi(y_i|x, y_<i) / number of tokens.
 
   Source: Peng et al. 2019 (AWR), eq. 9, step by step with the advantages of Setlur et al. 2024; the
-  clip is Peng et al.'s. `normalise` divides the exponentials by their mean over the batch (our choice). The
-  side of a step is not read: a step is as good as its advantage.
+  clip is Peng et al.'s. `normalise` divides the exponentials by their mean over the batch (our
+  choice). The side of a step is not read: a step is as good as its advantage.
 
   Args:
     steps: `weight`, the w_i above, is 1 for a step unless its pair says otherwise, 0 for filler; on

@@ -1,4 +1,7 @@
-"""Preference training on a file of pairs: reference log-probs once, then DPO and its relatives; evaluated before and after."""
+"""Preference training on a file of pairs, evaluated before and after.
+
+The reference's log-probs are computed once, then DPO or one of its relatives is trained.
+"""
 
 import dataclasses
 import functools
@@ -21,7 +24,11 @@ def run(job: Job) -> dict:
       ConfigError: see the rooms.
   """
   tokenizer, plan = _begin(job)
-  scores = {"before": finetune.evaluate(job, tokenizer, "before")} if job.experiment.evaluate.before else {}
+  scores = (
+    {"before": finetune.evaluate(job, tokenizer, "before")}
+    if job.experiment.evaluate.before
+    else {}
+  )
   trained = _train(job, tokenizer, plan)
   result = {"train": trained, **scores, "after": finetune.evaluate(job, tokenizer, "after")}
   if multihost.is_first():
@@ -36,15 +43,23 @@ def train(job: Job) -> dict:
 
 
 def _begin(job) -> tuple[tokenizers.Tokenizer, trees.Plan | None]:
-  """The tokenizer and the rows of pairs, None where the training is finished: pairs that cannot be used are known before a stage begins."""
+  """The tokenizer and the rows of pairs, None where the training is finished.
+
+  Pairs that cannot be used are known here, before a stage begins.
+  """
   experiment = job.experiment
   if not experiment.objective.pairs or not experiment.train.init:
-    raise files.DataError("recipe 'preference' needs config.objective.pairs (JSONL of pairs) and config.train.init (the policy that is "
-                          "trained, and the reference)")
+    raise files.DataError(
+      "recipe 'preference' needs config.objective.pairs (JSONL of pairs) and config.train.init (the "
+      "policy that is trained, and the reference)"
+    )
   if multihost.is_first():
     files.write_json(job.workdir / "config.json", dataclasses.asdict(experiment))
   tokenizer = finetune.tokenizer_of(job)
-  done = stages.finished(job.workdir / "train", _inputs(job, tokenizer), finetune.is_whole) and not job.force
+  done = (
+    stages.finished(job.workdir / "train", _inputs(job, tokenizer), finetune.is_whole)
+    and not job.force
+  )
   return tokenizer, None if done else _plan(job, tokenizer)
 
 
@@ -53,8 +68,14 @@ def _inputs(job, tokenizer) -> dict:
 
 
 def _train(job, tokenizer, plan) -> dict:
-  return stages.run(job.workdir / "train", _inputs(job, tokenizer), functools.partial(_work, job, tokenizer, plan), job.force,
-                    together=True, whole=finetune.is_whole)
+  return stages.run(
+    job.workdir / "train",
+    _inputs(job, tokenizer),
+    functools.partial(_work, job, tokenizer, plan),
+    job.force,
+    together=True,
+    whole=finetune.is_whole,
+  )
 
 
 def _plan(job, tokenizer) -> trees.Plan:
@@ -62,12 +83,16 @@ def _plan(job, tokenizer) -> trees.Plan:
   plan = trees.plan(_trees(job, tokenizer), length, splittable=False)
   left_out = len(plan.too_long)
   if not plan.rows:
-    raise files.DataError(f"{objective.pairs}: no pair fits a row of data.row_length={length} tokens "
-                          f"({left_out} are longer)")
+    raise files.DataError(
+      f"{objective.pairs}: no pair fits a row of data.row_length={length} tokens "
+      f"({left_out} are longer)"
+    )
   _check_trains(plan, objective)
   pairs = sum(map(len, plan.rows))
-  progress.say(f"{pairs + left_out:,} pairs in {len(plan.rows):,} rows, {100 * plan.fill:.1f} % full; "
-               f"{left_out} longer than a row and left out")
+  progress.say(
+    f"{pairs + left_out:,} pairs in {len(plan.rows):,} rows, {100 * plan.fill:.1f} % full; "
+    f"{left_out} longer than a row and left out"
+  )
   return plan
 
 
@@ -86,8 +111,10 @@ def _trees(job: Job, tokenizer: tokenizers.Tokenizer) -> list[trees.Node]:
     del numbered[number]
   pairs = list(numbered.values())
   if objective.loss != "step_dpo" and any("chosen_weights" in pair.metadata for pair in pairs):
-    progress.say(f"{objective.pairs}: loss {objective.loss!r} does not read the weights of the steps "
-                 "(chosen_weights, rejected_weights); step_dpo does")
+    progress.say(
+      f"{objective.pairs}: loss {objective.loss!r} does not read the weights of the steps "
+      "(chosen_weights, rejected_weights); step_dpo does"
+    )
   roots = []
   for number, pair in numbered.items():
     try:
@@ -128,12 +155,15 @@ def _check_trains(plan: trees.Plan, objective: Objective) -> None:
     return
   if objective.loss == "filtered_sft":
     largest = max(step.advantage for step in steps)
-    why = (f"their largest advantage is {largest:g}, expected one above "
-           f"config.objective.advantage.threshold={objective.advantage.threshold:g}")
+    why = (
+      f"their largest advantage is {largest:g}, expected one above "
+      f"config.objective.advantage.threshold={objective.advantage.threshold:g}"
+    )
   else:
     why = "all their weights are 0, expected one above it in chosen_weights or rejected_weights"
   raise files.DataError(
-    f"{objective.pairs}: loss {objective.loss!r} would train none of the {len(steps):,} steps; {why}"
+    f"{objective.pairs}: loss {objective.loss!r} would train none of the {len(steps):,} steps; "
+    f"{why}"
   )
 
 
@@ -150,10 +180,19 @@ def _work(job, tokenizer, plan, folder) -> dict:
   experiment = job.experiment
   cfg, length = experiment.train, experiment.data.row_length
   alone, params, _ = finetune.load_policy(experiment, tokenizer, cfg.init)
-  reference = preference.reference_sums(alone, params, plan.rows, cfg.batch_size, length, experiment.objective.reference
-                                        or job.workdir / "reference", _made_of(job, tokenizer))
+  reference = preference.reference_sums(
+    alone,
+    params,
+    plan.rows,
+    cfg.batch_size,
+    length,
+    experiment.objective.reference or job.workdir / "reference",
+    _made_of(job, tokenizer),
+  )
   del params
-  result = policies.on_trees(experiment, plan, reference, folder, (tokenizer.size, tokenizer.fingerprint))
+  result = policies.on_trees(
+    experiment, plan, reference, folder, (tokenizer.size, tokenizer.fingerprint)
+  )
   return {**dataclasses.asdict(result), "pairs_left_out": len(plan.too_long)}
 
 
@@ -162,5 +201,8 @@ def _made_of(job: Job, tokenizer) -> dict[str, str]:
   data = [files.file_hash(experiment.objective.pairs), experiment.data.row_length]
   if more := _more_predicted(experiment.objective):
     data.append(more)
-  return {"checkpoint": finetune.identity(experiment.train.init), "tokenizer": tokenizer.fingerprint,
-          "data": files.value_hash(data)}
+  return {
+    "checkpoint": finetune.identity(experiment.train.init),
+    "tokenizer": tokenizer.fingerprint,
+    "data": files.value_hash(data),
+  }

@@ -1,7 +1,7 @@
 """Every preference loss that TRL 1.16 has, against TRL's own code: loss and gradient.
 
-TRL's trainers are made without their constructors, and a stand-in for the model gives each response the
-log-probs of the test; what is run is TRL's `_compute_loss`, `concatenated_forward` and
+TRL's trainers are made without their constructors, and a stand-in for the model gives each response
+the log-probs of the test; what is run is TRL's `_compute_loss`, `concatenated_forward` and
 `get_batch_loss_metrics`. Needs the parity requirements (`make parity`).
 
 Shapes: P pairs, N responses (chosen, then rejected), T tokens with the prompt's.
@@ -23,11 +23,14 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: make pari
 pytest.importorskip("trl", reason="TRL is not installed: make parity")
 
 PAIRS = 5
-PROMPT_P, PROMPT_TOKENS_P = -np.linspace(3, 6, PAIRS), np.array([2, 1, 5, 3, 1])  # log-prob sums, predicted tokens
+PROMPT_P, PROMPT_TOKENS_P = (
+  -np.linspace(3, 6, PAIRS),
+  np.array([2, 1, 5, 3, 1]),
+)  # log-prob sums, predicted tokens
 
 
 def _numbers(seed=3):
-  """(sums of N responses, the reference's, tokens, log-ratios of N mismatched responses), float64."""
+  """(sums of N responses, the reference's, tokens, log-ratios of N mismatched ones), float64."""
   random = np.random.default_rng(seed)
   sums_N, reference_N = -random.uniform(4, 20, (2, 2 * PAIRS))
   tokens_N = random.integers(3, 9, 2 * PAIRS)
@@ -36,6 +39,7 @@ def _numbers(seed=3):
 
 def _ours(name, cfg, sums_N, reference_N, tokens_N, mismatched_N):
   """(loss, gradient with respect to the sums of chosen and rejected responses)."""
+
   def loss(sums_N):
     pairs = Pairs(
       chosen=sums_N[:PAIRS],
@@ -72,8 +76,14 @@ def _bare(cls, **attributes):
   """A trainer without its constructor, which would load a model and data."""
   trainer = object.__new__(cls)
   vars(trainer).update(
-    accelerator=_Accelerator(), _metrics={"train": collections.defaultdict(list)}, aux_loss_enabled=False,
-    _total_train_tokens=0, _tp_size=1, label_smoothing=0.0, **attributes)
+    accelerator=_Accelerator(),
+    _metrics={"train": collections.defaultdict(list)},
+    aux_loss_enabled=False,
+    _total_train_tokens=0,
+    _tp_size=1,
+    label_smoothing=0.0,
+    **attributes,
+  )
   return trainer
 
 
@@ -81,7 +91,9 @@ def _mask(tokens_N, first_N=1):
   """1 for that many tokens of each row from the first on, [N, T]."""
   place_T = np.arange(np.max(first_N + tokens_N))
   first_N1 = np.broadcast_to(first_N, tokens_N.shape)[:, None]
-  return torch.tensor((place_T >= first_N1) & (place_T < first_N1 + tokens_N[:, None]), dtype=torch.long)
+  return torch.tensor(
+    (place_T >= first_N1) & (place_T < first_N1 + tokens_N[:, None]), dtype=torch.long
+  )
 
 
 def _spread(sums_N, mask_NT):
@@ -92,37 +104,76 @@ def _spread(sums_N, mask_NT):
 def _outputs(log_probs):
   """What TRL reads of its model; all but the log-probs is for metrics."""
   nothing = torch.zeros_like(log_probs.detach())
-  return types.SimpleNamespace(log_probs=log_probs, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool())
+  return types.SimpleNamespace(
+    log_probs=log_probs, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool()
+  )
 
 
-def _trl_dpo(sums_N, reference_N, tokens_N, mismatched_N, beta=0.1, loss_type="sigmoid", weights=None):
+def _trl_dpo(
+  sums_N, reference_N, tokens_N, mismatched_N, beta=0.1, loss_type="sigmoid", weights=None
+):
   from trl.trainer.dpo_trainer import DPOTrainer
 
   types_ = loss_type.split("+")
   trainer = _bare(
-    DPOTrainer, model=types.SimpleNamespace(training=True), beta=beta, loss_types=types_, loss_weights=weights or [1.0],
-    ld_alpha=None, f_divergence_type="reverse_kl", use_weighting=False, precompute_ref_logps=True)
+    DPOTrainer,
+    model=types.SimpleNamespace(training=True),
+    beta=beta,
+    loss_types=types_,
+    loss_weights=weights or [1.0],
+    ld_alpha=None,
+    f_divergence_type="reverse_kl",
+    use_weighting=False,
+    precompute_ref_logps=True,
+  )
   mask_NT = _mask(tokens_N)
   reference = torch.tensor(reference_N)
   inputs = {
-    "input_ids": torch.zeros_like(mask_NT), "attention_mask": torch.ones_like(mask_NT), "completion_mask": mask_NT,
-    "ref_chosen_logps": reference[:PAIRS], "ref_rejected_logps": reference[PAIRS:]}
+    "input_ids": torch.zeros_like(mask_NT),
+    "attention_mask": torch.ones_like(mask_NT),
+    "completion_mask": mask_NT,
+    "ref_chosen_logps": reference[:PAIRS],
+    "ref_rejected_logps": reference[PAIRS:],
+  }
   return trainer._compute_loss(lambda **_: _outputs(_spread(sums_N, mask_NT)), inputs, False)
 
 
-def _trl_kto(sums_N, reference_N, tokens_N, mismatched_N, beta=0.1, loss_type="kto", desirable=1.0, undesirable=1.0):
+def _trl_kto(
+  sums_N,
+  reference_N,
+  tokens_N,
+  mismatched_N,
+  beta=0.1,
+  loss_type="kto",
+  desirable=1.0,
+  undesirable=1.0,
+):
   from trl.trainer.kto_trainer import KTOTrainer
 
   trainer = _bare(
-    KTOTrainer, model=types.SimpleNamespace(training=True), beta=beta, loss_type=loss_type, desirable_weight=desirable,
-    undesirable_weight=undesirable, calculate_KL=loss_type == "kto", precompute_ref_logps=True)
+    KTOTrainer,
+    model=types.SimpleNamespace(training=True),
+    beta=beta,
+    loss_type=loss_type,
+    desirable_weight=desirable,
+    undesirable_weight=undesirable,
+    calculate_KL=loss_type == "kto",
+    precompute_ref_logps=True,
+  )
   mask_NT = _mask(tokens_N)
   ones = torch.ones_like(mask_NT)
   reference_of_mismatched = torch.full((2 * PAIRS,), -10.0, dtype=torch.float64)
   batch = {
-    "input_ids": 0 * ones, "attention_mask": ones, "completion_mask": mask_NT, "ref_logps": torch.tensor(reference_N),
-    "KL_input_ids": ones, "KL_attention_mask": ones, "KL_completion_mask": mask_NT, "ref_KL_logps": reference_of_mismatched,
-    "label": torch.arange(2 * PAIRS) < PAIRS}
+    "input_ids": 0 * ones,
+    "attention_mask": ones,
+    "completion_mask": mask_NT,
+    "ref_logps": torch.tensor(reference_N),
+    "KL_input_ids": ones,
+    "KL_attention_mask": ones,
+    "KL_completion_mask": mask_NT,
+    "ref_KL_logps": reference_of_mismatched,
+    "label": torch.arange(2 * PAIRS) < PAIRS,
+  }
 
   def model(input_ids, **_):
     if input_ids.any():
@@ -133,9 +184,9 @@ def _trl_kto(sums_N, reference_N, tokens_N, mismatched_N, beta=0.1, loss_type="k
 
 
 def _trl_without_reference(cls, sums_N, tokens_N, prompt, **attributes):
-  """CPOTrainer or ORPOTrainer, which take their log-probs from logits: a vocabulary of two has any log-prob.
+  """CPOTrainer or ORPOTrainer, which take log-probs from logits: two ids have any log-prob.
 
-  Responses follow a prompt of one token, which is never predicted, or with `prompt` of further tokens.
+  Responses follow a prompt of one token, which is never predicted; of more tokens with `prompt`.
   """
   trainer = _bare(cls, is_encoder_decoder=False, padding_value=0, pad_token_id=0, **attributes)
   prompt_N = np.tile(PROMPT_TOKENS_P, 2) * prompt
@@ -145,20 +196,30 @@ def _trl_without_reference(cls, sums_N, tokens_N, prompt, **attributes):
   if prompt:
     prompt_NT = torch.nn.functional.pad(_mask(prompt_N), (0, mask_NT.shape[1] - 1 - prompt_N.max()))
     log_prob = log_prob + _spread(torch.tensor(np.tile(PROMPT_P, 2)), prompt_NT)
-  logit = torch.where(attention[:, 1:] == 1, log_prob - torch.log(-torch.expm1(log_prob.clamp(max=-1e-9))), 0.0)
+  logit = torch.where(
+    attention[:, 1:] == 1, log_prob - torch.log(-torch.expm1(log_prob.clamp(max=-1e-9))), 0.0
+  )
   logits = torch.nn.functional.pad(torch.stack([logit, torch.zeros_like(logit)], -1), (0, 0, 0, 1))
   labels = torch.where(mask_NT == 1, 0, -100)
   batch = {}
   for side, rows in (("chosen", slice(0, PAIRS)), ("rejected", slice(PAIRS, None))):
-    batch |= {f"{side}_input_ids": 0 * labels[rows], f"{side}_attention_mask": attention[rows], f"{side}_labels": labels[rows]}
-  loss, _ = trainer.get_batch_loss_metrics(lambda *_, **__: types.SimpleNamespace(logits=logits), batch)
+    batch |= {
+      f"{side}_input_ids": 0 * labels[rows],
+      f"{side}_attention_mask": attention[rows],
+      f"{side}_labels": labels[rows],
+    }
+  loss, _ = trainer.get_batch_loss_metrics(
+    lambda *_, **__: types.SimpleNamespace(logits=logits), batch
+  )
   return loss
 
 
 def _trl_cpo(sums_N, reference_N, tokens_N, mismatched_N, **attributes):
   from trl.experimental.cpo.cpo_trainer import CPOTrainer
 
-  return _trl_without_reference(CPOTrainer, sums_N, tokens_N, 0, alpha=0.0, cpo_alpha=0.0, **attributes)
+  return _trl_without_reference(
+    CPOTrainer, sums_N, tokens_N, 0, alpha=0.0, cpo_alpha=0.0, **attributes
+  )
 
 
 def _trl_orpo(sums_N, reference_N, tokens_N, mismatched_N, beta, prompt=0):
@@ -168,7 +229,7 @@ def _trl_orpo(sums_N, reference_N, tokens_N, mismatched_N, beta, prompt=0):
 
 
 def _trl_cpo_of_log_ratios(sums_N, reference_N, tokens_N, mismatched_N, **attributes):
-  """CPO's loss on log-ratios: DPO with smoothed labels, and IPO with sums, which DPOTrainer does not have."""
+  """CPO's loss on log-ratios is smoothed DPO and IPO of sums, which DPOTrainer does not have."""
   from trl.experimental.cpo.cpo_trainer import CPOTrainer
 
   trainer = _bare(CPOTrainer, alpha=0.0)
@@ -179,18 +240,51 @@ def _trl_cpo_of_log_ratios(sums_N, reference_N, tokens_N, mismatched_N, **attrib
 
 CASES = {
   "dpo": ("dpo", Preference(beta=0.3), _trl_dpo, {"beta": 0.3}),
-  "dpo, smoothed": ("dpo", Preference(label_smoothing=0.2), _trl_cpo_of_log_ratios,
-                    {"beta": 0.1, "loss_type": "sigmoid", "label_smoothing": 0.2}),
+  "dpo, smoothed": (
+    "dpo",
+    Preference(label_smoothing=0.2),
+    _trl_cpo_of_log_ratios,
+    {"beta": 0.1, "loss_type": "sigmoid", "label_smoothing": 0.2},
+  ),
   "ipo, our default and TRL's": ("ipo", Preference(), _trl_dpo, {"loss_type": "ipo"}),
-  "ipo, sums": ("ipo", Preference(ipo_length_normalised=False), _trl_cpo_of_log_ratios, {"beta": 0.1, "loss_type": "ipo"}),
-  "rpo": ("rpo", Preference(rpo_alpha=0.7, nll_mean="tokens"), _trl_dpo, {"loss_type": "sigmoid+sft", "weights": [1.0, 0.7]}),
+  "ipo, sums": (
+    "ipo",
+    Preference(ipo_length_normalised=False),
+    _trl_cpo_of_log_ratios,
+    {"beta": 0.1, "loss_type": "ipo"},
+  ),
+  "rpo": (
+    "rpo",
+    Preference(rpo_alpha=0.7, nll_mean="tokens"),
+    _trl_dpo,
+    {"loss_type": "sigmoid+sft", "weights": [1.0, 0.7]},
+  ),
   "kto, our default and TRL's": ("kto", Preference(), _trl_kto, {}),
-  "kto, weighted": ("kto", Preference(beta=0.4, kto_desirable=2.0, kto_undesirable=0.5), _trl_kto,
-                    {"beta": 0.4, "desirable": 2.0, "undesirable": 0.5}),
-  "kto, reference point 0": ("kto", Preference(kto_reference="zero"), _trl_kto, {"loss_type": "apo_zero_unpaired"}),
-  "simpo": ("simpo", Preference(), _trl_cpo, {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.0}),
+  "kto, weighted": (
+    "kto",
+    Preference(beta=0.4, kto_desirable=2.0, kto_undesirable=0.5),
+    _trl_kto,
+    {"beta": 0.4, "desirable": 2.0, "undesirable": 0.5},
+  ),
+  "kto, reference point 0": (
+    "kto",
+    Preference(kto_reference="zero"),
+    _trl_kto,
+    {"loss_type": "apo_zero_unpaired"},
+  ),
+  "simpo": (
+    "simpo",
+    Preference(),
+    _trl_cpo,
+    {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.0},
+  ),
   "orpo": ("orpo", Preference(orpo_lambda=0.6, nll_mean="tokens"), _trl_orpo, {"beta": 0.6}),
-  "orpo, with prompts": ("orpo", Preference(nll_mean="tokens", orpo_prompt=True), _trl_orpo, {"beta": 0.1, "prompt": 1}),
+  "orpo, with prompts": (
+    "orpo",
+    Preference(nll_mean="tokens", orpo_prompt=True),
+    _trl_orpo,
+    {"beta": 0.1, "prompt": 1},
+  ),
 }
 
 
@@ -207,9 +301,16 @@ def test_loss_and_gradient_are_those_of_trl(case):
   assert np.abs(gradient).min() > 0, "every response is trained"
 
 
-@pytest.mark.parametrize(("name", "peer", "settings"), [
-  ("rpo", _trl_dpo, {"loss_type": "sigmoid+sft", "weights": [1.0, 1.0]}), ("orpo", _trl_orpo, {"beta": 0.1})])
-def test_the_default_mean_of_the_nll_is_trls_where_responses_are_equally_long_and_only_there(name, peer, settings):
+@pytest.mark.parametrize(
+  ("name", "peer", "settings"),
+  [
+    ("rpo", _trl_dpo, {"loss_type": "sigmoid+sft", "weights": [1.0, 1.0]}),
+    ("orpo", _trl_orpo, {"beta": 0.1}),
+  ],
+)
+def test_the_default_mean_of_the_nll_is_trls_where_responses_are_equally_long_and_only_there(
+  name, peer, settings
+):
   sums_N, reference_N, tokens_N, mismatched_N = _numbers()
   for tokens, equal in ((np.full(2 * PAIRS, 6), True), (tokens_N, False)):
     theirs = float(peer(torch.tensor(sums_N), reference_N, tokens, mismatched_N, **settings))
