@@ -258,10 +258,10 @@ def _policy(parsed, overrides):
     arms.refuse_study(job.workdir)
   tokenizer = finetune.tokenizer_of(job)
   model, params, step = finetune.load_policy(job.experiment, tokenizer, source, fall_back=True)
-  if training and step is not None:
-    progress.say(f"policy: {training.describe(step)}")
+  if step is None:
+    progress.say("policy: random parameters")
   else:
-    progress.say(f"policy: {source}, step {step:,}" if source else "policy: random parameters")
+    progress.say(f"policy: {training.describe(step) if training else f'{source}, step {step:,}'}")
   what = [finetune.identity(source, step) or job.experiment.seed, dataclasses.asdict(model.cfg), tokenizer.fingerprint]
   return job.experiment, tokenizer, model, params, files.value_hash(what)
 

@@ -82,14 +82,10 @@ def folder_lock(folder: Path, what: str, remedy: str = _REMEDY, patience: float 
 
   folder = pathlib.Path(folder).absolute()
   with contextlib.ExitStack() as held:
-    error = None
     if multihost.is_first():
       held.enter_context(_made(folder))
-      try:
-        held.enter_context(lock(folder / ".lock", what, f"{folder}: {remedy}", patience))
-      except LockError as e:
-        error = e
-    _agree(error)
+      held.enter_context(lock(folder / ".lock", what, f"{folder}: {remedy}", patience))
+    multihost.meet(f"{folder} locked")
     yield
 
 
@@ -99,20 +95,6 @@ def check_free(folder: Path, remedy: str = _REMEDY) -> None:
   holder = _read(path)
   if holder is not None and _lives(path, holder):
     raise LockError(f"{holder} is at work on {path.parent}: {remedy}")
-
-
-def _agree(error: LockError | None) -> None:
-  """Raises on all processes where the first did not get the lock."""
-  import jax
-
-  if jax.process_count() > 1:
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    if multihost_utils.broadcast_one_to_all(np.int32(error is not None)) and error is None:
-      error = LockError("the first process did not get the lock of the folder; its own message says why")
-  if error:
-    raise error
 
 
 def beside(path: Path) -> pathlib.Path:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp_v0
 from orbax.checkpoint import v1 as ocp
 
@@ -316,7 +315,7 @@ def _attempts(folder: pathlib.Path, numbers: Sequence[int], abstract: Any,
   Raises:
     CheckpointError: it does not fit, or another process could not read it. Exception: as `Checkpoints.restore`.
   """
-  for number in _of_first(numbers):
+  for number in multihost.agree(f"{folder} steps", list(numbers)):  # a shared file system may show others older ones
     path = folder / str(number)
     value: Any = None
     error: Exception | None = None
@@ -326,7 +325,9 @@ def _attempts(folder: pathlib.Path, numbers: Sequence[int], abstract: Any,
     except Exception as e:  # sorted below
       error = e
       outcome = "misfit" if isinstance(e, _MisfitError) else "damaged" if is_damage(e) else "failed"
-    agreed, process = _worst(outcome)
+    outcomes = multihost.gather(f"{path} read", outcome)
+    agreed = max(outcomes, key=_OUTCOMES.index)
+    process = outcomes.index(agreed)
     if agreed == "read":
       yield number, value
     elif agreed == "damaged":
@@ -337,27 +338,6 @@ def _attempts(folder: pathlib.Path, numbers: Sequence[int], abstract: Any,
       raise error
     else:
       raise CheckpointError(f"{path}: process {process} could not use it; its own message says why") from error
-
-
-def _of_first(numbers: Sequence[int]) -> list[int]:
-  """The numbers as the first process has them: a shared file system may show the others older ones."""
-  if jax.process_count() == 1:
-    return list(numbers)
-  from jax.experimental import multihost_utils
-
-  padded = np.full(256, -1, np.int64)
-  padded[:len(numbers)] = numbers[:256]
-  return [int(number) for number in multihost_utils.broadcast_one_to_all(padded) if number >= 0]
-
-
-def _worst(outcome: _Outcome) -> tuple[_Outcome, int]:
-  """(the worst outcome of all processes, the first of them that has it)."""
-  if jax.process_count() == 1:
-    return outcome, 0
-  from jax.experimental import multihost_utils
-
-  found = multihost_utils.process_allgather(np.int32(_OUTCOMES.index(outcome)))
-  return _OUTCOMES[int(found.max())], int(found.argmax())
 
 
 def _read(path: pathlib.Path, abstract: Any, parameters: bool) -> tuple[Any, dict]:

@@ -153,7 +153,9 @@ try:
     value = float(state["params"]["w"].addressable_data(0)[0, 0])
     print(json.dumps([step, value, checkpoints.steps(), checkpoint.load_params(folder, abstract["params"])[0]]))
 except Exception as e:
-  print(json.dumps(f"{type(e).__name__}: {e}"))
+  print(json.dumps(f"{type(e).__name__}: {e}"), flush=True)
+multihost.meet("end")
+multihost.finish()
 """
 
 
