@@ -296,7 +296,7 @@ class Study(Checked):
   kept: PositiveInt = 4  # most distinct right ones a problem in an RFT set
   kept_many: PositiveInt = 8  # the same for rft_many
   samples_many: PositiveInt = 32  # traces drawn a problem for rft_many
-  wrong: PositiveInt = 8  # most wrong traces a problem that get step values
+  wrong: NonNegativeInt = 8  # most wrong traces a problem that get step values
   # of their steps
   values: Values = Values(sampling=Sampling(max_tokens=64, temperature=0.7), keep=4, block=8)
   pairs: Pairing = Pairing()  # caps and guards; each arm sets its own mode
