@@ -265,7 +265,7 @@ class Evaluate(Checked):
   # math_order: the first of the task's usual places that holds one
   answer: Literal[
     "task", "hash", "answer_is", "final_line", "boxed",
-    "boxes", "minerva", "last_math", "gsm8k_order", "math_order"
+    "boxes", "minerva", "stated", "last_math", "gsm8k_order", "math_order"
   ] = "task"
 
 

@@ -9,6 +9,7 @@ Modes:
     unterminated last box is no answer.
   boxes: as boxed, and boxes side by side, parted by a comma, "and" or "or", are one answer: a list.
   minerva: after the last `The final answer is`, to `. I hope it is correct` or the line's end.
+  stated: the sentence after the last "answer is", "answer:" or "answer =", in any case.
   last_math: the last formula between `$`, `$$`, `\(` and `\)`, or `\[` and `\]`.
   last_number: the last number anywhere; digits inside a word are none. Only ever a second,
     flexible metric.
@@ -25,10 +26,11 @@ from synthjax.errors import ConfigError
 _MARKERS = {"hash": "####", "answer_is": "The answer is", "final_line": "Answer:", "a_line": "\nA:"}
 # Tried in this order; a mode that finds nothing passes on.
 ORDERS = {
-  "gsm8k_order": ("hash", "boxed", "answer_is", "final_line", "last_number"),
-  "math_order": ("boxes", "minerva", "answer_is", "final_line", "last_math"),
+  "gsm8k_order": ("hash", "boxed", "stated", "last_number"),
+  "math_order": ("boxes", "stated", "last_math"),
 }
-MODES = (*_MARKERS, "boxed", "boxes", "minerva", "last_math", "last_number", *ORDERS)
+MODES = (*_MARKERS, "boxed", "boxes", "minerva", "stated", "last_math", "last_number", *ORDERS)
+_STATED = re.compile(r"answer\s*(?:\*\*|__)?\s*(?:is\b|:|=)", re.IGNORECASE)
 # A number stands alone, not inside a word (AZYUK2A); letters right after it are a unit such as km.
 _NUMBER = re.compile(
   r"(?<![A-Za-z0-9_.\\])(?:(?<![)\]}])-)?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?![0-9_])"
@@ -80,6 +82,8 @@ def extract(text: str, mode: str) -> str | None:
     _, marker, rest = text.rpartition("The final answer is")
     line = re.split(r"\.\s*I hope|\n", rest.strip(), maxsplit=1)[0]
     return _of_line(line) if marker else None
+  if mode == "stated":
+    return _stated(text)
   if mode not in _MARKERS:
     raise ConfigError(f"extraction mode {mode!r}: expected one of {', '.join(MODES)}")
   return _after_marker(text, mode)
@@ -91,8 +95,18 @@ def _after_marker(text: str, mode: str) -> str | None:
     return None
   line = _unmarked(rest).splitlines()[0]
   if mode == "answer_is":
-    line = re.split(r"\.(?:\s|$)", line.lstrip(": "), maxsplit=1)[0]
+    line = _sentence(line)
   return _of_line(line)
+
+
+def _stated(text: str) -> str | None:
+  marks = list(_STATED.finditer(text))
+  rest = _unmarked(text[marks[-1].end() :]) if marks else ""
+  return _of_line(_sentence(rest.splitlines()[0])) if rest else None
+
+
+def _sentence(line: str) -> str:
+  return re.split(r"\.(?:\s|$)", line.lstrip(": "), maxsplit=1)[0]
 
 
 def _unmarked(text: str) -> str:

@@ -157,6 +157,9 @@ def _same_numbers(gold: Number, found: Number, policy: Policy) -> bool:
     return True
   if not policy.rounding:
     return gold.places + found.places > -2 and round(gold.value, 6) == round(found.value, 6)
+  # A gold with fewer places than the prediction does not stand for it: the prediction is another number.
+  if gold.places >= 0 and found.places > gold.places:
+    return False
   return _stands_for(gold, found.value) or _stands_for(found, gold.value)
 
 
@@ -293,8 +296,20 @@ def _same_groups(gold: Group, found: Group, policy: Policy, leaf: Leaf | None) -
     return False if policy.tuples else _in_any_order(gold, found, policy, leaf)
   if kinds <= _INTERVALS:
     return False if policy.intervals else _in_order(gold.items, found.items, policy, leaf)
+  if kinds == {"", "union"}:
+    return _in_any_order(_as_union(gold), _as_union(found), policy, leaf)
   # [0,1] and [1,2] together are [0,2].
   return None if "union" in kinds and kinds <= {"union", *_INTERVALS} else False
+
+
+def _as_union(group: Group) -> Group:
+  """A list of inequalities, x < 1 or x > 2, as the intervals that they are."""
+  intervals = []
+  for item in group.items:
+    relation = forms.form(item)
+    interval = _interval(relation) if isinstance(relation, Relation) else None
+    intervals.append(interval or item)
+  return Group("union", tuple(intervals))
 
 
 def _by_position(gold: Group, found: Group) -> bool:

@@ -267,13 +267,21 @@ def _split_unit(text: str, tail: re.Match) -> Measured | None:
   words, power = tail["words"], tail["power"] or ""
   for start in re.finditer(r"(?:\\word\s+)?(?<![A-Za-z.\-/])[A-Za-z]", words):
     body = text[: tail.start() + start.start()].strip()
-    if not body or body.endswith(_UNFINISHED):
+    if not body or body.endswith(_UNFINISHED) or not _may_precede_unit(words[: start.start()]):
       continue
     as_text = r"\word" in words[: start.end()]
     unit = units.read(words[start.start() :].replace(r"\word", " ") + power, as_text)
     if unit is not None:
       return Measured(body, unit) if unit else None
   return None
+
+
+def _may_precede_unit(words: str) -> bool:
+  """Only scales, spelled numbers and variables: 12 square units squared are no units squared."""
+  for word in words.replace(r"\word", " ").lower().split():
+    if len(word) > 1 and word not in units.SCALES and word not in _SPELLED:
+      return False
+  return True
 
 
 def _with_currency(body: str, currency: str) -> Measured:
@@ -303,9 +311,10 @@ _CUP = re.compile(r"\s*\\cup(?![A-Za-z])\s*")
 _COLON = re.compile(r"\s*:\s*")
 _PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")
 _NAME = re.compile(
-  r"(?:m?\s*\\angle\s*|\\triangle\s*|\\overline\s*)?(?:\\?[A-Za-z]+|\{[A-Z]+\})"
+  r"(?:m?\s*\\angle\s*|\\triangle\s*|\\overline\s*|\\vec\s*)?(?:\\?[A-Za-z]+|\{[A-Za-z]+\})"
   r"(?:_\w|_\{\w+\})?'*(?:\([A-Za-z0-9, ]+\))?"
 )
+_SYMBOL = re.compile(r"\\?[A-Za-z](?:_\w)?|\\(?:theta|alpha|beta)")
 _TEXT_NAME = re.compile(r"\\word\s+[A-Za-z ]+")
 _OPTION = re.compile(
   r"(?:\\word)?\s*\(\s*(?:\\word)?\s*([A-Za-z])\s*\)\s*"
@@ -344,6 +353,8 @@ def _relation(text: str) -> Assigned | Relation | None:
     and _agree(sides[1:])
   ):
     return Assigned(_squeezed_name(sides[0]), sides[-1])
+  if signs == ("=",) and _SYMBOL.fullmatch(sides[1]) and not _SYMBOL.fullmatch(sides[0]):
+    return Assigned(_squeezed_name(sides[1]), sides[0])  # 5 = x
   return Relation(sides, signs)
 
 

@@ -60,7 +60,7 @@ def fingerprint(expression: Expression) -> str | None:
 def same(one: Expression, other: Expression) -> bool | None:
   """True where two agree to 60 digits at random points, False where they are apart, else None.
 
-  e and i may be numbers or variables: equal is what is equal either way.
+  Beside variables, e and i may be numbers or variables: equal is what is equal either way.
   """
   return _over_points(one, other, _compared)
 
@@ -102,7 +102,8 @@ def close(value: Fraction, expression: Expression, distance: Fraction) -> bool |
 def _over_points(one: Expression, other: Expression, compared, at_least: int = 1) -> bool | None:
   names = one.names | other.names
   verdicts = {_at_points(one, other, compared, names, at_least, frozenset())}
-  if verdicts == {True} and names & {"e", "i"}:
+  # Without other variables they are the numbers.
+  if verdicts == {True} and names & {"e", "i"} and names - {"pi", "e", "i"}:
     verdicts.add(_at_points(one, other, compared, names, at_least, names & {"e", "i"}))
   return verdicts.pop() if len(verdicts) == 1 else None
 
@@ -247,12 +248,7 @@ class _Evaluation:
     if isinstance(exponent, Fraction) and exponent.denominator == 2:
       return _root(base, 2) ** exponent.numerator
     base, exponent = _inexact(base), _inexact(exponent)
-    if (
-      isinstance(base, _CONTEXT.mpc)
-      or isinstance(exponent, _CONTEXT.mpc)
-      or base <= 0
-      or abs(exponent) > _LARGEST_POWER
-    ):
+    if isinstance(base, _CONTEXT.mpc) or base <= 0 or abs(exponent) > _LARGEST_POWER:
       raise Unknown
     return base**exponent
 

@@ -39,7 +39,9 @@ _CLEANED = [
     (r"\\[lr]brace(?![A-Za-z])", lambda match: r"\{" if "l" in match[0] else r"\}"),
     (r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi"),
     (r"(?<![\\A-Za-z])(?:inf|infinity|infty)(?![A-Za-z])", r"\\infty"),
-    (r"\*\*", "^"),
+    (r"\\langle(?![A-Za-z])", "("),
+  (r"\\rangle(?![A-Za-z])", ")"),
+  (r"\*\*", "^"),
     (r"_\{(\w+)\}", r"_\1"),
     (r"\^\{(\w)\}", r"^\1"),
   )

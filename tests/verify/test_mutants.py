@@ -56,7 +56,7 @@ def _refuted_parts(one: str, other: str) -> bool | None:
 
 def _plain(text: str) -> str:
   text = re.sub(r"\\left|\\right|\\!|\\,|\\;|\$(?=.*\$)|(?<=\S)\$$|\\displaystyle", "", text.strip())
-  text = re.sub(r"\\[dt]frac", r"\\frac", text)
+  text = re.sub(r"\\[dt]frac", r"\\frac", text).removeprefix(r"\approx").replace("f(x)", "F").strip()
   text = re.sub(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?!\d))", "", text)
   return re.sub(r"\s+", " ", text).strip().rstrip(".").strip()
 
@@ -232,7 +232,7 @@ MUTATIONS = {
   "broken box": lambda t, r: t + r.choice(["} , 5", "}", " }{ 2", r"} \boxed{3"]),
   "item dropped": lambda t, r: ",".join(_split(t)[1:]) if re.match(r"[\d\\-]", t) and len(_split(t)) > 1 else None,
   "item added": lambda t, r: f"{t}, {r.randint(50, 99)}",
-  "relation": lambda t, r: _swapped(t, r, r"\\leq?(?![a-z])|\\geq?(?![a-z])|<|>|=", lambda m: r.choice([s for s in ("<", ">", r"\le", "=") if s != m[0]])),
+  "relation": lambda t, r: _swapped(t, r, r"\\leq?(?![a-z])|\\geq?(?![a-z])|<|>|=", lambda m: r.choice([s for s in ("<", ">", r"\le", "=") if s != m[0].rstrip("q")])),
   "infinity": lambda t, r: _swapped(t, r, r"-?\\infty", lambda m: r"\infty" if "-" in m[0] else r"-\infty"),
   "nothing said": lambda t, r: "1=2" if "=" in t else None,
   "base": lambda t, r: _swapped(t, r, r"_\{?\d+\}?", r.choice(["", "_3"])),

@@ -36,6 +36,7 @@ def judge():
   ("last_math", r"we get $x=2$ and so \(y = 3\).", "y = 3"), ("last_math", r"so \[ \boxed{7} \]", "7"), ("last_math", "costs $5", None),
   ("last_number", "first 3 and $1,200.50 later", "$1,200.50"), ("last_number", "none", None), ("last_number", "the code AZYUK2A", None), ("last_number", "3 of the 2nd, x2", "3"),
   ("last_number", "10-5 km", "5"), ("last_number", "-3", "-3"), ("last_number", "about 12km", "12"), ("last_number", "it is .5", ".5"),
+  ("stated", "so the answer is 5.", "5"), ("stated", "**Final Answer:** 3/4", "3/4"), ("stated", "Answer = 7 (as 3 + 4)", "7"), ("stated", "answers vary", None),
   ("math_order", r"\boxed{2}. The answer is 3", "2"), ("math_order", "The answer is 3", "3"), ("math_order", "so $x$ is $3$", "3"), ("math_order", "3", None),
   ("gsm8k_order", "The answer is 3\n#### 4", "4"), ("gsm8k_order", "so 5 of them", "5"), ("gsm8k_order", "", None),
 ])
@@ -54,15 +55,15 @@ EQUAL = [
   ("3", "three"), ("20", "Twenty"), ("5", r"5\text{ cm}"), ("5", "5 apples"), ("90", r"90^\circ"), ("5", "x=5"), ("x=5", "5"), (r"16\text{ daps}", "16"),
   ("300000", r"3\times 10^5"), ("10^{100}", "1e100"), ("(1,2)", r"\left(1, 2\right)"), ("(1,2]", "( 1 , 2 ]"), (r"\{1,2\}", r"\{2,1\}"),
   ("1,2", "2, 1"), ("A", "(A)"), ("A", "(a)"), (r"\text{Monday}", "monday"), (r"\pi", "pi"), ("2", "(2)"), ("1800000000", "1.8 billion"), ("4:30 p.m.", "4:30 PM"),
-  (r"\text{(C)}", "C"), ("1,000", "1, 000"), ("(-\\infty, 2)", "(-infinity,2)"), (r"\emptyset", r"\{\}"), ("x=2", "x=4/2=2"),
+  (r"\text{(C)}", "C"), ("1,000", "1, 000"), ("(-\\infty, 2)", "(-infinity,2)"), (r"\emptyset", r"\{\}"), ("x=2", "x=4/2=2"), ("x=2", "2=x"), (r"\langle 1,2\rangle", "(1,2)"), ("0.123456789", "0.123457"),
   # By value at random points, to 60 digits or exactly.
   ("x+1", "1+x"), (r"\sqrt{8}", r"2\sqrt{2}"), (r"\sqrt{51}", "sqrt(51)"), (r"\sqrt{51}", "\N{SQUARE ROOT}51"), ("f(x)^2/2", r"\frac{f(x)^2}{2}"), ("x(x+1)", "x^2+x"),
-  (r"\frac{1}{3}", "0.3333333"), (r"\frac{1}{\sqrt{2}}", r"\frac{\sqrt{2}}{2}"), ("3+4i", "4i+3"), (r"\sin 30^\circ", "1/2"), ("1/2004!", "1/(2004*2003!)"), ("ab", "ba"),
+  (r"\frac{1}{3}", "0.3333333"), (r"\frac{1}{\sqrt{2}}", r"\frac{\sqrt{2}}{2}"), ("3+4i", "4i+3"), ("1+i", r"\frac{2}{1-i}"), (r"e^{i\pi/2}", "i"), (r"\vec{v}=(1,2)", "(1,2)"), (r"\sin 30^\circ", "1/2"), ("1/2004!", "1/(2004*2003!)"), ("ab", "ba"),
   ("2^{10}", "1024"), (r"\binom{5}{2}", "10"),
   # Units, names, lists, relations, intervals.
   (r"25\pi", r"25\pi\text{ cm}^2"), (r"12\text{ cm}", "12 centimeters"), (r"3\text{ square feet}", r"3\text{ ft}^2"), (r"\$1.50", "1.5 dollars"), (r"10\%", "10%"), ("10", "10%"),
   ("x=3,y=4", "y=4, x=3"), ("(3,4)", "x=3, y=4"), (r"2 \text{ or } -3", "2, -3"), ("2;3", "2,3"), (r"6, 8\text{, and }10", "6, 8 and 10"), (r"1\pm\sqrt{2}", r"1+\sqrt2, 1-\sqrt2"),
-  ("y=2x+1", "2x-y+1=0"), ("x<5", "5>x"), ("2x<10", "x<5"), (r"(5,\infty)", "x>5"), ("1<x\\le2", "(1,2]"), (r"x \in [1,2]", "[1,2]"), (r"[0,1)\cup(2,3]", r"(2,3] \cup [0,1)"),
+  ("y=2x+1", "2x-y+1=0"), ("x<5", "5>x"), ("2x<10", "x<5"), (r"(5,\infty)", "x>5"), ("1<x\\le2", "(1,2]"), (r"x \in [1,2]", "[1,2]"), (r"[0,1)\cup(2,3]", r"(2,3] \cup [0,1)"), (r"(-\infty,1)\cup(2,\infty)", r"x<1 \text{ or } x>2"),
   (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{bmatrix} 1 \\ 2\end{bmatrix}"), (r"\{2\}", "2"),
 ]
 DIFFERENT = [
@@ -72,13 +73,13 @@ DIFFERENT = [
   ("5", "5 xy"), ("4", "4 sec x"), ("x=3, y=4", "x=4, y=3"), ("x=3, y=4", "4, 3"), ("y=x", "x=x"), ("x=5", "y=5"), ("6", "2+4"), ("6", "3!"), ("2", r"\sqrt{4}"), ("0.1", "10%"),
   (r"12\text{ cm}", r"12\text{ m}"), ("440 cm^2", "440 cm^4"), (r"\$5", "5 cents"), ("3", r"3\text{ million}"), ("x^2+121=0", "1=2"), ("0.5", r"0.5\%"),
   (r"\sin 30^\circ", r"\sin 30"), ("f(x)^2/2", "fx^2/2"), ("3m", "3"), ("10^{100}+1", "10^{100}+2"), ("1/2004!", "1/2006!"), ("x<5", "x>5"), ("x<5", r"x\le 5"), ("x=5", "2x=10"),
-  ("(1,2)", r"1\le x\le 2"), ("x", "X"), ("p - q", "p - Q"), ("(1,2)", r"\{1,2\}"), ("[-2,0]", "[0,-2]"), ("3:4", "4:3"), ("52_8", "52_7"), ("e", "2.718"), (r"\sin x", r"\cos x"),
+  ("(1,2)", r"1\le x\le 2"), ("x", "X"), ("p - q", "p - Q"), ("(1,2)", r"\{1,2\}"), ("[-2,0]", "[0,-2]"), ("3:4", "4:3"), ("52_8", "52_7"), ("e", "2.718"), (r"\sin x", r"\cos x"), ("0.123456", "0.1234567"),
   # Large numbers: nothing overflows.
   (r"\sqrt{2}", "10^{400}"), (r"\sqrt{2}", "1e309"), (r"\sqrt{2}", "9.9e399"),
 ]
 # The workers' turn: what is ambiguous, and what the forms do not cover.
 UNCERTAIN = [("1234", "1, 034"), ("5", "5 choose two"), ("5", "5 less than x"), ("5", "5 tenths"), ("5", "5 not"), ("5", "5 m"), ("7", "7} , 5"), (r"\frac{x}{2}", "1/2x"),
-             (r"\log 100", "2"), ("[0,2]", r"[0,1]\cup[1,2]"), ("x^2=4", "x^2=-4"), ("10^{-60}", r"\sqrt{2}-\sqrt{2}"), ("y(x)", "xy"), (r"\sqrt{5}", "9^9^9"), ("ABC", "BAC")]
+             (r"\log 100", "2"), ("[0,2]", r"[0,1]\cup[1,2]"), ("x^2=4", "x^2=-4"), ("10^{-60}", r"\sqrt{2}-\sqrt{2}"), ("y(x)", "xy"), ("(x+i)(x-i)", "x^2+1"), (r"\sqrt{5}", "9^9^9"), ("ABC", "BAC")]
 
 
 @pytest.mark.parametrize(("gold", "found", "expected"), [
