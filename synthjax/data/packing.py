@@ -15,18 +15,21 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """Row r holds the documents `order[starts[r]:starts[r + 1]]`, one after the other."""
+  """Which documents each row holds; `len` is the number of rows."""
 
-  order_N: np.ndarray  # int64 document indices, grouped by row
-  starts_R1: np.ndarray  # int64, R + 1 boundaries into `order_N`
+  starts_R1: np.ndarray  # of the packing's rows: boundaries into `ranks_N`
+  ranks_N: np.ndarray  # of every place, row by row: which of the documents by length it takes
+  documents_N: np.ndarray  # by length, in the epoch's order within each length
+  rows_R: np.ndarray  # the packing's rows in the epoch's order
   fill: float  # share of the rows' positions that hold a token
 
   def __len__(self) -> int:
-    return len(self.starts_R1) - 1
+    return len(self.rows_R)
 
   def row(self, r: int) -> np.ndarray:
     """The documents of row r, in order."""
-    return self.order_N[self.starts_R1[r] : self.starts_R1[r + 1]]
+    row = self.rows_R[r]
+    return self.documents_N[self.ranks_N[self.starts_R1[row] : self.starts_R1[row + 1]]]
 
 
 class _Class(NamedTuple):
@@ -69,35 +72,32 @@ class Packing:
     wanted = [np.tile(kind, c.rows) for kind, c in zip(kinds, classes)]
     sizes = [np.full(c.rows, len(kind)) for kind, c in zip(kinds, classes)]
     wanted_N = np.concatenate([*wanted, np.zeros(0, int)]).astype(small)
-    self._sizes_R = np.concatenate([*sizes, np.zeros(0, int)])
-    # Places and documents by length: the k-th place of a length takes the k-th document of it.
-    self._places_N = np.argsort(wanted_N, kind="stable")
-    self._documents_N = np.argsort(lengths_N.astype(small), kind="stable")
+    starts_R1 = np.append(0, np.cumsum(np.concatenate([*sizes, np.zeros(0, int)])))
+    index = np.int32 if len(lengths_N) < 1 << 31 else np.int64
+    # The k-th place of a length takes the k-th document of it.
+    ranks_N = np.empty(len(lengths_N), index)
+    ranks_N[np.argsort(wanted_N, kind="stable")] = np.arange(len(lengths_N), dtype=index)
+    documents_N = np.argsort(lengths_N.astype(small), kind="stable").astype(index)
+    rows = len(starts_R1) - 1
+    fill = float(lengths_N.sum()) / (rows * row_length) if rows else 0.0
+    self._in_order = Plan(starts_R1, ranks_N, documents_N, np.arange(rows), fill)
     self._ends_L = np.cumsum(counts_L)
-    rows = len(self._sizes_R)
-    self.fill = float(lengths_N.sum()) / (rows * row_length) if rows else 0.0
 
   def __len__(self) -> int:
-    return len(self._sizes_R)
+    return len(self._in_order)
+
+  @property
+  def fill(self) -> float:
+    return self._in_order.fill
 
   def plan(self, random: np.random.Generator | None) -> Plan:
     """The plan of an epoch; without random numbers documents and rows keep their order."""
-    documents_N = self._documents_N
-    rows_R = np.arange(len(self))
-    if random is not None:
-      documents_N = documents_N.copy()
-      for of_length in np.split(documents_N, self._ends_L[:-1]):
-        random.shuffle(of_length)
-      random.shuffle(rows_R)
-    order_N = np.empty_like(documents_N)
-    order_N[self._places_N] = documents_N
-    old_starts_R = np.cumsum(self._sizes_R) - self._sizes_R
-    sizes_R = self._sizes_R[rows_R]
-    starts_R1 = np.append(0, np.cumsum(sizes_R))
-    # Of every place the row's old start, plus how far the place is from the row's new start.
-    picked_N = np.repeat(old_starts_R[rows_R] - starts_R1[:-1], sizes_R)
-    picked_N += np.arange(len(order_N))
-    return Plan(order_N[picked_N], starts_R1, self.fill)
+    if random is None:
+      return self._in_order
+    documents_N = self._in_order.documents_N.copy()
+    for of_length in np.split(documents_N, self._ends_L[:-1]):
+      random.shuffle(of_length)
+    return dataclasses.replace(self._in_order, documents_N=documents_N, rows_R=random.permutation(len(self)))
 
 
 def _check(lengths_N, row_length) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -92,8 +93,8 @@ def _together(workdir, processes, devices, record, stop_at=0):
         run.send_signal(signal.SIGTERM)
       break
   outputs = [run.communicate(timeout=300)[0] for run in runs]
-  assert [run.returncode for run in runs] == [1] * processes, outputs
-  assert "stopped by SIGTERM after step" in outputs[0]
+  assert [run.returncode for run in runs] == [143] * processes, outputs
+  assert all("stopped by SIGTERM; after step" in output for output in outputs)
   return outputs
 
 
@@ -121,6 +122,122 @@ def test_one_process_then_two_with_two_devices_then_one_see_the_same_examples_in
 
 def _records(path):
   return [tuple(json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def _matrix(out, what, processes, devices):
+  """Runs tests/train/matrix.py; compiled in a hurry, since nothing there is computed twice."""
+  flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+  coordinator = f"127.0.0.1:{_free_port()}"
+  runs = []
+  for process in range(processes):
+    who = {"SYNTHJAX_COORDINATOR": coordinator, "SYNTHJAX_PROCESSES": str(processes), "SYNTHJAX_PROCESS": str(process)}
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **who}
+    command = [sys.executable, str(ROOT / "tests/train/matrix.py"), str(out), what]
+    runs.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+  for run in runs:
+    _finish(run)
+  return dict(np.load(out))
+
+
+@pytest.fixture(scope="module")
+def oracle(tmp_path_factory):
+  """Loss and gradient of every loss, on one device in one piece."""
+  return _matrix(tmp_path_factory.mktemp("matrix") / "oracle.npz", "oracle", 1, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "cases"), [(2, 18), (4, 4)])
+def test_every_loss_and_gradient_is_that_of_one_device_whatever_process_holds_what(tmp_path, oracle, processes, cases):
+  found = _matrix(tmp_path / "found.npz", str(cases), processes, 4 // processes)
+  assert len(found) == cases
+  for name, values in found.items():
+    expected = oracle[name.split()[0]]
+    scale = max(1.0, np.abs(expected).max())
+    np.testing.assert_allclose(values, expected, atol=1e-6 * scale, err_msg=name)
+
+
+def _pair(verb, workdir, *more, **environment):
+  """Two processes of one start."""
+  who = {"SYNTHJAX_COORDINATOR": f"127.0.0.1:{_free_port()}", "SYNTHJAX_PROCESSES": "2"}
+  return [_start(verb, workdir, *more, SYNTHJAX_PROCESS=str(k), **who, **environment) for k in range(2)]
+
+
+def _ends(runs, seconds):
+  """(exit codes, outputs) of runs that end by themselves in time."""
+  deadline = time.monotonic() + seconds
+  outputs = [run.communicate(timeout=max(1.0, deadline - time.monotonic()))[0] for run in runs]
+  return [run.returncode for run in runs], outputs
+
+
+def test_an_error_of_one_process_ends_all_of_them_with_its_sentence(tmp_path):
+  """The first process reads the data while the other one waits for it."""
+  good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+  good.write_text('{"text": "one"}\n')
+  bad.write_text('{"body": "two"}\n')
+  data = ["--config.data.task=text", f"--config.data.train_path={good}", f"--config.data.test_path={bad}", "--config.data.tokenizer.kind=bytes"]
+  runs = _pair("train", tmp_path / "run", *data)
+  codes, outputs = _ends(runs, 100)
+  assert codes == [1, 1], outputs
+  for output in outputs:
+    assert "row 1: field 'text' is None; expected text" in output.splitlines()[-1]
+
+
+def test_a_killed_process_ends_the_other_one_with_its_name(tmp_path):
+  runs = _pair("train", tmp_path, "--config.train.steps=100000", "--config.train.log_every=1")
+  for line in runs[0].stdout:
+    if line.startswith("step"):
+      break
+  runs[1].kill()
+  killed = time.monotonic()
+  codes, outputs = _ends(runs, 30)
+  assert codes == [1, -signal.SIGKILL] and time.monotonic() - killed < 15
+  assert "process 1 of 2 ended without a word" in outputs[0].splitlines()[-1]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_hanging_start(tmp_path, number, code):
+  port = _free_port()
+  run = _start("train", tmp_path, SYNTHJAX_COORDINATOR=f"127.0.0.1:{port}", SYNTHJAX_PROCESSES="2", SYNTHJAX_PROCESS="0")
+  _wait_for_port(port + 1)
+  run.send_signal(number)
+  codes, outputs = _ends([run], 15)
+  assert codes == [code] and "synthjax: stopped by" in outputs[0].splitlines()[-1]
+
+
+def _wait_for_port(port):
+  """Until somebody listens there; the connection is nobody's and is let go."""
+  while True:
+    with socket.socket() as probe:
+      if probe.connect_ex(("127.0.0.1", port)) == 0:
+        return
+    time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_at_a_random_moment_of_a_training_with_rare_lines_is_followed_and_resumed_to_the_bit(tmp_path, processes):
+  """As the quickstart has it: no line and no checkpoint falls due before the end."""
+  rare = ["--config.train.log_every=10000", "--config.train.checkpoint_every=10000", "--config.train.steps=400"]
+  begin = _pair if processes == 2 else lambda *arguments: [_start(*arguments)]
+  for run in begin("train", tmp_path / "whole", *rare):
+    _finish(run)
+  moments = random.Random(processes)
+  for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGTERM, 143)):
+    runs = begin("train", tmp_path / "cut", *rare)
+    for line in runs[0].stdout:
+      if line.startswith("compiled the step"):
+        break
+    time.sleep(moments.uniform(0.0, 1.5))
+    assert all(run.poll() is None for run in runs)
+    runs[-1].send_signal(number)  # one of them is enough
+    asked = time.monotonic()
+    codes, outputs = _ends(runs, 60)
+    assert codes == [code] * processes, outputs
+    assert time.monotonic() - asked < 15
+    assert all("synthjax: stopped by" in output.splitlines()[-1] for output in outputs), outputs
+  for run in begin("train", tmp_path / "cut", *rare):
+    _finish(run)
+  jax.tree.map(np.testing.assert_array_equal, _params(tmp_path / "cut"), _params(tmp_path / "whole"))
 
 
 def test_a_process_that_does_not_come_is_named(tmp_path):
