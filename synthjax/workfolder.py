@@ -17,7 +17,7 @@ from synthjax.errors import ConfigError
 RESULT_NEUTRAL_FIELDS = (
   "data.folder", "data.prefetch", "data.threads", "evaluate.before", "evaluate.slots", "mesh", "model.kernels",
   "model.remat", "objective.pairs", "objective.reference", "train.accumulate", "train.checkpoint_every",
-  "train.eval_every", "train.init", "train.keep", "train.log_every", "train.profile",
+  "train.continue_from", "train.eval_every", "train.init", "train.keep", "train.log_every", "train.profile",
 )
 
 # In a folder with these changed, what is there is still of use: other evaluations, and more cells of a study.
@@ -50,7 +50,7 @@ def choose(experiment: schema.Experiment, given: str) -> pathlib.Path:
 
 def _folder_neutral_fields() -> set[str]:
   """Fields in which two runs of one default folder may differ. Where a run starts and what it reads is no such field."""
-  neutral = set(RESULT_NEUTRAL_FIELDS) - {"train.init", "objective.pairs", "data.folder"}
+  neutral = set(RESULT_NEUTRAL_FIELDS) - {"train.init", "train.continue_from", "objective.pairs", "data.folder"}
   of_train = [name.removeprefix("train.") for name in neutral if name.startswith("train.")]
   for group in ("study.rft", "study.preference"):
     neutral |= {f"{group}.{name}" for name in of_train}

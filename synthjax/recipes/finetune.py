@@ -77,9 +77,32 @@ def train(job: Job) -> dict:
 
 
 def _train(job, tokenizer, caches) -> dict:
-  work = lambda folder: dataclasses.asdict(loop.train(
-    job.experiment, caches, folder, (tokenizer.size, tokenizer.fingerprint), job.workdir / "cache_test"))
-  return stages.run(job.workdir / "train", _training(job), work, job.force, together=True, whole=is_whole)
+  inputs = _training(job)
+
+  def work(folder: pathlib.Path) -> dict:
+    earlier = () if job.force else _earlier(folder, inputs)
+    result = loop.train(job.experiment, caches, folder, (tokenizer.size, tokenizer.fingerprint), job.workdir / "cache_test",
+                        earlier=earlier)
+    return dataclasses.asdict(result)
+
+  return stages.run(job.workdir / "train", inputs, work, job.force, together=True, whole=is_whole)
+
+
+def _earlier(folder: pathlib.Path, inputs: dict) -> list[loop.Earlier]:
+  """Kept versions of a training whose inputs differ in the number of steps or in the schedule alone."""
+  found = []
+  for each in stages.versions(folder):
+    if each.folder == folder or each.inputs is None or _without_schedule(each.inputs) != _without_schedule(inputs):
+      continue
+    steps = each.inputs["train"]["steps"] or (each.result or {}).get("steps", 0)
+    cfg = schema.Optimizer(**each.inputs["train"]["optimizer"])
+    found.append(loop.Earlier(each.folder / "checkpoints", cfg, steps))
+  return found
+
+
+def _without_schedule(inputs: dict) -> dict:
+  train = {key: value for key, value in inputs["train"].items() if key not in ("steps", "epochs", "optimizer")}
+  return {**inputs, "train": train}
 
 
 def is_whole(training: stages.Version) -> bool:
@@ -264,6 +287,8 @@ def settings(job: Job) -> dict:
   experiment = job.experiment
   found = {"train": workfolder.decisive("train", experiment.train), "model": workfolder.decisive("model", experiment.model),
            "seed": experiment.seed, "init": identity(experiment.train.init)}
+  if trunk := experiment.train.continue_from:
+    found["continue_from"] = identity(trunk, experiment.train.continue_step or None)
   if experiment.recipe == "preference":
     found["objective"] = workfolder.decisive("objective", experiment.objective)
   return found

@@ -6,6 +6,7 @@ changes in silence. Each process reads for itself; then all of them agree on wha
 they never go on from different steps.
 """
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -52,14 +53,16 @@ class Checkpoints:
     keep: how many of the newest are kept; the one with the lowest held-out loss is kept besides.
     watchers: folder of the watchers' folders (see `evaluate/watch.py`): a step that one of them has not scored is kept too.
     say: prints a line.
+    pinned: a step that is kept whatever comes after it.
   """
 
-  def __init__(self, folder: files.Path, keep: int = 2, watchers: files.Path = "", say: Callable[[str], None] = progress.say):
+  def __init__(self, folder: files.Path, keep: int = 2, watchers: files.Path = "", say: Callable[[str], None] = progress.say,
+               pinned: int = 0):
     self.folder, self._say = pathlib.Path(folder).absolute(), say
     best = _policies.BestN(get_metric_fn=lambda m: -m["eval_loss"], n=1, keep_checkpoints_without_metrics=False)
     self._orbax = ocp.training.Checkpointer(
       self.folder, save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-      preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(keep), best, _Unscored(watchers)]),
+      preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(keep), best, _Unscored(watchers), _Pinned(pinned)]),
       cleanup_tmp_directories=True)
     self._pending = None
     self._whole: set[int] = set()  # steps that were read or written here
@@ -162,6 +165,17 @@ class Checkpoints:
     self.close()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Pinned:
+  """Keeps one step."""
+
+  step: int
+
+  def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    del context
+    return [checkpoint.step == self.step for checkpoint in checkpoints]
+
+
 class _Unscored:
   """Keeps what a watcher has yet to score."""
 
@@ -201,6 +215,11 @@ def newest_step(folder: files.Path) -> int | None:
   if _is_step(folder):
     return int(folder.name)
   return named_step(folder) or max(_numbers(folder), default=None)
+
+
+def steps_in(folder: files.Path) -> list[int]:
+  """The steps that lie in a folder of checkpoints, oldest first."""
+  return sorted(_numbers(pathlib.Path(folder)))
 
 
 def load_params(folder: files.Path, abstract: Any, step: int | None = None) -> tuple[int, Any, dict]:

@@ -54,6 +54,14 @@ class Result:
   tokens: int  # target tokens trained on
 
 
+class Earlier(NamedTuple):
+  """A training with the same settings but for its schedule, which a longer one may go on from."""
+
+  folder: pathlib.Path  # of checkpoints
+  optimizer: schema.Optimizer
+  steps: int
+
+
 class Trunk(NamedTuple):
   """A checkpoint of another training that a training continues whole: parameters, optimizer state, step and data position.
 
@@ -65,7 +73,7 @@ class Trunk(NamedTuple):
 
 
 def train(experiment: schema.Experiment, caches: Mapping[pathlib.Path, float], folder: files.Path, tokenizer: tuple[int, str],
-          held_out: files.Path | None = None, say: Callable[[str], None] = progress.say, trunk: Trunk | None = None) -> Result:
+          held_out: files.Path | None = None, say: Callable[[str], None] = progress.say, earlier: Sequence[Earlier] = ()) -> Result:
   """Trains as the config says and leaves checkpoints and metrics in `folder`; goes on from the newest checkpoint there.
 
   Args:
@@ -75,7 +83,7 @@ def train(experiment: schema.Experiment, caches: Mapping[pathlib.Path, float], f
     tokenizer: (number of ids, fingerprint).
     held_out: folder of documents for the held-out loss.
     say: prints a line.
-    trunk: another training's checkpoint that this one continues, where its own folder has none.
+    earlier: trainings of which this one may be the continuation, where its own folder has no checkpoint.
 
   Raises:
     MeshError, CheckpointError, DataError: before anything is compiled.
@@ -84,7 +92,16 @@ def train(experiment: schema.Experiment, caches: Mapping[pathlib.Path, float], f
     stopping.Stopped: SIGTERM or Ctrl-C, after a checkpoint.
   """
   rows, steps = _rows(experiment, caches, tokenizer[1], say)
-  return by_likelihood(experiment, rows, steps, folder, tokenizer, held_out, say, trunk)
+  return by_likelihood(experiment, rows, steps, folder, tokenizer, held_out, say, trunk_of(experiment, steps, earlier))
+
+
+def trunk_of(experiment: schema.Experiment, steps: int, earlier: Sequence[Earlier]) -> Trunk | None:
+  """The latest checkpoint of earlier trainings up to which their updates are also those of this one; None where there is none."""
+  found = []
+  for training in earlier:
+    common = optimizer.common_steps((training.optimizer, training.steps), (experiment.train.optimizer, steps))
+    found += [Trunk(training.folder, step) for step in checkpoint.steps_in(training.folder) if 0 < step <= common]
+  return max(found, key=lambda trunk: trunk.step or 0, default=None)
 
 
 def by_likelihood(experiment: schema.Experiment, rows: RowsLike, steps: int, folder: files.Path, tokenizer: tuple[int, str],
@@ -102,13 +119,14 @@ def run(experiment: schema.Experiment, trainer: Trainer, rows: RowsLike, steps: 
         held_out: files.Path | None = None, say: Callable[[str], None] = progress.say, trunk: Trunk | None = None) -> Result:
   """The loop itself, for any trainer over any rows."""
   cfg, model, layout = experiment.train, trainer.model, trainer.layout
-  with checkpoint.Checkpoints(pathlib.Path(folder) / "checkpoints", cfg.keep, pathlib.Path(folder).parent / "watch", say) as checkpoints:
+  folder, trunk_end = pathlib.Path(folder), optimizer.trunk_steps(cfg.optimizer, steps)
+  with checkpoint.Checkpoints(folder / "checkpoints", cfg.keep, folder.parent / "watch", say, trunk_end) as checkpoints:
     if cfg.continue_from:
       trunk = Trunk(pathlib.Path(cfg.continue_from), cfg.continue_step or None)
     state, start, position = _begin(experiment, trainer, checkpoints, trunk, tokenizer, say)
     say(f"{count.describe(model)}; {steps:,} steps of {cfg.batch_size} rows x {experiment.data.row_length} tokens; "
         f"rows are {100 * rows.fill:.1f} % full; mesh {dict(layout.mesh.shape)}")
-    going = _Run(experiment, trainer, checkpoints, rows, tokenizer, pathlib.Path(folder), steps, say)
+    going = _Run(experiment, trainer, checkpoints, rows, tokenizer, folder, steps, trunk_end, say)
     return going.go(state, start, position, held_out)
 
 
@@ -163,6 +181,7 @@ class _Run:
   tokenizer: tuple[int, str]
   folder: pathlib.Path
   steps: int
+  trunk_end: int  # a longer training can go on from its checkpoint
   say: Callable[[str], None]
 
   def go(self, state, start: int, position: int, held_out) -> Result:
@@ -209,7 +228,7 @@ class _Run:
         position += cfg.batch_size
         log.pending.append((step, measured))
         advance(1)
-        saving = step % cfg.checkpoint_every == 0 or step == self.steps
+        saving = step % cfg.checkpoint_every == 0 or step in (self.trunk_end, self.steps)
         evaluating = bool(held_out and cfg.eval_every and step % cfg.eval_every == 0)
         if step % cfg.log_every == 0 or saving or evaluating:
           log.write(step, position)

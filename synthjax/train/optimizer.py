@@ -61,6 +61,11 @@ def common_steps(one: tuple[Optimizer, int], other: tuple[Optimizer, int]) -> in
   return int(differ[0]) if len(differ) else len(count)
 
 
+def trunk_steps(cfg: Optimizer, steps: int) -> int:
+  """Up to which step a longer training with the same settings has the same updates; 0 where it differs early."""
+  return common_steps((cfg, steps), (cfg, 2 * steps)) if cfg.schedule in ("wsd", "constant") else 0
+
+
 # What a schedule alone reads: two optimizers that differ in nothing else have the same state.
 _SHAPE: dict[str, Any] = {"learning_rate": 1.0, "schedule": "constant", "warmup": 0.0, "decay": 0.0, "final": 0.0}
 

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import pathlib
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from synthjax import config, schema
 from synthjax.data import packing
 from synthjax.kernels import linear_logprob as kernel
 from synthjax.model.transformer import Transformer
+from synthjax.recipes import finetune
 from synthjax.sharding import MeshError, check_fit, make_layout
-from synthjax.train import optimizer
+from synthjax.train import loop, optimizer
 from synthjax.train.step import Trainer
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -59,9 +61,6 @@ def test_a_mesh_that_does_not_divide_the_model_is_named_and_one_that_does_is_pro
 
 
 def test_a_whole_run_compiles_its_step_once(tmp_path):
-  from synthjax.recipes import finetune
-  from synthjax.train import loop
-
   experiment = config.load("configs/world_sft.py:smoke", ["train.log_every=1"])
   job = finetune.Job(experiment, tmp_path)
   tokenizer, caches = finetune.prepare(job)
@@ -71,6 +70,71 @@ def test_a_whole_run_compiles_its_step_once(tmp_path):
              say=lambda line: line.startswith("step") and at_step.append(len(compiled)))
   assert len(at_step) == 20 and at_step[0] >= 1
   assert at_step[-1] == at_step[0]
+
+
+@pytest.mark.parametrize("schedule", ["wsd", "cosine", "linear", "constant"])
+@pytest.mark.parametrize("steps", [2, 10, 1000])
+def test_a_schedule_has_its_peak_after_the_warm_up_and_its_final_rate_at_the_last_step(schedule, steps):
+  cfg = schema.Optimizer(learning_rate=2.0, schedule=schedule, warmup=0.1, final=0.25)
+  rates = np.asarray(optimizer.schedule(cfg, steps)(np.arange(steps)))
+  assert rates.max() == rates[max(round(0.1 * steps) - 1, 0)] == pytest.approx(2.0)
+  assert rates[-1] == pytest.approx(2.0 if schedule == "constant" else 0.5)
+  assert np.all(np.diff(rates[round(0.1 * steps):]) <= 1e-6)
+
+
+def _losses(folder):
+  rows = [json.loads(line) for line in (folder / "train/metrics.jsonl").read_text().splitlines()]
+  return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def test_more_steps_go_on_from_where_the_schedules_part_to_the_bits_of_a_run_of_its_own(tmp_path, capsys):
+  def train(folder, *settings):
+    common = ["train.optimizer.warmup=2.0", "train.optimizer.decay=3.0", "train.checkpoint_every=100", "train.log_every=1"]
+    experiment = config.load(str(ROOT / "configs/world_sft.py:smoke"), [*common, *settings])
+    finetune.train(finetune.Job(experiment, tmp_path / folder))
+    return _losses(tmp_path / folder)
+
+  wsd = "train.optimizer.schedule=wsd"
+  short = train("grown", wsd, "train.steps=8")
+  grown = train("grown", wsd, "train.steps=12")
+  assert "going on from step 5 of" in capsys.readouterr().out, "the decay of the short one is not part of the long one"
+  alone = train("alone", wsd, "train.steps=12")
+  assert grown == {step: alone[step] for step in range(6, 13)}
+  assert [short[step] for step in range(1, 6)] == [alone[step] for step in range(1, 6)]
+  # The state of step 5 goes on under any schedule where the config names it.
+  trunk = f"train.continue_from={tmp_path / 'grown/train/checkpoints'}"
+  other = train("other", trunk, "train.continue_step=12", "train.optimizer.schedule=linear", "train.steps=14")
+  assert list(other) == [13, 14]
+
+
+def test_a_training_without_a_gradient_is_an_error_and_stays_one(tmp_path):
+  class Rows:
+    """Rows without a target that counts."""
+
+    fill = 1.0
+
+    def read(self, indices):
+      batch = _rows(len(indices))
+      return {**batch, "weights": np.zeros_like(batch["weights"])}
+
+  experiment = schema.Experiment(data=schema.Data(row_length=32), model=TINY, train=schema.Train(batch_size=8))
+  for _ in range(2):
+    with pytest.raises(loop.TrainingStopped, match="the gradient was 0 at each of 3 steps, so nothing was learned"):
+      loop.run(experiment, _trainer(schema.Mesh(1, 1, 1, 1)), Rows(), 3, tmp_path / "train", (64, "a"), say=lambda _: None)
+
+
+def test_a_profile_begins_within_its_window_after_a_resume_and_ends_with_the_run(tmp_path):
+  class Rows:
+    fill = 1.0
+
+    def read(self, indices):
+      return _rows(len(indices))
+
+  trainer = _trainer(schema.Mesh(1, 1, 1, 1))
+  for steps in (2, 4):
+    experiment = schema.Experiment(data=schema.Data(row_length=32), model=TINY, train=schema.Train(batch_size=8, profile="2:9"))
+    loop.run(experiment, trainer, Rows(), steps, tmp_path / "train", (64, "a"), say=lambda _: None)
+  assert list((tmp_path / "train/profile").rglob("*.xplane.pb"))
 
 
 @pytest.mark.parametrize(("name", "value", "message"), [
@@ -86,8 +150,6 @@ def test_a_batch_that_makes_no_sense_is_named_by_row_and_value(name, value, mess
 
 
 def test_a_bad_batch_in_the_middle_of_a_training_stops_it_before_its_step(tmp_path):
-  from synthjax.train import loop
-
   class Rows:
     """Good rows, but for row 18, of the third batch."""
 
