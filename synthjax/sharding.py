@@ -128,7 +128,8 @@ class Layout:
     group = len(share) // len(local)  # rows an entry belongs to
     first_rows = share[::group]
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+      assert index is not None
       start, stop, _ = index[0].indices(batch_size // group)
       place = int(np.searchsorted(first_rows, start * group))
       return local[place : place + stop - start]

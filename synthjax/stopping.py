@@ -79,7 +79,9 @@ def others(tell: Callable[[int], None]) -> None:
 def ask(number: int) -> None:
   """Another process was asked to stop: so is this one. For threads other than the main one."""
   _ask(number)
-  signal.pthread_kill(threading.main_thread().ident, number)
+  main = threading.main_thread().ident
+  assert main is not None
+  signal.pthread_kill(main, number)
 
 
 @contextlib.contextmanager

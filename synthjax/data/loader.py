@@ -98,7 +98,7 @@ class Mixture:
     part = self._part[index]
     return [f"{part}:{i}" for i in self.parts[part].ids(int(self._index[index]))]
 
-  def read(self, indices: list[int]) -> dict[str, np.ndarray]:
+  def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
     """Rows of the global order as arrays [len(indices), T]."""
     found = [self.parts[self._part[i]].read([int(self._index[i])]) for i in indices]
     return {name: np.concatenate([row[name] for row in found]) for name in found[0]}
@@ -112,7 +112,7 @@ class Mixture:
 class _Batches:
   """Batch k as this process reads it: what grain reads by index."""
 
-  def __init__(self, rows: Any, batch_size: int, share: Sequence[int], position: int, batches: int):
+  def __init__(self, rows: Any, batch_size: int, share: Sequence[int] | np.ndarray, position: int, batches: int):
     self.rows, self.batch_size, self.share = rows, batch_size, share
     self.position, self.batches = position, batches
 
@@ -137,7 +137,7 @@ def batches(
   batch_size: int,
   count: int,
   position: int = 0,
-  share: Sequence[int] | None = None,
+  share: Sequence[int] | np.ndarray | None = None,
   reading: Reading | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
   """`count` batches from `position` on: this process's rows of each.

@@ -62,7 +62,7 @@ def pair(
     weights: of the steps of both sides; 1 where None.
     advantages: of the steps of both sides; 0 where None.
   """
-  children = []
+  children: list[Node] = []
   for number, (side, steps) in enumerate(((1, chosen), (-1, rejected))):
     side_weights = weights[number] if weights else [1.0] * len(steps)
     side_advantages = advantages[number] if advantages else [0.0] * len(steps)
