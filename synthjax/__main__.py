@@ -80,6 +80,9 @@ def _overrides(parser: argparse.ArgumentParser, arguments: list[str]) -> list[st
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(prog="synthjax", description="Measures what synthetic data is worth.",
                                    epilog="Any field of a config can be set: --config.train.steps=100")
+  from synthjax import __version__
+
+  parser.add_argument("--version", action="version", version=f"synthjax {__version__}")
   verbs = parser.add_subparsers(required=True, metavar="VERB")
 
   def verb(name, function, text, required=True):
@@ -136,6 +139,11 @@ def _parser() -> argparse.ArgumentParser:
                      help="print comment, type, range and default of every field, or of those at and below KEY")
   verb("plan", _plan, "parameters, memory and FLOPs of a config, without allocating anything").add_argument(
     "--devices", type=int, default=0, help="plan for that many simulated devices instead of those that are here")
+  beginning = verbs.add_parser("init", help="write a short config to begin from, which runs as it is")
+  beginning.add_argument("--from", dest="starter", required=True, choices=("sft", "pretrain", "study"),
+                         help="fine-tuning on problems, pre-training on text, or study A on problems")
+  beginning.add_argument("file", metavar="FILE", help="a new file, such as my_sft.py")
+  beginning.set_defaults(verb=_init)
   comparing = verbs.add_parser("compare", help="paired difference between two responses.jsonl")
   comparing.add_argument("one")
   comparing.add_argument("other")
@@ -345,6 +353,15 @@ def _doctor(parsed, overrides) -> int:
   print(f"{found.tokens:,} sampled tokens of {len(requests)} problems, {bounds.dtype}: log-probs of engine and trainer differ by "
         f"{found.largest:.2g} at most, {found.mean:.2g} on average; {verdict} {bounds.largest:g} and {bounds.mean:g}")
   return int(not good)
+
+
+def _init(parsed, overrides) -> int:
+  from synthjax import starters
+
+  starters.write(parsed.starter, parsed.file)
+  print(f"{parsed.file}: written; it runs on a few examples as it is: synthjax run --config {parsed.file} --workdir "
+        f"runs/my_{parsed.starter}\nPut the paths of your own data into it; docs/your_data.md says what rows look like.")
+  return 0
 
 
 def _compare(parsed, overrides) -> int:

@@ -94,7 +94,10 @@ def check(experiment: schema.Experiment) -> None:
   for i, source in enumerate(data.mixture):
     _require(source.task == "world" or source.path or source.task in ("gsm8k", "math"), f"data.mixture[{i}].path", source.path,
              f"the files of task {source.task!r}")
-  for name, path in (("train_path", data.train_path), ("test_path", data.test_path)):
+  needed = [("test_path", data.test_path)]
+  if not data.mixture:  # its parts have a path each
+    needed.append(("train_path", data.train_path))
+  for name, path in needed:
     _require(data.task not in ("traces", "text") or path, f"data.{name}", path, f"the files of task {data.task!r}")
   _require(data.task == "world" or data.traces == "teacher", "data.traces", data.traces,
            f"'teacher' for task {data.task!r}: only the embedded world has other traces")

@@ -1,0 +1,40 @@
+"""Supervised fine-tuning on problems with worked solutions, and evaluation by their final answers.
+
+Command:   synthjax run --config THIS_FILE --workdir runs/my_sft
+Data:      JSONL, a problem a row: {"inputs": what the policy is shown, "targets": what it shall write,
+           "answer": the final answer}, optionally "id". In "targets" the answer stands as evaluate.answer says.
+Change:    any field here, or in the command: --config.train.epochs=5. What there is:
+           synthjax config --explain, or --explain train
+"""
+
+import ml_collections
+
+from synthjax import shipped
+
+EXAMPLES = shipped.folder("examples")  # 64 and 16 problems, to see it run: put your own paths below
+
+
+def get_config() -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict({
+    "name": "my_sft",
+    "recipe": "finetune",
+    "model": "world_160k",  # a tiny decoder from random parameters; `synthjax config --explain model` lists presets
+    "data": {
+      "task": "traces",
+      "train_path": str(EXAMPLES / "problems_train.jsonl"),  # a file or a glob
+      "test_path": str(EXAMPLES / "problems_test.jsonl"),  # never trained on: overlap stops the run
+      "tokenizer": {"kind": "bytes"},  # for real text: sentencepiece (learned from it), hf or gpt2
+      "row_length": 256,  # tokens; documents are packed into rows
+      "too_long": "error",  # what happens to longer ones: drop, truncate, split, error
+    },
+    "train": {
+      "init": "",  # folder of checkpoints to start from; "": random parameters
+      "batch_size": 8,  # rows
+      "epochs": 20.0,
+      "optimizer": {"learning_rate": 3e-3},
+    },
+    "evaluate": {
+      "answer": "hash",  # after '####'; also answer_is, final_line, boxed
+      "max_new_tokens": 64,
+    },
+  })

@@ -1,0 +1,48 @@
+"""Study A on problems with worked solutions: what N of them are worth under SFT, RFT, DPO and per-step DPO.
+
+Command:   synthjax run --config THIS_FILE --workdir runs/my_study
+Data:      JSONL, a problem a row: {"inputs": what the policy is shown, "targets": what it shall write,
+           "answer": the final answer}, optionally "id". In "targets" the answer stands as evaluate.answer
+           says, and a step is a line.
+Change:    any field here, or in the command: --config.study.seeds="(0,1,2)". What there is:
+           synthjax config --explain, or --explain study
+Expected:  the loop, in minutes: a tiny model from random parameters answers no test problem. For numbers that
+           mean something start from a policy (train.init) that answers a quarter of the problems.
+"""
+
+import ml_collections
+
+from synthjax import shipped
+
+EXAMPLES = shipped.folder("examples")  # 64 and 16 problems, to see it run: put your own paths below
+
+
+def get_config() -> ml_collections.ConfigDict:
+  rare = {"checkpoint_every": 10_000, "log_every": 100}
+  sampling = {"max_tokens": 64, "temperature": 0.7}
+  return ml_collections.ConfigDict({
+    "name": "my_study",
+    "recipe": "math_rl",
+    "model": "world_160k",
+    "data": {
+      "task": "traces",
+      "train_path": str(EXAMPLES / "problems_train.jsonl"),  # a tenth is kept for development
+      "test_path": str(EXAMPLES / "problems_test.jsonl"),
+      "tokenizer": {"kind": "bytes"},
+      "row_length": 256,
+    },
+    "train": {"init": "", "batch_size": 8, "epochs": 20.0, "optimizer": {"learning_rate": 3e-3}, **rare},  # of sft
+    "study": {
+      "problems": (24,),  # N: every arm is trained at each
+      "baseline_problems": (48,),  # further N for SFT alone: multiples are read off its curve
+      "seeds": (0,),  # three give intervals that hold the spread of seeds
+      "arms": ("sft", "rft", "rft2", "dpo", "step_dpo.branch"),
+      "sampling": sampling,
+      "samples": 4,  # traces drawn a problem
+      "values": {"rollouts": 4, "block": 4, "keep": 2, "sampling": sampling},
+      "least_accuracy": 0.0,  # leave it at 0.25 for a real model: below that pits are noise
+      "rft": {"batch_size": 8, "epochs": 10.0, "optimizer": {"learning_rate": 3e-3}, **rare},
+      "preference": {"batch_size": 8, "epochs": 2.0, "optimizer": {"learning_rate": 2e-4}, **rare},
+    },
+    "evaluate": {"answer": "hash", "max_new_tokens": 64},
+  })
