@@ -93,7 +93,6 @@ class Checkpoints:
     except Exception as e:
       raise self._failed(step, e) from e
     self._pending_step = step
-    self._whole.add(step)
 
   def wait(self) -> None:
     """Waits until the write in flight has reached its place. Raises CheckpointError if it failed."""
@@ -103,6 +102,7 @@ class Checkpoints:
         pending.result()
       except Exception as e:
         raise self._failed(self._pending_step, e) from e
+      self._whole.add(self._pending_step)
 
   def _failed(self, step, error):
     free = _free_gib(self.folder)
