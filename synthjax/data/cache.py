@@ -47,7 +47,8 @@ def cache(source: schema.Source, data: schema.Data, world: shop.World, split: st
   def work(folder: pathlib.Path) -> dict:
     for leftover in folder.glob("*-*.*"):
       leftover.unlink()
-    _run_pipeline((source, data, world, split), tokenizer, folder, runner, left_out)
+    with progress.foreign(folder / "libraries.log"):
+      _run_pipeline((source, data, world, split), tokenizer, folder, runner, left_out)
     return {**_finish(folder, source, data), "tokenizer": tokenizer.fingerprint}
 
   counts = stages.run(folder, inputs, work, force, say)

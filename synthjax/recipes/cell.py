@@ -109,7 +109,7 @@ class Cell:
            "tokenizer": self.tokenizer.fingerprint, "inputs": inputs}
 
     def logged(folder: pathlib.Path) -> dict:
-      with progress.logged(folder / "log.txt"):
+      with progress.stage(name), progress.logged(folder / "log.txt"):
         return work(folder)
 
     return stages.run(self.folder / name, json.loads(json.dumps(key)), logged, say=_quiet, whole=finetune.is_whole)

@@ -66,11 +66,15 @@ def _measured(job: Job, problems: Sequence[int], baseline: Sequence[int]) -> tup
   study, runs = job.experiment.study, []
   notes: dict[str, None] = {}  # in order
   tokenizer, test = finetune.tokenizer_of(job), splits.evaluated(job.experiment)
-  for count in sorted({*problems, *baseline}):
-    for seed in study.seeds:
+  plan = [(count, seed, study.arms if count in problems else ()) for count in sorted({*problems, *baseline}) for seed in study.seeds]
+  # An arm takes about as long as SFT on the same problems, and with its samples more (our choice: twice).
+  weights = [count * (1 + 2 * len(set(arms) - {"sft"})) for count, _, arms in plan]
+  with progress.study(weights, f"{job.workdir.name}, cell") as begin:
+    for count, seed, arms in plan:
+      begin()
       cell = open_cell(job, tokenizer, count, seed)
       with _alone(cell):
-        for arm, policy in train_arms(cell, study.arms if count in problems else ()).items():
+        for arm, policy in train_arms(cell, arms).items():
           marks = cell.evaluate(policy, test)
           notes |= dict.fromkeys(policy.notes)
           runs.append(resample.Run(arm, count, seed, marks, policy.trained, policy.sampled))

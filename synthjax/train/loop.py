@@ -213,7 +213,7 @@ class _Run:
     with (
       stopping.deferred(stops.agree),
       _profiling(cfg, self.folder, self.say) as profile,
-      progress.bar("train", self.steps, "steps", start, lines=False) as advance,
+      progress.bar("train", self.steps, "steps", start) as advance,
     ):
       for step, batch in enumerate(itertools.chain([first], batches), start + 1):
         if not stops.may_begin(step):

@@ -1,6 +1,7 @@
 """Metrics of a run: a line on the terminal, `metrics.jsonl`, and TensorBoard event files (without TensorFlow)."""
 
 import pathlib
+import shutil
 from collections.abc import Callable
 
 from synthjax import files
@@ -22,13 +23,22 @@ class Metrics:
     self._journal = files.Journal(path, say, locked=False)
     self.last: dict[str, float] = next((row for row in reversed(self._journal.rows) if "loss" in row), {})  # newest row of training metrics
     self.learned = any(row.get("grad_norm", 0) > 0 for row in self._journal.rows)  # some gradient was not 0
-    self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+    # Made anew from the rows: what an interrupted run wrote beyond its last checkpoint is not there twice.
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    self._board = SummaryWriter(str(folder / "tensorboard"))
+    for row in self._journal.rows:
+      self._show(row)
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """One row of scalars."""
-    self._journal.append({"step": step, **values})
-    for name, value in values.items():
-      self._board.add_scalar(name, value, step)
+    row = {"step": step, **values}
+    self._journal.append(row)
+    self._show(row)
+
+  def _show(self, row: dict[str, float]) -> None:
+    for name, value in row.items():
+      if name != "step":
+        self._board.add_scalar(name, value, row["step"])
 
   def close(self) -> None:
     self._journal.close()
