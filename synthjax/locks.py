@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from synthjax.errors import Error
 
 RENEWED_EVERY = 5.0  # seconds between two renewals of a lock that is held
-STALE_AFTER = 120.0  # seconds without one, after which a holder on another machine counts as dead
+STALE_AFTER = 60.0  # seconds without one, after which a holder on another machine counts as dead
 
 _UNKNOWN = "unknown"
 _REMEDY = "wait for it or stop it, or give another --workdir"
@@ -94,7 +94,7 @@ def check_free(folder: Path, remedy: str = _REMEDY) -> None:
   path = pathlib.Path(folder).absolute() / ".lock"
   holder = _read(path)
   if holder is not None and _lives(path, holder):
-    raise LockError(f"{holder} is at work on {path.parent}: {remedy}")
+    raise LockError(_refusal(path, holder, f"{path.parent}: {remedy}"))
 
 
 def beside(path: Path) -> pathlib.Path:
@@ -128,7 +128,7 @@ def lock(path: Path, what: str, advice: str, patience: float = 0.0,
       continue
     except _HeldError as e:
       if time.monotonic() >= deadline:
-        raise LockError(f"{e.holder} is at work on {advice}") from None
+        raise LockError(_refusal(path, e.holder, advice)) from None
       if waiting:
         waiting(e.holder)
         waiting = None
@@ -141,6 +141,13 @@ def lock(path: Path, what: str, advice: str, patience: float = 0.0,
     _heart.remove(path)
     if os.getpid() == mine.pid:  # a fork of the holder is not the holder
       _release(path, mine)
+
+
+def _refusal(path: pathlib.Path, holder: Holder, advice: str) -> str:
+  seen = ""
+  if holder.machine != _machine():
+    seen = f" (last sign of life {_age(path):.0f} s ago; after {STALE_AFTER:.0f} s its place is free)"
+  return f"{holder} is at work on {advice}{seen}"
 
 
 def _acquire(path: pathlib.Path, mine: Holder) -> None:

@@ -81,8 +81,9 @@ def test_the_lock_of_a_dead_holder_is_taken_over(tmp_path, age, changes):
 ])
 def test_the_lock_of_a_living_holder_is_not_taken_over(tmp_path, age, changes):
   _write(tmp_path / "lock", age, **changes)
-  with pytest.raises(locks.LockError, match="work on host"), _lock(tmp_path / "lock"):
+  with pytest.raises(locks.LockError, match="work on host") as refusal, _lock(tmp_path / "lock"):
     pass
+  assert ("last sign of life 55 s ago; after 60 s its place is free" in str(refusal.value)) == ("machine" in changes)
   assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 

@@ -274,6 +274,6 @@ def _plain(root: trees.Node) -> list:
 
 
 def _quiet(line: str) -> None:
-  """Stages of a cell are many: only those that were left unfinished, begin anew or are taken back are shown."""
-  if "anew" in line or "taken back" in line or "goes on" in line:
+  """Stages of a cell are many: what is skipped, begins for the first time or finishes is not shown."""
+  if any(word in line for word in ("anew", "taken back", "goes on", "waits for")):
     progress.say(line)
