@@ -1,9 +1,9 @@
-"""ConfigDict -> frozen dataclasses: the boundary where a config file becomes a checked `schema.Experiment`.
+"""Where a config file becomes a checked `schema.Experiment`: ConfigDict -> frozen dataclasses.
 
 `load("configs/x.py:smoke", ["train.steps=100"])` runs the file's `get_config("smoke")`, applies the
 overrides and checks the whole: an unknown key, an incorrect type or an impossible combination is a
-ConfigError that names the key, the value, what is allowed and the nearest known key. `smoke` must be
-one of the file's VARIANTS.
+ConfigError that names the key, the value, what is allowed and the nearest known key. `smoke` must
+be one of the file's VARIANTS.
 """
 
 import ast
@@ -47,10 +47,12 @@ def read(spec: str) -> ml_collections.ConfigDict:
     raise ConfigError(f"--config {path}: the file defines no get_config(variant='')")
   get_config, variants = module["get_config"], [*module.get("VARIANTS", ())]
   if variant and variant not in variants:
-    raise ConfigError(f"--config {path}:{variant}: {_variants(variants)}{nearest(variant, variants)}")
+    said = _variants(variants) + nearest(variant, variants)
+    raise ConfigError(f"--config {path}:{variant}: {said}")
   found = get_config(variant) if inspect.signature(get_config).parameters else get_config()
   if not isinstance(found, ml_collections.ConfigDict):
-    raise ConfigError(f"--config {path}: get_config returned {type(found).__name__}, expected ml_collections.ConfigDict")
+    raise ConfigError(f"--config {path}: get_config returned {type(found).__name__}, "
+                      "expected ml_collections.ConfigDict")
   return found
 
 
@@ -61,13 +63,17 @@ def _variants(names: list[str]) -> str:
 
 
 def resolve(tree: Mapping[str, Any]) -> schema.Experiment:
-  """The frozen experiment of a nested mapping. `model` may be a preset's name, changed by `model_overrides`."""
+  """The frozen experiment of a nested mapping.
+
+  `model` may be a preset's name, whose fields `model_overrides` changes.
+  """
   tree = dict(tree)
   overrides = tree.pop("model_overrides", None) or {}
   if isinstance(tree.get("model"), str):
     name = tree["model"]
     if name not in PRESETS:
-      raise ConfigError(f"config.model is {name!r}; expected a preset ({', '.join(PRESETS)}){nearest(name, PRESETS)}")
+      raise ConfigError(f"config.model is {name!r}; expected a preset ({', '.join(PRESETS)})"
+                        f"{nearest(name, PRESETS)}")
     tree["model"] = dataclasses.asdict(PRESETS[name])
   if overrides:
     fields.check_keys(overrides, fields.hints(schema.Model), "config.model_overrides")
@@ -79,46 +85,79 @@ def resolve(tree: Mapping[str, Any]) -> schema.Experiment:
 
 def check(experiment: schema.Experiment) -> None:
   """Raises ConfigError for values that cannot work together, before anything is compiled."""
-  model, data, train, mesh = experiment.model, experiment.data, experiment.train, experiment.mesh
-  _require(model.heads % model.kv_heads == 0, "model.kv_heads", model.kv_heads, f"a divisor of model.heads={model.heads}")
-  _require(model.rope_scaling != "llama3" or model.rope_low_freq_factor < model.rope_high_freq_factor, "model.rope_low_freq_factor",
-           model.rope_low_freq_factor, f"below model.rope_high_freq_factor={model.rope_high_freq_factor}")
-  _require(train.batch_size % train.accumulate == 0, "train.accumulate", train.accumulate,
-           f"a divisor of train.batch_size={train.batch_size}")
-  _require(train.steps > 0 or train.epochs > 0, "train.epochs", train.epochs, "above 0 where train.steps is 0")
+  _check_model(experiment.model)
+  _check_mesh(experiment.mesh)
+  _check_data(experiment.data)
+  _check_mixture(experiment.data, experiment.train)
+  _check_train(experiment.train)
+  _check_evaluate(experiment.evaluate)
+  star = experiment.star
+  _require(star.valued <= star.explored, "star.valued", star.valued,
+           f"at most star.explored={star.explored}")
+
+
+def _check_model(model: schema.Model) -> None:
+  _require(model.heads % model.kv_heads == 0, "model.kv_heads", model.kv_heads,
+           f"a divisor of model.heads={model.heads}")
+  low, high = model.rope_low_freq_factor, model.rope_high_freq_factor
+  _require(model.rope_scaling != "llama3" or low < high, "model.rope_low_freq_factor", low,
+           f"below model.rope_high_freq_factor={high}")
+
+
+def _check_mesh(mesh: schema.Mesh) -> None:
   sizes = dataclasses.asdict(mesh)
   _require(list(sizes.values()).count(-1) <= 1, "mesh", sizes, "-1 on one axis at most")
-  _require(data.task == "world" or data.tokenizer.kind != "world", "data.tokenizer.kind", data.tokenizer.kind,
-           f"a tokenizer that knows the words of task {data.task!r}: bytes, sentencepiece, hf or gpt2")
-  _require(not data.mixture or train.steps > 0, "train.steps", train.steps, "above 0 with data.mixture: a mixture has no epochs")
+
+
+def _check_data(data: schema.Data) -> None:
+  task = data.task
+  kind = data.tokenizer.kind
+  _require(task == "world" or kind != "world", "data.tokenizer.kind", kind,
+           f"a tokenizer that knows the words of task {task!r}: bytes, sentencepiece, hf or gpt2")
+  _require(task == "world" or data.traces == "teacher", "data.traces", data.traces,
+           f"'teacher' for task {task!r}: only the embedded world has other traces")
+  if task in ("traces", "text"):
+    _require(data.train_path or data.mixture, "data.train_path", data.train_path,
+             f"the files of task {task!r}, or the parts of data.mixture")
+    _require(data.test_path, "data.test_path", data.test_path, f"the files of task {task!r}")
+
+
+def _check_mixture(data: schema.Data, train: schema.Train) -> None:
+  if not data.mixture:
+    return
+  _require(not data.train_path, "data.train_path", data.train_path,
+           "nothing with data.mixture: each of its parts has a path")
+  _require(train.steps > 0, "train.steps", train.steps,
+           "above 0 with data.mixture: a mixture has no epochs")
   for i, source in enumerate(data.mixture):
-    _require(source.task == "world" or source.path or source.task in ("gsm8k", "math"), f"data.mixture[{i}].path", source.path,
-             f"the files of task {source.task!r}")
-  needed = [("test_path", data.test_path)]
-  if not data.mixture:  # its parts have a path each
-    needed.append(("train_path", data.train_path))
-  for name, path in needed:
-    _require(data.task not in ("traces", "text") or path, f"data.{name}", path, f"the files of task {data.task!r}")
-  _require(data.task == "world" or data.traces == "teacher", "data.traces", data.traces,
-           f"'teacher' for task {data.task!r}: only the embedded world has other traces")
-  evaluate = experiment.evaluate
-  _require(evaluate.samples == 1 or evaluate.temperature > 0, "evaluate.temperature", evaluate.temperature,
-           f"above 0 with evaluate.samples={evaluate.samples}: greedy samples are all the same")
-  study = experiment.star
-  _require(study.valued <= study.explored, "star.valued", study.valued, f"at most star.explored={study.explored}")
-  for k in evaluate.pass_at:
-    _require(1 <= k <= evaluate.samples, "evaluate.pass_at", evaluate.pass_at, f"numbers from 1 to evaluate.samples={evaluate.samples}")
+    _require(source.path or source.task in ("world", "gsm8k", "math"), f"data.mixture[{i}].path",
+             source.path, f"the files of task {source.task!r}")
+
+
+def _check_train(train: schema.Train) -> None:
+  _require(train.batch_size % train.accumulate == 0, "train.accumulate", train.accumulate,
+           f"a divisor of train.batch_size={train.batch_size}")
+  _require(train.steps > 0 or train.epochs > 0, "train.epochs", train.epochs,
+           "above 0 where train.steps is 0")
   profile_steps(train)
+
+
+def _check_evaluate(evaluate: schema.Evaluate) -> None:
+  samples = evaluate.samples
+  _require(samples == 1 or evaluate.temperature > 0, "evaluate.temperature", evaluate.temperature,
+           f"above 0 with evaluate.samples={samples}: greedy samples are all the same")
+  for k in evaluate.pass_at:
+    _require(k <= samples, "evaluate.pass_at", evaluate.pass_at,
+             f"numbers from 1 to evaluate.samples={samples}")
 
 
 def profile_steps(train: schema.Train) -> tuple[int, int] | None:
   """(first, last) step to trace, or None. Raises ConfigError where `train.profile` is malformed."""
   if not train.profile:
     return None
-  first, colon, last = train.profile.partition(":")
-  ok = colon and first.isdigit() and last.isdigit() and int(first) <= int(last)
-  _require(ok, "train.profile", train.profile, "FIRST:LAST, for example 10:12")
-  return int(first), int(last)
+  first, last = map(int, train.profile.split(":"))
+  _require(first <= last, "train.profile", train.profile, "FIRST:LAST, for example 10:12")
+  return first, last
 
 
 def describe(experiment: schema.Experiment) -> str:
@@ -130,7 +169,10 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
   """(dotted key, value) of every leaf of a nested mapping."""
   found = []
   for key, value in tree.items():
-    found += leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    if isinstance(value, dict):
+      found += leaves(value, f"{prefix}{key}.")
+    else:
+      found.append((prefix + key, value))
   return found
 
 
@@ -154,8 +196,10 @@ def _assign(tree: dict, key: str, text: str) -> None:
     inner = tree.setdefault(parent, {})
     if isinstance(inner, str):
       mend = f" Write --config.model_overrides.{leaf}={text}." if parent == "model" else ""
-      raise ConfigError(f"config.{key}: config.{parent} is {inner!r}, a name, and has no fields; {MODEL_OVERRIDES}{mend}")
+      raise ConfigError(f"config.{key}: config.{parent} is {inner!r}, a name, and has no fields; "
+                        f"{MODEL_OVERRIDES}{mend}")
     if not isinstance(inner, dict):
-      raise ConfigError(f"config.{key}: config.{parent} is a single value ({inner!r}) and has no fields")
+      raise ConfigError(f"config.{key}: config.{parent} is a single value ({inner!r}) and has no "
+                        "fields")
     tree = inner
   tree[leaf] = value

@@ -3,8 +3,8 @@
 import errno
 
 # What a user can mend by another folder, other permissions or more space.
-_DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST,
-         errno.EISDIR, errno.ENAMETOOLONG}
+_DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR,
+         errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 
 
 class Error(Exception):
@@ -23,5 +23,5 @@ def of_the_disk(error: Exception) -> str:
   """One sentence about a file that cannot be read or written, "" for any other error."""
   if not isinstance(error, OSError) or error.errno not in _DISK:
     return ""
-  return (f"{error.filename or 'a file'}: {error.strerror}; check its permissions and the space left on its "
-          "disk, or choose another --workdir")
+  return (f"{error.filename or 'a file'}: {error.strerror}; check its permissions and the space "
+          "left on its disk, or choose another --workdir")

@@ -39,11 +39,14 @@ def describe(key: str = "") -> str:
   if key.split(".")[0] == "model_overrides":
     return f"{MODEL_OVERRIDES}\n\n{describe('model' + key.removeprefix('model_overrides'))}"
   every = list(walk(schema.Experiment, schema.Experiment()))
-  found = [field for field in every if not key or re.match(rf"{re.escape(key)}($|\.|\[)", field.key)]
+  below = re.compile(rf"{re.escape(key)}($|\.|\[)" if key else "")
+  found = [field for field in every if below.match(field.key)]
   if not found:
     last = key.split(".")[-1]
     same = [field.key for field in every if field.key.split(".")[-1] == last]
-    hint = f"; did you mean {' or '.join(same)}?" if same else fields.nearest(key, [f.key for f in every])
+    hint = f"; did you mean {' or '.join(same)}?"
+    if not same:
+      hint = fields.nearest(key, [field.key for field in every])
     raise ConfigError(f"--explain {key}: a config has no such key{hint}")
   return "\n".join(_lines(field) for field in found)
 
@@ -84,7 +87,8 @@ def comments(cls) -> dict[str, str]:
 
 def _group_of(hint) -> Any:
   """The dataclass whose tuple a field holds, if it is one."""
-  return next((inner for inner in fields.element_types(hint) if dataclasses.is_dataclass(inner)), None)
+  groups = [inner for inner in fields.element_types(hint) if dataclasses.is_dataclass(inner)]
+  return groups[0] if groups else None
 
 
 def _lines(field: Field) -> str:

@@ -41,9 +41,10 @@ def _number(value: float) -> str:
 
 def at_least(low: float, or_else: float | None = None) -> Limit:
   """`low` or more, or the one other value that has a meaning of its own."""
-  if or_else is None:
-    return Limit(f"at least {_number(low)}", lambda value: value >= low)
-  return Limit(f"at least {_number(low)}, or {_number(or_else)}", lambda value: value >= low or value == or_else)
+  text = f"at least {_number(low)}"
+  if or_else is not None:
+    text += f", or {_number(or_else)}"
+  return Limit(text, lambda value: value >= low or value == or_else)
 
 
 def above(low: float) -> Limit:
@@ -143,11 +144,12 @@ def build(cls: type[T], values: Any, path: str) -> T:
 def check_keys(values: Mapping[str, Any], keys: Iterable[str], path: str) -> None:
   """Raises ConfigError for a key that is none of `keys`, with the nearest of them."""
   keys = list(keys)
+  group = path.removeprefix("config").removeprefix(".")
   for key in values:
     if key not in keys:
       raise ConfigError(f"{path}.{key}: unknown key (value {values[key]!r}){nearest(key, keys)}; "
                         f"known here: {', '.join(keys)}; what they mean: "
-                        f"synthjax config --explain {path.removeprefix('config').removeprefix('.')}")
+                        f"synthjax config --explain {group}")
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -112,7 +112,8 @@ class Data(Checked):
   train_path: str = ""
   # rows of `task` to evaluate on, written as train_path
   test_path: str = ""
-  train_problems: NonNegativeInt = 0  # number of training problems; 0: all there are
+  # number of training problems; 0: all there are; a mixture's parts have a `count` each instead
+  train_problems: NonNegativeInt = 0
   # number of test problems evaluated; 0: all there are (world: 1000)
   test_problems: NonNegativeInt = 0
   traces: TRACES = "teacher"  # world only: with leaps, without, or the base policy's corpus

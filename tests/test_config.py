@@ -48,6 +48,8 @@ def test_every_variant_of_every_config_loads_and_is_valid(path):
   ("study.problems=(512,", r"config.study.problems=\(512,: neither a Python literal nor plain text \('\(' was never closed\)"),
   ("data.path=rows.jsonl", "config.data.path: unknown key .*did you mean 'train_path' or 'test_path'.*--explain data"),
   ("data.mixture=({'train_path':'a'},)", r"config.data.mixture\[0\].train_path: unknown key .*did you mean 'path'"),
+  ("evaluate.pass_at=(2,)", r"config.evaluate.pass_at is \(2,\); expected numbers from 1 to evaluate.samples=1"),
+  ("train.profile=12:10", "config.train.profile is '12:10'; expected FIRST:LAST"),
   ("train.profile=12:", "config.train.profile is '12:' .*FIRST:LAST"),
   ("data.task=gsm8k", r"config.data.tokenizer.kind is 'world'"),
   ("model.layers=2", r"single fields of the preset .*Write --config.model_overrides.layers=2"),
@@ -64,3 +66,13 @@ def test_an_override_of_a_field_that_the_file_does_not_name_is_taken():
 def test_a_preset_can_be_changed_field_by_field():
   experiment = config.load(QUICKSTART, ["model_overrides.layers=7"])
   assert (experiment.model.layers, experiment.model.d_model) == (7, 64)
+
+
+MIXTURE = ["data.task=text", "data.tokenizer.kind=bytes", "data.test_path=held_out.txt", "train.steps=5",
+           "data.mixture=({'task': 'text', 'path': 'a.txt', 'rate': 0.7}, {'task': 'text', 'path': 'b.txt', 'rate': 0.3})"]
+
+
+def test_a_mixture_needs_no_path_of_its_own_and_says_where_one_belongs():
+  assert len(config.load(QUICKSTART, MIXTURE).data.mixture) == 2
+  with pytest.raises(config.ConfigError, match="config.data.train_path is 'c.txt'; expected nothing with data.mixture"):
+    config.load(QUICKSTART, [*MIXTURE, "data.train_path=c.txt"])

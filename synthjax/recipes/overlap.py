@@ -1,4 +1,4 @@
-"""No policy is trained on the problems that it is evaluated on: the stage `decontaminate` of recipes.
+"""No policy is trained on the problems that it is evaluated on: stage `decontaminate` of recipes.
 
 What the embedded worlds generate is divided by a hash of the problem: no problem is in two splits,
 whatever seed and knobs. There, evaluation problems that compute the same as a training problem in
@@ -71,14 +71,18 @@ def search(documents: Iterable[Document], evaluation: Sequence[Example]) -> Foun
   hits, count = [], 0
   for document in documents:
     count += 1
-    match = (document.id, "id") if document.id in ids else index.match(document.text) if ids else None
+    match = None
+    if document.id in ids:
+      match = document.id, "id"
+    elif ids:
+      match = index.match(document.text)
     if match:
       hits.append(Hit(document.name, match[0].removesuffix(_ASKED), match[1]))
   return Found(hits, count, len(evaluation))
 
 
 def refuse(found: Found, overlap: str, key: str) -> None:
-  """Raises DataError where documents repeat evaluation problems and `config.data.overlap` is "error".
+  """Raises DataError where documents repeat evaluation problems and `data.overlap` is "error".
 
   Args:
     found: what a search found.
@@ -86,8 +90,9 @@ def refuse(found: Found, overlap: str, key: str) -> None:
     key: of the config, for what is trained on.
   """
   if found.hits and overlap == "error":
-    raise files.DataError(f"{found.describe()}; train on others ({key}), or set config.data.overlap to "
-                          "'drop' to leave these out or to 'allow' to train on them")
+    raise files.DataError(f"{found.describe()}; train on others ({key}), or set "
+                          "config.data.overlap to 'drop' to leave these out or to 'allow' to train "
+                          "on them")
 
 
 def of_documents(experiment: schema.Experiment, workdir: pathlib.Path) -> frozenset[str]:
@@ -111,7 +116,8 @@ def of_documents(experiment: schema.Experiment, workdir: pathlib.Path) -> frozen
   return _stage(experiment, workdir, inputs, find, "config.data.train_path or config.data.mixture")
 
 
-def of_pairs(experiment: schema.Experiment, workdir: pathlib.Path, pairs: Mapping[int, Pair]) -> list[int]:
+def of_pairs(experiment: schema.Experiment, workdir: pathlib.Path,
+             pairs: Mapping[int, Pair]) -> list[int]:
   """Numbers of the pairs about evaluation problems.
 
   Args:
@@ -162,8 +168,12 @@ def _texts(evaluation) -> dict[str, str]:
   return {**bare, **asked}
 
 
-def _stage(experiment, workdir, inputs: list, find: Callable[[], Found], key: str) -> frozenset[str]:
-  """Names of the documents that are left out; counts are in the manifest of WORKDIR/decontaminate, hits beside it."""
+def _stage(experiment, workdir, inputs: list, find: Callable[[], Found],
+           key: str) -> frozenset[str]:
+  """Names of the documents that are left out.
+
+  Counts are in the manifest of WORKDIR/decontaminate, hits beside it.
+  """
   data, folder = experiment.data, workdir / "decontaminate"
   test = sources.fingerprint(sources.of_split(data, "test")[0], data, experiment.world, "test")
   asked = evaluate_lib.fingerprint(experiment)[0] if data.task != "text" else []
@@ -176,9 +186,9 @@ def _stage(experiment, workdir, inputs: list, find: Callable[[], Found], key: st
       progress.say(f"{found.describe()}; they are left out")
     return found.report()
 
-  stages.run(folder, [data.overlap, inputs, test, asked], work, say=_quiet)
+  stages.run(folder, [data.overlap, inputs, test, asked], work, say=quiet)
   return frozenset(row["candidate"] for row in files.read_jsonl(folder / "hits.jsonl"))
 
 
-def _quiet(line: str) -> None:
+def quiet(line: str) -> None:
   """A stage that changes nothing is not worth a line."""

@@ -25,21 +25,27 @@ class Divided(NamedTuple):
 
 
 def training(experiment: schema.Experiment, count: int) -> list[Example]:
-  """The first `count` distinct problems of the seed's order: fewer are the first of more, and another seed has others.
+  """The first `count` distinct problems of the seed's order.
+
+  Fewer are the first of more, and another seed has others.
 
   Raises:
     ConfigError: there are fewer. DataError: as `cleaned`.
   """
   data = experiment.data
   if data.task == "world":
-    return list(sources.examples(dataclasses.replace(data, train_problems=count), experiment.world, "train"))
+    data = dataclasses.replace(data, train_problems=count)
+    return list(sources.examples(data, experiment.world, "train"))
   found, searched = cleaned(experiment)
   _enough(experiment, count, len(found), searched)
   return [found[i] for i in np.random.default_rng(experiment.seed).permutation(len(found))[:count]]
 
 
 def evaluated(experiment: schema.Experiment) -> list[Example]:
-  """The problems that arms are evaluated on: those of the test split, or development problems that no arm is trained on."""
+  """The problems that arms are evaluated on.
+
+  They are those of the test split, or development problems that no arm is trained on.
+  """
   data = experiment.data
   if experiment.study.split == "test":
     return evaluate_lib.problems(experiment)
@@ -51,7 +57,7 @@ def evaluated(experiment: schema.Experiment) -> list[Example]:
 def divided(experiment: schema.Experiment) -> Divided:
   """Problems of a task in files: a tenth, by the hash of the problem, is for development.
 
-  Rows whose problems differ in case, spacing or punctuation alone are one problem, the first of them.
+  Rows whose problems differ in case, spacing or punctuation alone are one problem, the first one.
   """
   distinct: dict[str, Example] = {}
   rows = 0
@@ -79,20 +85,22 @@ def cleaned(experiment: schema.Experiment) -> tuple[list[Example], overlap.Found
 
 
 def check(experiment: schema.Experiment, workdir: pathlib.Path, counts: Sequence[int]) -> None:
-  """The stage `decontaminate` of a study: before anything is trained, that the problems are there and clean.
+  """Stage `decontaminate` of a study: problems are there and clean before anything is trained.
 
   Raises:
     ConfigError: fewer problems than the largest of `counts`. DataError: as `cleaned`.
   """
   data, world, study = experiment.data, experiment.world, experiment.study
   if data.task == "world":
-    inputs = [dataclasses.asdict(world), list(counts), list(study.seeds), study.split, data.test_problems]
-    report = lambda: _in_the_world(experiment, counts)
+    inputs = [dataclasses.asdict(world), list(study.seeds), data.test_problems]
+    work = _in_the_world
   else:
-    inputs = [[sources.fingerprint(source, data, world, "train") for source in sources.of_split(data, "train")],
-              evaluate_lib.fingerprint(experiment)[0], study.split, data.overlap, list(counts)]
-    report = lambda: _in_files(experiment, counts)
-  stages.run(workdir / "decontaminate", inputs, lambda folder: report(), say=lambda line: None)
+    parts = sources.of_split(data, "train")
+    inputs = [sources.fingerprint(source, data, world, "train") for source in parts]
+    inputs += [evaluate_lib.fingerprint(experiment)[0], data.overlap]
+    work = _in_files
+  stages.run(workdir / "decontaminate", [study.split, list(counts), *inputs],
+             lambda folder: work(experiment, counts), say=overlap.quiet)
 
 
 def _in_files(experiment, counts) -> dict:
@@ -125,10 +133,11 @@ def _enough(experiment, count: int, found: int, searched: overlap.Found) -> None
   parts = divided(experiment)
   repeated = parts.rows - len(parts.training) - len(parts.development)
   raise ConfigError(
-    f"config.study.problems or baseline_problems asks for {count:,} problems; task {experiment.data.task!r} "
-    f"has {found:,} for training: of {parts.rows:,} rows {repeated:,} repeat another row, "
-    f"{len(parts.development):,} problems (a tenth, by hash) are kept for development, and "
-    f"{len(searched.hits):,} repeat an evaluation problem; ask for fewer, or add rows to config.data.train_path")
+    f"config.study.problems or baseline_problems asks for {count:,} problems; task "
+    f"{experiment.data.task!r} has {found:,} for training: of {parts.rows:,} rows {repeated:,} "
+    f"repeat another row, {len(parts.development):,} problems (a tenth, by hash) are kept for "
+    f"development, and {len(searched.hits):,} repeat an evaluation problem; ask for fewer, or add rows to "
+    "config.data.train_path")
 
 
 def _problem(example: Example) -> str:

@@ -164,7 +164,7 @@ def test_real_gsm8k_is_clean_and_what_math_repeats_is_found_in_seconds(shared_da
 @pytest.mark.parametrize(("changes", "message"), [
   ({"test_path": "nowhere.jsonl"}, r"config.data.test_path is 'nowhere.jsonl': no such file"),
   ({"train_path": "nowhere.jsonl"}, r"config.data.train_path is 'nowhere.jsonl': no such file"),
-  ({"mixture": ({"task": "world"}, {"task": "traces", "path": "nowhere.jsonl"})},
+  ({"train_path": "", "mixture": ({"task": "world"}, {"task": "traces", "path": "nowhere.jsonl"})},
    r"config.data.mixture\[1\].path is 'nowhere.jsonl': no such file")])
 @pytest.mark.parametrize("recipe", ["finetune", "math_rl"])
 def test_a_missing_file_is_named_by_its_key_before_anything_is_cached(tmp_path, recipe, changes, message):
