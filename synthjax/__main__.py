@@ -151,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
   verifying = verbs.add_parser("verify", help="judge a file of traces, and build the sets of right and wrong ones")
   verifying.add_argument("--traces", required=True, help="JSONL of {problem_id, text}, optionally gold")
   verifying.add_argument("--problems", default="", help="JSONL of {id, question, answer}, where the traces hold no gold")
-  verifying.add_argument("--mode", required=True, help="where the final answer stands: boxed, hash, answer_is, final_line, ...")
+  verifying.add_argument("--mode", required=True, help="where the final answer stands: boxed, hash, math_order, ...; see docs/verify.md")
   verifying.add_argument("--policy", default="strict", choices=("strict", "lm_eval"), help="what counts as equal")
   verifying.add_argument("--out", required=True, help="folder for verdicts, sets and report")
   verifying.set_defaults(verb=_verify)

@@ -30,7 +30,7 @@ ORDERS = {
   "math_order": ("boxes", "stated", "last_math"),
 }
 MODES = (*_MARKERS, "boxed", "boxes", "minerva", "stated", "last_math", "last_number", *ORDERS)
-_STATED = re.compile(r"answer\s*(?:\*\*|__)?\s*(?:is\b|:|=)", re.IGNORECASE)
+_STATED = re.compile(r"answer\s{0,3}(?:\*\*|__)?\s{0,3}(?:is\b|:|=)", re.IGNORECASE)
 # A number stands alone, not inside a word (AZYUK2A); letters right after it are a unit such as km.
 _NUMBER = re.compile(
   r"(?<![A-Za-z0-9_.\\])(?:(?<![)\]}])-)?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?![0-9_])"

@@ -258,7 +258,7 @@ def golds(shared_data, random_) -> list[str]:
   gsm8k = [extract.extract(row["answer"], "hash") for row in files.read_jsonl(shared_data / "gsm8k/test.jsonl")]
   # Plain numbers are most of MATH too; what is more than a number has more ways to be nearly the same.
   formulas = sorted({gold for gold in math if gold.strip() and not gold.isdigit()})
-  return random_.sample(formulas, 2_200) + random_.sample(sorted(set(gsm8k)), 250) + own_golds(700, random_)
+  return random_.sample(formulas, 1_400) + random_.sample(sorted(set(gsm8k)), 200) + own_golds(500, random_)
 
 
 def mutants(all_golds, random_) -> list[tuple[str, str, str]]:

@@ -80,15 +80,17 @@ def test_files_of_traces_are_labelled_and_files_of_problems_cleaned(tmp_path):
   from synthjax import __main__
 
   files.write_jsonl(tmp_path / "t.jsonl", [
-    {"problem_id": "a", "text": r"so \boxed{\frac{1}{2}}", "gold": "0.5"}, {"problem_id": "a", "text": r"\boxed{3}"}, {"problem_id": "a", "text": "?"}])
+    {"problem_id": "a", "text": r"so \boxed{\frac{1}{2}}", "gold": "0.5"}, {"problem_id": "a", "text": r"\boxed{3}"}, {"problem_id": "a", "text": "?"},
+    # Too large for a float: this one stopped the whole file.
+    {"problem_id": "a", "text": r"\boxed{10^{400}}", "gold": r"\sqrt{2}"}])
   files.write_jsonl(tmp_path / "p.jsonl", [{"id": "a", "question": "q", "answer": "1/2"}])
   arguments = ["verify", "--traces", str(tmp_path / "t.jsonl"), "--mode", "boxed", "--out", str(tmp_path / "out")]
   assert __main__.main(arguments) == 1, "a gold answer is missing"
   assert __main__.main([*arguments, "--problems", str(tmp_path / "p.jsonl")]) == 0
   report = json.loads((tmp_path / "out/report.json").read_text())
-  assert (report["equal"], report["different"], report["undecided"], report["reasons"]) == (1, 1, 1, {"no-answer": 1})
+  assert (report["equal"], report["different"], report["undecided"], report["reasons"]) == (1, 2, 1, {"no-answer": 1})
   verdicts = list(files.read_jsonl(tmp_path / "out/verdicts.jsonl"))
-  assert [row["verdict"]["value"] for row in verdicts] == ["equal", "different", "undecided"] and verdicts[0]["answer"] == r"\frac{1}{2}"
+  assert [row["verdict"]["value"] for row in verdicts] == ["equal", "different", "undecided", "different"] and verdicts[0]["answer"] == r"\frac{1}{2}"
   # What it wrote can be judged again.
   assert label.label(tmp_path / "out/verdicts.jsonl", tmp_path / "again", "boxed")["equal"] == 1
   files.write_jsonl(tmp_path / "train.jsonl", [{"question": "What is 2 + 2?"}, {"question": "Another one altogether"}])

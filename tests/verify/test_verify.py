@@ -2,6 +2,7 @@ import collections
 import dataclasses
 import itertools
 import random
+import time
 
 import pytest
 from hypothesis import given
@@ -42,6 +43,20 @@ def judge():
 ])
 def test_extraction_follows_the_mode(mode, text, answer):
   assert extract.extract(text, mode) == answer
+
+
+LONG = {
+  "spaces": "The answer is" + " " * 50_000 + "x", "stars": "answer" + " " * 50_000 + "**", "dollars": "$ " * 25_000, "brackets": r"\(" * 25_000, "open boxes": r"\boxed{" * 7_000,
+  "boxes": r"\boxed{1}, " * 5_000, "apart": r"\boxed{1}" + " " * 50_000 + r", \boxed{2}", "commas": "#### 5" + ", " * 25_000, "digits": "1," * 25_000 + "a",
+}
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_long_responses_take_time_in_proportion(text):
+  began = time.process_time()
+  for mode in extract.MODES:
+    extract.extract(text, mode)
+  assert time.process_time() - began < 5.0, "a search that tries every pair of places takes minutes"
 
 
 def test_an_unknown_mode_lists_the_known_ones():
