@@ -51,6 +51,16 @@ def test_a_work_folder_that_cannot_be_written_is_said_in_one_line_before_anythin
   assert said.count("\n") == 1 and "No space left on device" in said
 
 
+@pytest.mark.parametrize(("error", "path"), [
+  (RuntimeError("write() failed: No space left on device; writing /w/cache/0.writing; at byte 9"), "/w/cache/0.writing"),
+  (ValueError('RESOURCE_EXHAUSTED: Failed writing: "/w/10/d/96": Failed: No space left on device [os_error_code]'), "/w/10/d/96"),
+  (PermissionError(errno.EACCES, "Permission denied", "/w"), "/w")])
+def test_a_full_disk_is_said_in_one_line_whoever_meets_it(error, path):
+  assert errors.of_the_disk(error).startswith(f"{path}: ") and "another --workdir" in errors.of_the_disk(error)
+  assert errors.of_the_disk(ValueError("shapes differ")) == ""
+  assert errors.of_the_disk(FileNotFoundError(errno.ENOENT, "no such file", "/w")) == "", "a mistake of ours keeps its traceback"
+
+
 def test_every_error_of_ours_is_printed_in_one_line():
   from synthjax import multihost, recipes  # noqa: F401 - all rooms are imported
   from synthjax.rollout import remote  # noqa: F401
