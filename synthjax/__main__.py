@@ -408,7 +408,7 @@ def _export(parsed, overrides) -> int:
     arms.refuse_study(job.workdir)
     raise files.DataError(f"{job.workdir / 'train'}: nothing was trained here yet; run `synthjax train` first")
   model = Transformer(sized(experiment.model, tokenizer.size))
-  with locks.lock(locks.beside(parsed.to), "synthjax export", f"{parsed.to}: wait for it, or give another --to"):
+  with locks.lock_beside(parsed.to, "synthjax export", "wait for it, or give another --to"):
     step = checkpoint.export_params(checkpoints, parsed.to, model.abstract())
   described = f"{checkpoints}, step {step:,}"
   if training and not arm:

@@ -89,6 +89,23 @@ def folder_lock(folder: Path, what: str, remedy: str = _REMEDY, patience: float 
     yield
 
 
+@contextlib.contextmanager
+def lock_beside(path: Path, what: str, remedy: str) -> Iterator[None]:
+  """As `folder_lock`, for a file or folder that is to appear or to be replaced: the lock lies beside it.
+
+  Raises:
+    LockError: another start holds it.
+  """
+  from synthjax import multihost  # imports jax
+
+  path = pathlib.Path(path).absolute()
+  with contextlib.ExitStack() as held:
+    if multihost.is_first():
+      held.enter_context(lock(beside(path), what, f"{path}: {remedy}"))
+    multihost.meet(f"{path} locked")
+    yield
+
+
 def check_free(folder: Path, remedy: str = _REMEDY) -> None:
   """Raises LockError where another start holds the lock of a folder at this moment."""
   path = pathlib.Path(folder).absolute() / ".lock"

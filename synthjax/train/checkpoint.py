@@ -7,6 +7,7 @@ they never go on from different steps.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp_v0
 from orbax.checkpoint import v1 as ocp
 
@@ -311,9 +313,19 @@ def export_params(folder: files.Path, to: files.Path, abstract: Any) -> int:
   to = pathlib.Path(to).absolute()
   if to.exists() and any(to.iterdir()):
     raise CheckpointError(f"{to}: holds something already; export into a new folder")
-  step, params, about = load_params(folder, abstract)
+  # Whoever trained may have had other devices: without shardings Orbax would ask for those.
+  everywhere = _a_device_a_process()
+  placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), abstract)
+  step, params, about = load_params(folder, placed)
   ocp.save(to / str(step), {"params": params}, custom_metadata=about)
   return step
+
+
+def _a_device_a_process() -> jax.sharding.NamedSharding:
+  """Whole arrays on the first device of every process."""
+  first = {device.process_index: device for device in reversed(jax.devices())}
+  mesh = jax.sharding.Mesh(np.array([first[process] for process in sorted(first)]), ("process",))
+  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
 def _is_step(folder: pathlib.Path) -> bool:
@@ -329,38 +341,60 @@ def _numbers(folder: pathlib.Path) -> list[int]:
 
 def _attempts(folder: pathlib.Path, numbers: Sequence[int], abstract: Any,
               parameters: bool) -> Iterator[tuple[int, tuple[Any, dict] | DamagedError]]:
-  """For each step (the first process says which): what was read of it, or its damage. All processes yield the same.
+  """For each step what was read of it, or its damage. All processes yield the same.
 
   Raises:
-    CheckpointError: it does not fit, or another process could not read it. Exception: as `Checkpoints.restore`.
+    CheckpointError: it does not fit, or another process could not read it.
+    Exception: as `Checkpoints.restore`.
   """
-  for number in multihost.agree(f"{folder} steps", list(numbers)):  # a shared file system may show others older ones
+  # A shared file system may show other processes older steps than the first one.
+  for number in multihost.agree(f"{folder} steps", list(numbers)):
     path = folder / str(number)
-    value: Any = None
-    error: Exception | None = None
-    outcome: _Outcome = "read"
     try:
-      value = _read(path, abstract, parameters)
-    except Exception as e:  # sorted below
-      error = e
-      outcome = "misfit" if isinstance(e, _MisfitError) else "damaged" if is_damage(e) else "failed"
-    outcomes = multihost.gather(f"{path} read", outcome)
-    agreed = max(outcomes, key=_OUTCOMES.index)
-    process = outcomes.index(agreed)
-    if agreed == "read":
-      yield number, value
-    elif agreed == "damaged":
-      reason = _first_line(error) if error else f"process {process} cannot read it"
-      yield number, DamagedError(f"{path}: damaged ({reason})")
-    elif error is not None and agreed == outcome:
-      error.add_note(f"while reading the checkpoint {path}")
-      raise error
+      # All load or none: Orbax counts loads, and compares the counts when all save together.
+      wanted, about = _together(path, functools.partial(_describe, path, abstract, parameters))
+      found = _together(path, functools.partial(_load, path, wanted))
+    except DamagedError as damage:
+      yield number, damage
     else:
-      raise CheckpointError(f"{path}: process {process} could not use it; its own message says why") from error
+      yield number, (found["params"] if parameters else found, about)
 
 
-def _read(path: pathlib.Path, abstract: Any, parameters: bool) -> tuple[Any, dict]:
-  """(state or parameters, about) of one step, read by this process without waiting for others."""
+def _together(path: pathlib.Path, read: Callable[[], Any]) -> Any:
+  """What this process reads of a step, once all processes have read theirs; the worst outcome of all is that of each.
+
+  Raises:
+    DamagedError, CheckpointError, Exception: as `_attempts`.
+  """
+  value: Any = None
+  error: Exception | None = None
+  outcome: _Outcome = "read"
+  try:
+    value = read()
+  except Exception as e:  # sorted here, and raised below where all know of it
+    error, outcome = e, _outcome(e)
+  outcomes = multihost.gather(f"{path} read", outcome)
+  agreed = max(outcomes, key=_OUTCOMES.index)
+  process = outcomes.index(agreed)
+  if agreed == "read":
+    return value
+  if agreed == "damaged":
+    reason = _first_line(error) if error else f"process {process} cannot read it"
+    raise DamagedError(f"{path}: damaged ({reason})") from error
+  if error is not None and agreed == outcome:
+    error.add_note(f"while reading the checkpoint {path}")
+    raise error
+  raise CheckpointError(f"{path}: process {process} could not use it; its own message says why") from error
+
+
+def _outcome(error: Exception) -> _Outcome:
+  if isinstance(error, _MisfitError):
+    return "misfit"
+  return "damaged" if is_damage(error) else "failed"
+
+
+def _describe(path: pathlib.Path, abstract: Any, parameters: bool) -> tuple[Any, dict]:
+  """(tree of what is to be loaded of a step, about). Raises _MisfitError where the stored tree is another."""
   about = json.loads((path / "_CHECKPOINT_METADATA").read_text(encoding="utf-8"))
   if not isinstance(about, dict) or "custom_metadata" not in about:
     raise DamagedError("_CHECKPOINT_METADATA holds nothing about the run")
@@ -374,13 +408,17 @@ def _read(path: pathlib.Path, abstract: Any, parameters: bool) -> tuple[Any, dic
   if parameters:  # leaves that are not wanted are not read
     wanted = {name: jax.tree.map(lambda _: ocp.PLACEHOLDER, part) for name, part in stored.items()}
     wanted["params"] = abstract
+  return wanted, about["custom_metadata"]
+
+
+def _load(path: pathlib.Path, wanted: Any) -> Any:
+  """The arrays of one step, read by this process without waiting for others, which may fail to read theirs."""
   alone, me = ocp.Context(), jax.process_index()
   alone.multiprocessing.primary_host = me
   alone.multiprocessing.active_processes = {me}
   alone.multiprocessing.barrier_sync_key_prefix = f"read{me}"
   with alone:
-    found = ocp.load(path, wanted)
-  return found["params"] if parameters else found, about["custom_metadata"]
+    return ocp.load(path, wanted)
 
 
 def is_damage(error: BaseException) -> bool:

@@ -137,14 +137,16 @@ from tests.train import test_checkpoint as here
 
 folder, mine = sys.argv[1], json.loads(sys.argv[2])
 multihost.start(multihost.from_environment())
-read = checkpoint._read
 
-def _read(path, abstract, parameters):
-  if path.name in mine:
-    raise ValueError(mine[path.name])
-  return read(path, abstract, parameters)
+def failing(function):
+  def wrapped(path, *more):
+    found = function(path, *more)
+    if mine.get(path.name, ["", ""])[0] == function.__name__:
+      raise ValueError(mine[path.name][1])
+    return found
+  return wrapped
 
-checkpoint._read = _read
+checkpoint._describe, checkpoint._load = failing(checkpoint._describe), failing(checkpoint._load)
 everywhere = jax.sharding.NamedSharding(jax.make_mesh((2,), ("x",)), jax.sharding.PartitionSpec())
 abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), here._abstract())
 try:
@@ -152,6 +154,7 @@ try:
     step, state, _ = checkpoints.restore(abstract)
     value = float(state["params"]["w"].addressable_data(0)[0, 0])
     print(json.dumps([step, value, checkpoints.steps(), checkpoint.load_params(folder, abstract["params"])[0]]))
+    checkpoints.save(4, state, {"position": 4})
 except Exception as e:
   print(json.dumps(f"{type(e).__name__}: {e}"), flush=True)
 multihost.meet("end")
@@ -159,10 +162,13 @@ multihost.finish()
 """
 
 
+_CUT, _SILENT = "DATA_LOSS: cut short", "UNAVAILABLE: no answer"
+
+
 @pytest.mark.parametrize(("errors", "found"), [
-  (({}, {"3": "DATA_LOSS: cut short"}), ([2, 2.0, [1, 2], 2],) * 2),
-  (({"3": "UNAVAILABLE: no answer"}, {"3": "DATA_LOSS: cut short"}),
-   ("ValueError: UNAVAILABLE: no answer", "CheckpointError: {}/3: process 0 could not use it; its own message says why")),
+  (({"2": ["_load", _CUT]}, {"3": ["_describe", _CUT]}), ([1, 1.0, [1], 1],) * 2),
+  (({"3": ["_load", _SILENT]}, {"3": ["_load", _CUT]}),
+   (f"ValueError: {_SILENT}", "CheckpointError: {}/3: process 0 could not use it; its own message says why")),
 ])
 def test_two_processes_go_on_from_one_step_though_they_read_differently(tmp_path, errors, found):
   _save(tmp_path, 1, 2, 3)
@@ -176,3 +182,8 @@ def test_two_processes_go_on_from_one_step_though_they_read_differently(tmp_path
           for process, mine in enumerate(errors)]
   outputs = [json.loads(run.communicate(timeout=120)[0].splitlines()[-1]) for run in runs]
   assert outputs == [each.format(tmp_path) if isinstance(each, str) else each for each in found]
+  if isinstance(found[0], list):  # what two processes wrote is exported by one
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _state(0.0)["params"])
+    assert checkpoint.export_params(tmp_path, tmp_path / "exported", abstract) == 4
+    _, params, _ = checkpoint.load_params(tmp_path / "exported", _abstract()["params"])
+    assert float(params["w"][0, 0]) == 1.0
