@@ -360,19 +360,24 @@ def test_traces_from_a_file_are_divided_too(tmp_path):
   assert {*sources.examples(experiment.data, experiment.world, "train")} == {*itertools.chain(*splits.divided(experiment)[:2])}
 
 
-_PROCESS = """
-import json, pathlib, sys
-from synthjax import config
-from synthjax.recipes import finetune, math_rl
-math_rl.run(finetune.Job(config.resolve(json.loads(sys.argv[1])), pathlib.Path(sys.argv[2])))
+_CONFIG = """
+import json
+import ml_collections
+
+
+def get_config():
+  return ml_collections.ConfigDict(json.loads({text!r}))
 """
 
 
 def _start(workdir):
-  given = json.dumps({**TINY, "study": {**TINY["study"], "arms": ("rft2", "dpo", "step_dpo.branch", "awr")}})
+  given = {**TINY, "study": {**TINY["study"], "arms": ("rft2", "dpo", "step_dpo.branch", "awr")}}
+  workdir.parent.mkdir(exist_ok=True)
+  file = workdir.parent / "tiny.py"
+  file.write_text(_CONFIG.format(text=json.dumps(given)))
   fast = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-  return subprocess.Popen([sys.executable, "-c", _PROCESS, given, str(workdir)], cwd=ROOT, env={**os.environ, **fast},
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  command = [sys.executable, "-m", "synthjax", "run", "--config", str(file), "--workdir", str(workdir)]
+  return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **fast}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def _progress(workdir):
@@ -386,16 +391,19 @@ def _finish(run):
 
 
 @pytest.mark.slow
-def test_a_study_killed_at_five_random_moments_ends_with_the_table_of_an_uninterrupted_one(tmp_path):
+def test_a_study_stopped_and_killed_at_random_moments_ends_with_the_table_of_an_uninterrupted_one(tmp_path):
   whole, killed = tmp_path / "whole/tiny", tmp_path / "killed/tiny"
   _finish(_start(whole))
-  for goal in sorted(random.Random(0).sample(range(1, _progress(whole)), 5)):
+  ends = [(signal.SIGTERM, 143), (signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGKILL, -9), (signal.SIGTERM, 143)]
+  for goal, (number, code) in zip(sorted(random.Random(0).sample(range(1, _progress(whole)), 5)), ends):
     run = _start(killed)
     while run.poll() is None and _progress(killed) < goal:
       time.sleep(0.005)
     assert run.poll() is None, run.stdout.read()
-    run.send_signal(signal.SIGKILL)
-    run.wait()
+    run.send_signal(number)
+    output, _ = run.communicate(timeout=30)
+    assert run.returncode == code, output
+    assert code < 0 or "synthjax: stopped by" in output.splitlines()[-1]
   assert _progress(killed) < _progress(whole)
   _finish(_start(killed))
   assert (killed / "table.txt").read_text().replace(str(killed), str(whole)) == (whole / "table.txt").read_text()

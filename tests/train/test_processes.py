@@ -15,6 +15,9 @@ import jax
 import numpy as np
 import pytest
 
+from synthjax import records
+from synthjax.generate.worlds import shop
+from synthjax.records import Pair
 from synthjax.train import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -42,7 +45,9 @@ def _shapes(workdir):
   from synthjax import config
   from synthjax.model.transformer import Transformer, sized
 
-  return Transformer(sized(config.load(str(ROOT / "configs/world_sft.py")).model, 65)).abstract()
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # whatever devices saved them
+  shapes = Transformer(sized(config.load(str(ROOT / "configs/world_sft.py")).model, 65)).abstract()
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
 
 
 def _losses(workdir):
@@ -204,6 +209,34 @@ def test_a_signal_ends_a_hanging_start(tmp_path, number, code):
   assert codes == [code] and "synthjax: stopped by" in outputs[0].splitlines()[-1]
 
 
+@pytest.mark.slow
+def test_preference_training_of_two_processes_one_of_which_is_killed_ends_with_the_bits_of_an_uninterrupted_one(tmp_path):
+  pairs, problems = tmp_path / "pairs.jsonl", list(shop.problems(shop.World(), "train", 61))
+  texts = [" " + shop.clean_trace(problem).text for problem in problems]
+  rows = [Pair(problem.id, problem.question, *sides, "random") for problem, *sides in zip(problems, texts, texts[1:])]
+  records.write(pairs, rows)
+  config = ["--config", "configs/world_dpo.py:smoke", f"--config.objective.pairs={pairs}", "--config.train.steps=60",
+            "--config.train.checkpoint_every=4", "--config.train.log_every=1", "--config.train.accumulate=2"]
+  for run in _pair("train", tmp_path / "whole", *config):
+    _finish(run)
+  moments = random.Random(0)
+  for victim in (1, 0):
+    runs = _pair("train", tmp_path / "killed", *config)
+    for line in runs[0].stdout:
+      if line.startswith("step"):
+        break
+    time.sleep(moments.uniform(0.0, 0.5))
+    assert runs[victim].poll() is None
+    runs[victim].kill()
+    codes, outputs = _ends(runs, 60)
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 1, outputs
+    assert f"process {victim} of 2 ended without a word" in outputs[1 - victim].splitlines()[-1]
+  for run in _pair("train", tmp_path / "killed", *config):
+    _finish(run)
+  jax.tree.map(np.testing.assert_array_equal, _params(tmp_path / "killed"), _params(tmp_path / "whole"))
+  assert _losses(tmp_path / "killed") == _losses(tmp_path / "whole")
+
+
 def _wait_for_port(port):
   """Until somebody listens there; the connection is nobody's and is let go."""
   while True:
@@ -217,7 +250,7 @@ def _wait_for_port(port):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_signal_at_a_random_moment_of_a_training_with_rare_lines_is_followed_and_resumed_to_the_bit(tmp_path, processes):
   """As the quickstart has it: no line and no checkpoint falls due before the end."""
-  rare = ["--config.train.log_every=10000", "--config.train.checkpoint_every=10000", "--config.train.steps=400"]
+  rare = ["--config.train.log_every=10000", "--config.train.checkpoint_every=10000", "--config.train.steps=300", "--config.train.batch_size=8"]
   begin = _pair if processes == 2 else lambda *arguments: [_start(*arguments)]
   for run in begin("train", tmp_path / "whole", *rare):
     _finish(run)
