@@ -317,6 +317,7 @@ def _serve(parsed, overrides) -> int:
   experiment, tokenizer, model, params, _ = _policy(parsed, overrides)
   import jax
 
+  from synthjax import stopping
   from synthjax.rollout.engine import JaxEngine
   from synthjax.rollout.requests import Request, Sampling
   from synthjax.rollout.shapes import serving_shape
@@ -326,7 +327,8 @@ def _serve(parsed, overrides) -> int:
   engine = JaxEngine(model, params, tokenizer, shape, experiment.mesh, fair=True)
   list(engine.generate([Request("compiles", prompt_ids=(0,), sampling=Sampling(max_tokens=1))]))
   settings = server.Settings(host=parsed.host, port=parsed.port, queue=parsed.queue, token=parsed.token)
-  server.serve(engine, settings, experiment.name)
+  with stopping.handed_over():
+    server.serve(engine, settings, experiment.name)
   return 0
 
 

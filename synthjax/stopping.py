@@ -2,8 +2,11 @@
 
 Everything on disk survives a SIGKILL at any moment, so most work is simply left where it is: the
 signal raises `Stopped` in the main thread. A training is worth finishing its step for: within
-`deferred()` the signal only sets what the loop asks for, and the loop leaves by itself. A thread
-watches: where the main thread hangs in a library, the process ends all the same.
+`deferred()` the signal only sets what the loop asks for, and the loop leaves by itself. Where the
+main thread hangs in a library, the process ends all the same.
+
+The signals are blocked in every thread and waited for by one: a library's thread whose system call a
+signal cuts short may take that for an error (seen: a collective of two processes that never ended).
 """
 
 import contextlib
@@ -16,7 +19,9 @@ from collections.abc import Callable, Iterator
 
 GRACE_SECONDS = 10.0  # from a signal to the end, where nothing is worth waiting for
 _REPEAT_SECONDS = 2.0  # a launcher and its terminal send the same signal twice at once
+_POLL_SECONDS = 0.2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_WAKE = signal.SIGUSR2  # takes the main thread out of a wait
 
 
 class Stopped(BaseException):
@@ -36,6 +41,7 @@ class _State:
     self.number = 0  # of the first signal; 0: nobody asked
     self.asked_at = 0.0
     self.deferring = False
+    self.ended = threading.Event()  # nobody waits for signals any more
     self.heard: Callable[[], None] | None = None  # called once, outside the main thread
     self.tell_others: Callable[[int], None] | None = None
 
@@ -51,19 +57,28 @@ def handled() -> Iterator[None]:
     yield
     return
   _state = _State()
-  reading, writing = os.pipe()
-  os.set_blocking(writing, False)
-  before = [signal.signal(number, _raise) for number in _SIGNALS]
-  wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-  watcher = threading.Thread(target=_watch, args=(reading,), name="signals", daemon=True)
+  woken = signal.signal(_WAKE, _raise)
+  mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # threads that begin from now on inherit it
+  watcher = threading.Thread(target=_watch, args=(_state,), name="signals", daemon=True)
   watcher.start()
   try:
     yield
   finally:
-    signal.set_wakeup_fd(wakeup)
-    for number, handler in zip(_SIGNALS, before):
-      signal.signal(number, handler)
-    os.close(writing)  # the watcher reads the end and closes its side
+    _state.ended.set()
+    watcher.join()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    signal.signal(_WAKE, woken)
+
+
+@contextlib.contextmanager
+def handed_over() -> Iterator[None]:
+  """Within the block signals reach whatever handlers the block installs, such as an event loop's."""
+  _state.ended.set()
+  mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def asked() -> int:
@@ -77,11 +92,21 @@ def others(tell: Callable[[int], None]) -> None:
 
 
 def ask(number: int) -> None:
-  """Another process was asked to stop: so is this one. For threads other than the main one."""
-  _ask(number)
-  main = threading.main_thread().ident
-  assert main is not None
-  signal.pthread_kill(main, number)
+  """This run is asked to stop. For threads other than the main one."""
+  with _state.lock:
+    if _state.number:
+      return
+    _state.number, _state.asked_at = number, time.monotonic()
+    heard, tell_others, deferring = _state.heard, _state.tell_others, _state.deferring
+  if tell_others:
+    tell_others(number)
+  if heard:
+    threading.Thread(target=heard, name="stopping", daemon=True).start()
+  threading.Thread(target=_end_in_time, args=(_state,), name="grace", daemon=True).start()
+  if not deferring:
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, _WAKE)
 
 
 @contextlib.contextmanager
@@ -101,48 +126,33 @@ def deferred(heard: Callable[[], None] | None = None) -> Iterator[None]:
   try:
     yield
   finally:
-    _state.deferring, _state.heard = False, None
-    _state.asked_at = time.monotonic()  # what is still to be left has its own time
+    with _state.lock:
+      _state.deferring, _state.heard = False, None
+      _state.asked_at = time.monotonic()  # what is still to be left has its own time
   if _state.number:
     raise Stopped(_state.number)
 
 
-def _ask(number: int) -> None:
-  with _state.lock:
-    if _state.number:
-      return
-    _state.number, _state.asked_at = number, time.monotonic()
-    heard, tell_others = _state.heard, _state.tell_others
-  if tell_others:
-    tell_others(number)
-  if heard:
-    threading.Thread(target=heard, name="stopping", daemon=True).start()
-  threading.Thread(target=_end_in_time, args=(_state,), name="grace", daemon=True).start()
-
-
-def _raise(number: int, _frame) -> None:
-  """The main thread's part of a signal."""
-  first = _state.number == 0
-  _ask(number)
-  repeated = not first and time.monotonic() - _state.asked_at > _REPEAT_SECONDS
-  if repeated and number == signal.SIGINT:
-    _leave()
-  if not _state.deferring:
+def _raise(_number: int, _frame) -> None:
+  """The main thread's part."""
+  if _state.number and not _state.deferring:
     raise Stopped(_state.number)
 
 
-def _watch(reading: int) -> None:
-  """Sees signals at once, also while the main thread is inside a library."""
-  with os.fdopen(reading, "rb", buffering=0) as pipe:
-    while numbers := pipe.read(64):
-      for number in numbers:
-        if number in _SIGNALS:
-          _ask(number)
+def _watch(state: _State) -> None:
+  while not state.ended.is_set():
+    came = signal.sigtimedwait(_SIGNALS, _POLL_SECONDS)
+    if came is None:
+      continue
+    repeated = state.number and time.monotonic() - state.asked_at > _REPEAT_SECONDS
+    if repeated and came.si_signo == signal.SIGINT:
+      _leave()
+    ask(came.si_signo)
 
 
 def _end_in_time(state: _State) -> None:
   while state is _state:
-    time.sleep(0.2)
+    time.sleep(_POLL_SECONDS)
     late = time.monotonic() - state.asked_at > GRACE_SECONDS
     if late and not state.deferring:
       _leave()
