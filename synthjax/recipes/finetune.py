@@ -80,7 +80,7 @@ def _train(job, tokenizer, caches) -> dict:
   inputs = _training(job)
 
   def work(folder: pathlib.Path) -> dict:
-    earlier = () if job.force else _earlier(folder, inputs)
+    earlier = earlier_trainings(job, folder, inputs)
     result = loop.train(job.experiment, caches, folder, (tokenizer.size, tokenizer.fingerprint), job.workdir / "cache_test",
                         earlier=earlier)
     return dataclasses.asdict(result)
@@ -88,9 +88,11 @@ def _train(job, tokenizer, caches) -> dict:
   return stages.run(job.workdir / "train", inputs, work, job.force, together=True, whole=is_whole)
 
 
-def _earlier(folder: pathlib.Path, inputs: dict) -> list[loop.Earlier]:
-  """Kept versions of a training whose inputs differ in the number of steps or in the schedule alone."""
-  found = []
+def earlier_trainings(job: Job, folder: pathlib.Path, inputs: dict) -> list[loop.Earlier]:
+  """Kept versions of a training whose inputs differ in the number of steps or in the schedule alone; none where all is forced anew."""
+  found: list[loop.Earlier] = []
+  if job.force:
+    return found
   for each in stages.versions(folder):
     if each.folder == folder or each.inputs is None or _without_schedule(each.inputs) != _without_schedule(inputs):
       continue

@@ -11,7 +11,7 @@ from synthjax.data.documents import TokenDocuments
 from synthjax.model.transformer import Transformer, sized
 from synthjax.sharding import check_fit, make_layout
 from synthjax.train import loop, optimizer
-from synthjax.train.loop import Result
+from synthjax.train.loop import Earlier, Result
 from synthjax.train.preference import PreferenceTrainer
 
 
@@ -29,11 +29,12 @@ def on_documents(experiment: schema.Experiment, documents: TokenDocuments, folde
 
 
 def on_trees(experiment: schema.Experiment, plan: trees.Plan, reference: Sequence[np.ndarray], folder: files.Path,
-             tokenizer: tuple[int, str]) -> Result:
+             tokenizer: tuple[int, str], earlier: Sequence[Earlier] = ()) -> Result:
   """Trains `experiment.train.init` by `experiment.objective` over planned trees.
 
   Args:
     reference: the reference's log-prob sums, from `preference.reference_sums`.
+    earlier: trainings of which this one may be the continuation, see `loop.train`.
   """
   cfg, length = experiment.train, experiment.data.row_length
   steps = cfg.steps or max(1, round(cfg.epochs * len(plan.rows) / cfg.batch_size))
@@ -45,4 +46,5 @@ def on_trees(experiment: schema.Experiment, plan: trees.Plan, reference: Sequenc
   limits = trees.bounds(plan.rows, group_rows, length, even)
   rows = trees.TreeRows(plan.rows, reference, limits, experiment.seed, plan.fill)
   trainer = PreferenceTrainer(model, optimizer.make(cfg.optimizer, steps), layout, cfg, experiment.objective, limits.trees)
-  return loop.run(experiment, trainer, rows, steps, folder, tokenizer)
+  trunk = loop.trunk_of(experiment, steps, earlier)
+  return loop.run(experiment, trainer, rows, steps, folder, tokenizer, trunk=trunk)

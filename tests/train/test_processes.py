@@ -260,7 +260,7 @@ def test_a_signal_at_a_random_moment_of_a_training_with_rare_lines_is_followed_a
     for line in runs[0].stdout:
       if line.startswith("compiled the step"):
         break
-    time.sleep(moments.uniform(0.0, 1.5))
+    time.sleep(moments.uniform(0.0, 0.8))
     assert all(run.poll() is None for run in runs)
     runs[-1].send_signal(number)  # one of them is enough
     asked = time.monotonic()
