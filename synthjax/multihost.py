@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from synthjax import stopping
+from synthjax import progress, stopping
 from synthjax.errors import Error
 
 
@@ -45,8 +45,12 @@ def from_environment() -> Start | None:
   if not all(values):
     missing = [n for n, v in zip(names, values) if not v]
     raise StartError(f"{', '.join(missing)} is not set; a start of several processes needs {', '.join(names)}")
-  timeout = float(os.environ.get("SYNTHJAX_START_TIMEOUT", "300"))
-  return Start(values[0], int(values[1]), int(values[2]), timeout)
+  timeout = os.environ.get("SYNTHJAX_START_TIMEOUT", "300")
+  try:
+    return Start(values[0], int(values[1]), int(values[2]), float(timeout))
+  except ValueError:
+    raise StartError(f"SYNTHJAX_PROCESSES={values[1]!r}, SYNTHJAX_PROCESS={values[2]!r}, SYNTHJAX_START_TIMEOUT={timeout!r}: expected "
+                     "two whole numbers and a number of seconds") from None
 
 
 def start(who: Start | None) -> None:
@@ -225,7 +229,7 @@ class _Channel:
   def _fail(self, message: str, exit_code: int, process: int = -1) -> None:
     """Ends this process, whatever its main thread waits for."""
     self._pass_on(process, {"failed": message, "exit_code": exit_code})
-    print(f"synthjax: {message}", file=sys.stderr, flush=True)
+    progress.error(f"synthjax: {message}")
     sys.stdout.flush()
     os._exit(exit_code)
 

@@ -38,6 +38,11 @@ def logged(path: str | os.PathLike) -> Iterator[None]:
       _log = before
 
 
+def error(line: str) -> None:
+  """Prints a line on the standard error stream, wherever that belongs to others at the moment; on every process."""
+  print(line, file=_screen or sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def foreign(path: str | os.PathLike) -> Iterator[None]:
   """Within the block what libraries write to the standard error stream is added to a file; bars stay on the screen.

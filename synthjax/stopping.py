@@ -12,10 +12,11 @@ signal cuts short may take that for an error (seen: a collective of two processe
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+
+from synthjax import progress
 
 GRACE_SECONDS = 10.0  # from a signal to the end, where nothing is worth waiting for
 _REPEAT_SECONDS = 2.0  # a launcher and its terminal send the same signal twice at once
@@ -160,5 +161,5 @@ def _end_in_time(state: _State) -> None:
 
 def _leave() -> None:
   stopped = Stopped(_state.number)
-  print(f"synthjax: {stopped}", file=sys.stderr, flush=True)
+  progress.error(f"synthjax: {stopped}")
   os._exit(stopped.exit_code)
