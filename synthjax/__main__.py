@@ -395,6 +395,8 @@ def _decontaminate(parsed, overrides) -> int:
 
 def _export(parsed, overrides) -> int:
   job = _job(parsed, overrides)
+  import jax
+
   from synthjax import files, locks
   from synthjax.model.transformer import Transformer, sized
   from synthjax.recipes import arms, finetune
@@ -410,8 +412,10 @@ def _export(parsed, overrides) -> int:
     arms.refuse_study(job.workdir)
     raise files.DataError(f"{job.workdir / 'train'}: nothing was trained here yet; run `synthjax train` first")
   model = Transformer(sized(experiment.model, tokenizer.size))
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), model.abstract())
   with locks.lock_beside(parsed.to, "synthjax export", "wait for it, or give another --to"):
-    step = checkpoint.export_params(checkpoints, parsed.to, model.abstract())
+    step = checkpoint.export_params(checkpoints, parsed.to, abstract)
   described = f"{checkpoints}, step {step:,}"
   if training and not arm:
     described = training.describe(step)

@@ -23,6 +23,14 @@ def interval(share: float, error: float, count: int) -> tuple[float, float]:
   return wilson(share, max(effective, count))
 
 
+def percent(share: float, error: float, count: int) -> str:
+  """A share in percent with its standard error, `25.1 ± 1.6`; near 0 and 100 %, where that says little, with its interval."""
+  if near_edge(share, count):
+    low, high = interval(share, error, count)
+    return f"{100 * share:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+  return f"{100 * share:.1f} ± {100 * error:.1f}"
+
+
 def wilson(share: float, count: float) -> tuple[float, float]:
   """Wilson's 95 % interval (1927) of a share of `count` independent trials."""
   centre = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)

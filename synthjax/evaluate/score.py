@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
-from synthjax import files
+from synthjax import files, stats
 from synthjax.evaluate import metrics
 from synthjax.evaluate.protocols import Protocol
 from synthjax.generate.worlds import shop
@@ -152,8 +152,8 @@ def table(results: dict) -> str:
       ties = f", {results[f'{name}_ties']} ties" if f"{name}_ties" in results else ""
       lines.append(f"  {name} {_percent(results, name)}{ties}")
   for name, group in results.get("groups", {}).items():
-    shown = f"{100 * group['accuracy']:.1f} ± {100 * group['standard_error']:.1f} %"
-    lines.append(f"  {name:28} {shown:>14} of {group['problems']:,}")
+    shown = stats.percent(group["accuracy"], group["standard_error"], group["problems"])
+    lines.append(f"  {name:28} {shown:>20} % of {group['problems']:,}")
   return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from synthjax import files, multihost, progress, schema, sharding, stages, workfolder
+from synthjax import files, multihost, progress, schema, sharding, stages, stats, workfolder
 from synthjax.data import cache, sources, tokenizers
 from synthjax.evaluate import protocols, score
 from synthjax.evaluate import run as evaluate_lib
@@ -241,12 +241,12 @@ def table(job: Job, result: dict) -> str:
   lines = [""]
   if scores:
     lines += [f"{job.experiment.name}: {job.experiment.data.task}, {scores['after']['problems']:,} test problems",
-              f"{'':8} {'accuracy':>16} {'undecided':>10} {'truncated':>10}   steps"]
+              f"{'':8} {'accuracy':>22} {'undecided':>10} {'truncated':>10}   steps"]
   for when, scored in scores.items():
-    shown = f"{100 * scored['accuracy']:.1f} ± {100 * scored['standard_error']:.1f} %"
+    shown = f"{stats.percent(scored['accuracy'], scored['standard_error'], scored['problems'])} %"
     judged = scored.get("steps", {})
     steps = ", ".join(f"{100 * n / sum(judged.values()):.1f} % {name}" for name, n in judged.items())
-    lines.append(f"{when:8} {shown:>16} {sum(scored['undecided'].values()):>10} {scored['truncated']:>10}   {steps}")
+    lines.append(f"{when:8} {shown:>22} {sum(scored['undecided'].values()):>10} {scored['truncated']:>10}   {steps}")
   if len(scores) == 2:
     change = score.compare(job.workdir / "evaluate_before/responses.jsonl", job.workdir / "evaluate_after/responses.jsonl")
     lines.append(f"change   {100 * change['difference']:+.1f} ± {100 * change['standard_error']:.1f} points, paired over the same problems")

@@ -38,16 +38,9 @@ def lower_bounds(efficiency: Efficiency, arms: Sequence[str], controls: Sequence
 
 def _row(point: Point, own: bool) -> list[str]:
   multiples = ["1" if own else str(multiple or "-") for multiple in (point.multiple, point.law_multiple, point.compute_multiple)]
-  return [point.arm, f"{point.problems:,}", str(len(point.seeds)), _accuracy(point), *multiples, _tokens(point.tokens_trained),
+  accuracy = stats.percent(point.accuracy, point.standard_error, point.test_problems)
+  return [point.arm, f"{point.problems:,}", str(len(point.seeds)), accuracy, *multiples, _tokens(point.tokens_trained),
           _tokens(point.tokens_sampled), BOUND[point.multiple.beyond] + _tokens(point.matching_trained)]
-
-
-def _accuracy(point: Point) -> str:
-  """With its standard error, or near 0 and 100 %, where that says little, with its 95 % interval."""
-  if stats.near_edge(point.accuracy, point.test_problems):
-    low, high = point.interval
-    return f"{100 * point.accuracy:.1f} ({100 * low:.1f} to {100 * high:.1f})"
-  return f"{100 * point.accuracy:.1f} ± {100 * point.standard_error:.1f}"
 
 
 def _law_lines(efficiency: Efficiency) -> list[str]:

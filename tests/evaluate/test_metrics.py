@@ -31,6 +31,12 @@ def test_the_majority_ignores_missing_answers_and_gives_ties_to_the_earliest(ans
   assert metrics.majority(answers) == (index, tie)
 
 
+def test_a_share_near_the_edge_is_shown_with_its_interval_and_another_with_its_standard_error():
+  assert stats.percent(0.251, 0.0163, 3000) == "25.1 ± 1.6"
+  assert [stats.percent(share, 0.0, 50) for share in (0.0, 1.0)] == ["0.0 (0.0 to 7.1)", "100.0 (92.9 to 100.0)"]
+  assert stats.percent(0.02, 0.02, 50) == "2.0 (0.4 to 10.5)"
+
+
 def test_wilsons_interval_covers_about_95_percent_near_the_edge():
   random, share, count = np.random.default_rng(0), 0.02, 200
   covered = [low <= share <= high for right in random.binomial(count, share, 4000) for low, high in [stats.wilson(right / count, count)]]
