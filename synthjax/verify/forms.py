@@ -238,10 +238,11 @@ def _measured(text: str) -> Measured | None:
   """Something that ends with a unit of the known list, or has a percent sign or a currency."""
   if before := _CURRENCY_BEFORE.fullmatch(text):
     return _with_currency(before["sign"] + before["body"], _CURRENCIES[before["currency"]])
-  if text.endswith("%"):
-    return Measured(text[:-1].strip(), "percent") if text[:-1].strip() else None
-  if text[-1] in _CURRENCIES and text[:-1].strip():
-    return Measured(text[:-1].strip(), _CURRENCIES[text[-1]])
+  sign, body = text[-1], text[:-1].strip()
+  if sign == "%" or sign in _CURRENCIES:
+    if not body or body[-1] == "%" or body[-1] in _CURRENCIES:
+      return None
+    return Measured(body, _CURRENCIES.get(sign, "percent"))
   if (
     (degree := _DEGREE.fullmatch(text))
     and r"\degree" not in degree["body"]
