@@ -1,14 +1,15 @@
 """One writer a folder: locks that name their holder and do not outlive it.
 
 A lock is a small file beside or in what it guards. It appears whole or not at all (a hard link to a
-scratch file), so two processes never both make it. While its holder lives, the file's time is renewed
-every few seconds. Whether the holder still lives is known at once on its own machine, where its process
-number and the moment when that process started are looked up, and elsewhere by the age of the file.
-Ages are differences between two times of the same file system, so clocks need not agree.
+scratch file), so two processes never both make it. While its holder lives, the file's time is
+renewed every few seconds. Whether the holder still lives is known at once on its own machine, where
+its process number and the moment when that process started are looked up, and elsewhere by the age
+of the file. Ages are differences between two times of the same file system, so clocks need not
+agree.
 
-A dead holder's lock is replaced by whoever holds the right to do so, which is itself a lock: named after
-the dead holder, so that of two that take over at once one wins. Needs nothing but links, renames and
-times: no flock, which shared file systems keep per machine.
+A dead holder's lock is replaced by whoever holds the right to do so, which is itself a lock: named
+after the dead holder, so that of two that take over at once one wins. Needs nothing but links,
+renames and times: no flock, which shared file systems keep per machine.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ Path = str | os.PathLike
 
 
 class LockError(Error, RuntimeError):
-  """Something that another process works on; the message says which process, since when and what to do."""
+  """Another process works there; the message says which one, since when and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +65,11 @@ class _HeldError(Exception):
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path, what: str, remedy: str = _REMEDY, patience: float = 0.0) -> Iterator[None]:
-  """Within the block no other start works on a folder. The first of several processes holds it for all of its start.
+def folder_lock(
+  folder: Path, what: str, remedy: str = _REMEDY, patience: float = 0.0
+) -> Iterator[None]:
+  """Within the block no other start works on a folder. The first of several processes holds it for
+  all of its start.
 
   The folder is made where it is not there, and removed again if nothing was put into it.
 
@@ -91,7 +95,8 @@ def folder_lock(folder: Path, what: str, remedy: str = _REMEDY, patience: float 
 
 @contextlib.contextmanager
 def lock_beside(path: Path, what: str, remedy: str) -> Iterator[None]:
-  """As `folder_lock`, for a file or folder that is to appear or to be replaced: the lock lies beside it.
+  """As `folder_lock`, for a file or folder that is to appear or to be replaced: the lock lies
+  beside it.
 
   Raises:
     LockError: another start holds it.
@@ -121,9 +126,15 @@ def beside(path: Path) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def lock(path: Path, what: str, advice: str, patience: float = 0.0,
-         waiting: Callable[[Holder], None] | None = None) -> Iterator[None]:
-  """Within the block this process alone holds the lock file `path`; its folder is made where it is not there.
+def lock(
+  path: Path,
+  what: str,
+  advice: str,
+  patience: float = 0.0,
+  waiting: Callable[[Holder], None] | None = None,
+) -> Iterator[None]:
+  """Within the block this process alone holds the lock file `path`; its folder is made where it is
+  not there.
 
   Args:
     what: is done, for others to read.
@@ -163,7 +174,9 @@ def lock(path: Path, what: str, advice: str, patience: float = 0.0,
 def _refusal(path: pathlib.Path, holder: Holder, advice: str) -> str:
   seen = ""
   if holder.machine != _machine():
-    seen = f" (last sign of life {_age(path):.0f} s ago; after {STALE_AFTER:.0f} s its place is free)"
+    seen = (
+      f" (last sign of life {_age(path):.0f} s ago; after {STALE_AFTER:.0f} s its place is free)"
+    )
   return f"{holder} is at work on {advice}{seen}"
 
 
@@ -218,7 +231,7 @@ def _release(path: pathlib.Path, mine: Holder) -> None:
 
 
 def _read(path: pathlib.Path) -> Holder | None:
-  """The holder; None where the lock is free. One that is being written, or is not ours, has no process number."""
+  """The holder, without a number where the lock is being written; None where it is free."""
   try:
     text = path.read_text()
   except FileNotFoundError:
@@ -226,8 +239,15 @@ def _read(path: pathlib.Path) -> Holder | None:
   try:
     return Holder(**json.loads(text))
   except (ValueError, TypeError):
-    return Holder(what="a program", host=_UNKNOWN, machine="", pid=0, started="", since="an unknown time",
-                  token=_UNKNOWN)
+    return Holder(
+      what="a program",
+      host=_UNKNOWN,
+      machine="",
+      pid=0,
+      started="",
+      since="an unknown time",
+      token=_UNKNOWN,
+    )
 
 
 def _lives(path: pathlib.Path, holder: Holder) -> bool:
@@ -252,7 +272,7 @@ def _age(path: pathlib.Path) -> float:
 
 
 def _sweep(path: pathlib.Path) -> None:
-  """Removes what killed processes left beside a lock that we hold: rights to replace earlier holders, scratch files."""
+  """Removes what killed processes left beside a lock that we hold."""
   for leftover in path.parent.glob(f"{path.name}.*"):
     with contextlib.suppress(OSError):
       if _age(leftover) > STALE_AFTER:
@@ -261,13 +281,20 @@ def _sweep(path: pathlib.Path) -> None:
 
 def _me(what: str) -> Holder:
   now = time.strftime("%Y-%m-%d %H:%M:%S")
-  return Holder(what=what, host=socket.gethostname(), machine=_machine(), pid=os.getpid(),
-                started=_started(os.getpid()) or "", since=now, token=secrets.token_hex(8))
+  return Holder(
+    what=what,
+    host=socket.gethostname(),
+    machine=_machine(),
+    pid=os.getpid(),
+    started=_started(os.getpid()) or "",
+    since=now,
+    token=secrets.token_hex(8),
+  )
 
 
 @functools.cache
 def _machine() -> str:
-  """Tells boots of machines and their containers apart; the host's name where the system does not say."""
+  """Tells boots of machines and their containers apart; else the host's name."""
   try:
     boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -276,7 +303,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-  """When a process of this machine started; None where there is none. A zombie, which cannot work, is none."""
+  """When a process of this machine started; None where there is none, or a zombie."""
   try:
     fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return None if fields[0] in "ZX" else fields[19]
@@ -306,7 +333,7 @@ def _made(folder: pathlib.Path) -> Iterator[None]:
 
 
 class _Heart:
-  """Renews the locks of this process from a thread of its own, and ends the process when one was taken from it."""
+  """Renews the locks of this process in a thread, and ends the process when it has lost one."""
 
   def __init__(self):
     self._held: dict[pathlib.Path, str] = {}
@@ -331,14 +358,19 @@ class _Heart:
       time.sleep(RENEWED_EVERY)
       with self._change:
         for path, token in self._held.items():
-          with contextlib.suppress(OSError):  # a file system that does not answer may answer the next time
+          # A file system that does not answer may answer the next time.
+          with contextlib.suppress(OSError):
             self._renew(path, token)
 
   def _renew(self, path: pathlib.Path, token: str) -> None:
     found = _read(path)
     if found is not None and found.token != token:
-      print(f"synthjax: {path}: this process did not renew its lock for {STALE_AFTER:.0f} s, and {found} has taken it "
-            "over; this run ends at once so that two do not write", file=sys.stderr, flush=True)
+      print(
+        f"synthjax: {path}: this process did not renew its lock for {STALE_AFTER:.0f} s, and "
+        f"{found} has taken it over; this run ends at once so that two do not write",
+        file=sys.stderr,
+        flush=True,
+      )
       os._exit(1)
     os.utime(path)
 

@@ -1,8 +1,9 @@
-"""Stages: steps of a recipe that are skipped when finished with the same inputs and go on where they stopped.
+"""Stages: steps of a recipe that are skipped when finished with the same inputs and go on where
+they stopped.
 
-A stage's folder NAME holds the version in use. When the inputs change, the folder is renamed to NAME.KEY,
-KEY being the first eight digits of the hash of its inputs, and comes back by another renaming when those
-inputs do. Nothing that a stage made is ever deleted.
+A stage's folder NAME holds the version in use. When the inputs change, the folder is renamed to
+NAME.KEY, KEY being the first eight digits of the hash of its inputs, and comes back by another
+renaming when those inputs do. Nothing that a stage made is ever deleted.
 """
 
 import contextlib
@@ -52,7 +53,7 @@ def version(folder: files.Path) -> Version | None:
 
 
 def versions(folder: files.Path) -> list[Version]:
-  """All versions of the stage `folder`: the one in use, then those kept beside it, the newest first."""
+  """All versions of a stage: the one in use, then those kept beside it, the newest first."""
   folder = pathlib.Path(folder)
   kept = []
   if folder.parent.is_dir():
@@ -69,8 +70,11 @@ def is_kept(folder: files.Path) -> bool:
   return re.fullmatch(rf".+{_KEPT}", pathlib.Path(folder).name) is not None
 
 
-def finished(folder: files.Path, inputs: Any, whole: Callable[[Version], bool] | None = None) -> Version | None:
-  """The finished version that `run` would take instead of working, where nothing forces it: in use or kept.
+def finished(
+  folder: files.Path, inputs: Any, whole: Callable[[Version], bool] | None = None
+) -> Version | None:
+  """The finished version that `run` would take instead of working, where nothing forces it: in use
+  or kept.
 
   Args:
     folder, inputs, whole: as `run` takes them.
@@ -82,17 +86,25 @@ def finished(folder: files.Path, inputs: Any, whole: Callable[[Version], bool] |
   return next((each for each in same if _is_finished(each, whole)), None)
 
 
-def run(folder: files.Path, inputs: Any, work: Callable[[pathlib.Path], dict], force: bool = False,
-        say: Callable[[str], None] = progress.say, together: bool = False,
-        whole: Callable[[Version], bool] | None = None) -> dict:
-  """Runs `work(folder)` unless a version of the stage finished with the same inputs. Returns what it returned.
+def run(
+  folder: files.Path,
+  inputs: Any,
+  work: Callable[[pathlib.Path], dict],
+  force: bool = False,
+  say: Callable[[str], None] = progress.say,
+  together: bool = False,
+  whole: Callable[[Version], bool] | None = None,
+) -> dict:
+  """Runs `work(folder)` unless a version of the stage finished with the same inputs. Returns what
+  it returned.
 
-  A version with other inputs makes room: it is kept beside the folder (see `versions`), whether it is
-  finished or not. A kept version with these inputs is taken back. An unfinished version with these inputs
-  keeps its files, and the work decides how to go on from them.
+  A version with other inputs makes room: it is kept beside the folder (see `versions`), whether it
+  is finished or not. A kept version with these inputs is taken back. An unfinished version with
+  these inputs keeps its files, and the work decides how to go on from them.
 
-  Several processes of one start share the folder: the first of them works while the others wait, or all
-  work `together`. Of several starts that come to one stage, one works while the others wait for it.
+  Several processes of one start share the folder: the first of them works while the others wait, or
+  all work `together`. Of several starts that come to one stage, one works while the others wait for
+  it.
 
   Args:
     folder: of this stage alone; `manifest.json` in it is written last.
@@ -101,7 +113,8 @@ def run(folder: files.Path, inputs: Any, work: Callable[[pathlib.Path], dict], f
     force: redo a finished stage; the version that was finished is kept.
     say: prints a line.
     together: all processes do the work.
-    whole: whether a finished version still holds what it made; if not, it goes on as an unfinished one.
+    whole: whether a finished version still holds what it made; if not, it goes on as an unfinished
+      one.
 
   Raises:
     DataError: the folder holds files that no stage made.
@@ -123,13 +136,20 @@ def run(folder: files.Path, inputs: Any, work: Callable[[pathlib.Path], dict], f
       if multihost.is_first():
         seconds = round(time.monotonic() - start, 2)
         say(f"[{folder.name}] finished in {seconds:.1f} s")
-        about = {"config": inputs, "inputs": files.value_hash(inputs), "result": result, "seconds": seconds}
+        about = {
+          "config": inputs,
+          "inputs": files.value_hash(inputs),
+          "result": result,
+          "seconds": seconds,
+        }
         files.write_json(manifest, {**about, "version": __version__})
     multihost.meet(f"{folder} finished")
   return files.read_json(manifest)["result"]
 
 
-def _is_in_place(folder: pathlib.Path, inputs: Any, whole: Callable[[Version], bool] | None) -> bool:
+def _is_in_place(
+  folder: pathlib.Path, inputs: Any, whole: Callable[[Version], bool] | None
+) -> bool:
   found = finished(folder, inputs, whole)
   return found is not None and found.folder == folder
 
@@ -138,22 +158,35 @@ def _is_finished(found: Version, whole: Callable[[Version], bool] | None) -> boo
   return found.result is not None and (whole is None or whole(found))
 
 
-def _alone(folder: pathlib.Path, say: Callable[[str], None]) -> contextlib.AbstractContextManager[None]:
+def _alone(
+  folder: pathlib.Path, say: Callable[[str], None]
+) -> contextlib.AbstractContextManager[None]:
   """The lock of a stage. It lies beside the folder, which is renamed when its inputs change."""
-  return locks.lock(locks.beside(folder), f"stage {folder.name}", str(folder), patience=math.inf,
-                    waiting=functools.partial(_say_waiting, folder.name, say))
+  return locks.lock(
+    locks.beside(folder),
+    f"stage {folder.name}",
+    str(folder),
+    patience=math.inf,
+    waiting=functools.partial(_say_waiting, folder.name, say),
+  )
 
 
 def _say_waiting(name: str, say: Callable[[str], None], holder: locks.Holder) -> None:
   say(f"[{name}] waits for {holder}")
 
 
-def _put_in_place(folder: pathlib.Path, inputs: Any, force: bool, say: Callable[[str], None],
-                  whole: Callable[[Version], bool] | None) -> None:
-  """Leaves in `folder` the version with these inputs: the one that is there, a kept one, or a new one.
+def _put_in_place(
+  folder: pathlib.Path,
+  inputs: Any,
+  force: bool,
+  say: Callable[[str], None],
+  whole: Callable[[Version], bool] | None,
+) -> None:
+  """Leaves in `folder` the version with these inputs: the one that is there, a kept one, or a new
+  one.
 
-  Each change is one renaming, and whatever lies in the folder or beside it is found again by its inputs:
-  a kill at any moment loses nothing, and the next run does what is left.
+  Each change is one renaming, and whatever lies in the folder or beside it is found again by its
+  inputs: a kill at any moment loses nothing, and the next run does what is left.
   """
   key, current = files.value_hash(inputs), version(folder)
   if current is None:
@@ -169,7 +202,9 @@ def _put_in_place(folder: pathlib.Path, inputs: Any, force: bool, say: Callable[
   if back is not None:
     back.folder.rename(folder)
     state = "finished" if back.result is not None else "was begun"
-    say(f"[{folder.name}] taken back from {back.folder.name}, which {state} with these inputs{moved}")
+    say(
+      f"[{folder.name}] taken back from {back.folder.name}, which {state} with these inputs{moved}"
+    )
     _reopen(folder, say, whole)
     return
   reason = ""
@@ -181,7 +216,9 @@ def _put_in_place(folder: pathlib.Path, inputs: Any, force: bool, say: Callable[
   files.write_json(folder / "begun.json", {"inputs": key, "config": inputs})
 
 
-def _go_on(current: Version, say: Callable[[str], None], whole: Callable[[Version], bool] | None) -> None:
+def _go_on(
+  current: Version, say: Callable[[str], None], whole: Callable[[Version], bool] | None
+) -> None:
   name = current.folder.name
   if current.result is None:
     say(f"[{name}] goes on")
@@ -189,7 +226,9 @@ def _go_on(current: Version, say: Callable[[str], None], whole: Callable[[Versio
     say(f"[{name}] done before, skipped")
 
 
-def _reopen(folder: pathlib.Path, say: Callable[[str], None], whole: Callable[[Version], bool] | None) -> bool:
+def _reopen(
+  folder: pathlib.Path, say: Callable[[str], None], whole: Callable[[Version], bool] | None
+) -> bool:
   """Whether a finished version lost something that it made, and is unfinished from here on."""
   current = version(folder)
   if current is None or current.result is None or _is_finished(current, whole):
@@ -203,14 +242,18 @@ def _check_empty(folder: pathlib.Path) -> None:
   if not folder.exists():
     return
   if any(not path.name.startswith(".") for path in folder.iterdir()):
-    raise files.DataError(f"{folder}: holds files that no stage of synthjax made; choose another --workdir or remove it")
+    raise files.DataError(
+      f"{folder}: holds files that no stage of synthjax made; choose another --workdir or remove it"
+    )
   for scratch in folder.glob(".begun.json.*"):  # of a run that was killed while it began
     scratch.unlink()
 
 
 def _make_room(folder: pathlib.Path, current: Version) -> str:
   """Renames the version in use; says where it lies. One that made nothing yet is removed."""
-  made = [path for path in folder.iterdir() if path.name != "begun.json" and not path.name.startswith(".")]
+  made = [
+    path for path in folder.iterdir() if path.name != "begun.json" and not path.name.startswith(".")
+  ]
   if current.result is None and not made:
     shutil.rmtree(folder)
     return ""

@@ -1,4 +1,5 @@
-"""Work folders: which one a command works in, that it works there alone, and which settings matter in it.
+"""Work folders: which one a command works in, that it works there alone, and which settings matter
+in it.
 
 Imports nothing heavy: a second start is refused before jax is loaded.
 """
@@ -12,18 +13,44 @@ from typing import Any
 from synthjax import files, locks, schema
 from synthjax.errors import ConfigError
 
-# Fields that may change without making another result, up to rounding: a finished stage stays finished, and
-# an unfinished one goes on. What lies at a path (`init`, `pairs`) is looked at, not the path.
+# Fields that may change without making another result, up to rounding: a finished stage stays
+# finished, and an unfinished one goes on. What lies at a path (`init`, `pairs`) is looked at, not
+# the path.
 RESULT_NEUTRAL_FIELDS = (
-  "data.folder", "data.prefetch", "data.threads", "evaluate.before", "evaluate.slots", "mesh", "model.kernels",
-  "model.remat", "objective.pairs", "objective.reference", "train.accumulate", "train.checkpoint_every",
-  "train.continue_from", "train.eval_every", "train.init", "train.keep", "train.log_every", "train.profile",
+  "data.folder",
+  "data.prefetch",
+  "data.threads",
+  "evaluate.before",
+  "evaluate.slots",
+  "mesh",
+  "model.kernels",
+  "model.remat",
+  "objective.pairs",
+  "objective.reference",
+  "train.accumulate",
+  "train.checkpoint_every",
+  "train.continue_from",
+  "train.eval_every",
+  "train.init",
+  "train.keep",
+  "train.log_every",
+  "train.profile",
 )
 
-# In a folder with these changed, what is there is still of use: other evaluations, and more cells of a study.
-_ADDED_TO_A_FOLDER = ("evaluate", "star.attempts", "star.graphs", "study.arms", "study.baseline_problems",
-                      "study.control", "study.problems", "study.seeds")
-_SHARED = ("math_rl",)  # recipes of which several starts may share a folder: each cell has a lock of its own
+# In a folder with these changed, what is there is still of use: other evaluations, and more cells
+# of a study.
+_ADDED_TO_A_FOLDER = (
+  "evaluate",
+  "star.attempts",
+  "star.graphs",
+  "study.arms",
+  "study.baseline_problems",
+  "study.control",
+  "study.problems",
+  "study.seeds",
+)
+# Recipes of which several starts may share a folder: each cell has a lock of its own.
+_SHARED = ("math_rl",)
 
 
 def choose(experiment: schema.Experiment, given: str) -> pathlib.Path:
@@ -42,15 +69,22 @@ def choose(experiment: schema.Experiment, given: str) -> pathlib.Path:
     # A field that an older synthjax did not have is not compared.
     before, after = _without(known, neutral), _without(_common(wanted, known), neutral)
     if changed := difference(before, after):
-      raise ConfigError(f"{folder} holds a run with other settings ({changed}); give this one a folder of its own, "
-                        f"such as --workdir {_proposal(folder, before, after)}, or --workdir {folder} to work there all "
-                        "the same, which keeps what it holds")
+      raise ConfigError(
+        f"{folder} holds a run with other settings ({changed}); give this one a folder of its own, "
+        f"such as --workdir {_proposal(folder, before, after)}, or --workdir {folder} to work there "
+        "all the same, which keeps what it holds"
+      )
   return folder
 
 
 def _folder_neutral_fields() -> set[str]:
-  """Fields in which two runs of one default folder may differ. Where a run starts and what it reads is no such field."""
-  neutral = set(RESULT_NEUTRAL_FIELDS) - {"train.init", "train.continue_from", "objective.pairs", "data.folder"}
+  """Fields in which two runs of a default folder may differ: not what they start from."""
+  neutral = set(RESULT_NEUTRAL_FIELDS) - {
+    "train.init",
+    "train.continue_from",
+    "objective.pairs",
+    "data.folder",
+  }
   of_train = [name.removeprefix("train.") for name in neutral if name.startswith("train.")]
   for group in ("study.rft", "study.preference"):
     neutral |= {f"{group}.{name}" for name in of_train}
@@ -58,13 +92,14 @@ def _folder_neutral_fields() -> set[str]:
 
 
 def check_free(experiment: schema.Experiment, folder: pathlib.Path) -> None:
-  """Raises LockError where another start works in the folder, before this one has loaded and connected anything."""
+  """Raises LockError where another start works in the folder, before this one has loaded jax."""
   if experiment.recipe not in _SHARED:
     locks.check_free(folder)
 
 
-def alone(experiment: schema.Experiment, folder: pathlib.Path,
-          what: str) -> contextlib.AbstractContextManager[None]:
+def alone(
+  experiment: schema.Experiment, folder: pathlib.Path, what: str
+) -> contextlib.AbstractContextManager[None]:
   """The lock of a folder, for a verb that writes there."""
   if experiment.recipe in _SHARED:
     return contextlib.nullcontext()
@@ -72,9 +107,11 @@ def alone(experiment: schema.Experiment, folder: pathlib.Path,
 
 
 def decisive(group: str, values: Any) -> dict:
-  """The fields of a group of the config, such as "train", without RESULT_NEUTRAL_FIELDS, as JSON."""
+  """The fields of a group of the config ("train") without RESULT_NEUTRAL_FIELDS, as JSON."""
   fields = dataclasses.asdict(values)
-  kept = {name: value for name, value in fields.items() if f"{group}.{name}" not in RESULT_NEUTRAL_FIELDS}
+  kept = {
+    name: value for name, value in fields.items() if f"{group}.{name}" not in RESULT_NEUTRAL_FIELDS
+  }
   return json.loads(json.dumps(kept))
 
 

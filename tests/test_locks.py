@@ -25,7 +25,13 @@ with locks.lock(pathlib.Path(sys.argv[1]), "a test", "something: wait"):
 
 
 def _process(code, *arguments, **options):
-  return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE, **options)
+  return subprocess.Popen(
+    [sys.executable, "-c", code, *map(str, arguments)],
+    cwd=ROOT,
+    text=True,
+    stdout=subprocess.PIPE,
+    **options,
+  )
 
 
 def _lock(path, **options):
@@ -57,17 +63,23 @@ def test_a_second_process_is_told_who_is_at_work_and_a_killed_ones_lock_is_free_
 def test_a_lock_is_free_again_however_its_block_ends(tmp_path, leave):
   with contextlib.suppress(SystemExit, ZeroDivisionError), _lock(tmp_path / "lock"):
     assert (tmp_path / "lock").exists()
-    with pytest.raises(locks.LockError), _lock(tmp_path / "lock"):  # the same process is no exception
+    with (
+      pytest.raises(locks.LockError),
+      _lock(tmp_path / "lock"),
+    ):  # the same process is no exception
       pass
     leave()
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("age", "changes"), [
-  (0.0, {"started": "1"}),  # another process has its number by now
-  (0.0, {"pid": 1 << 23}),  # no process has it
-  (locks.STALE_AFTER + 5, {"machine": "another"}),
-])
+@pytest.mark.parametrize(
+  ("age", "changes"),
+  [
+    (0.0, {"started": "1"}),  # another process has its number by now
+    (0.0, {"pid": 1 << 23}),  # no process has it
+    (locks.STALE_AFTER + 5, {"machine": "another"}),
+  ],
+)
 def test_the_lock_of_a_dead_holder_is_taken_over(tmp_path, age, changes):
   _write(tmp_path / "lock", age, **changes)
   with _lock(tmp_path / "lock"):
@@ -75,15 +87,20 @@ def test_the_lock_of_a_dead_holder_is_taken_over(tmp_path, age, changes):
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("age", "changes"), [
-  (10 * locks.STALE_AFTER, {}),  # of this machine, alive and asleep
-  (locks.STALE_AFTER - 5, {"machine": "another"}),
-])
+@pytest.mark.parametrize(
+  ("age", "changes"),
+  [
+    (10 * locks.STALE_AFTER, {}),  # of this machine, alive and asleep
+    (locks.STALE_AFTER - 5, {"machine": "another"}),
+  ],
+)
 def test_the_lock_of_a_living_holder_is_not_taken_over(tmp_path, age, changes):
   _write(tmp_path / "lock", age, **changes)
   with pytest.raises(locks.LockError, match="work on host") as refusal, _lock(tmp_path / "lock"):
     pass
-  assert ("last sign of life 55 s ago; after 60 s its place is free" in str(refusal.value)) == ("machine" in changes)
+  assert ("last sign of life 55 s ago; after 60 s its place is free" in str(refusal.value)) == (
+    "machine" in changes
+  )
   assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
@@ -100,7 +117,9 @@ def test_a_file_that_is_not_yet_a_lock_is_one_until_it_is_old(tmp_path):
 def test_of_many_that_take_over_at_once_one_works_at_a_time(tmp_path, monkeypatch, links):
   """Eight threads take locks of dead holders, with a dead taker's right in the way now and then."""
   if not links:
-    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no links here")))
+    monkeypatch.setattr(
+      os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no links here"))
+    )
   path, inside, most, won = tmp_path / "lock", [], [], [0] * 60
   barrier = threading.Barrier(8)
 
@@ -157,7 +176,9 @@ def test_of_four_processes_that_take_over_at_once_one_works_at_a_time(tmp_path):
   for number in range(40):
     _write(tmp_path / "lock", pid=1 << 23)
     (tmp_path / f"go{number}").touch()
-    while len(list(tmp_path.glob(f"done{number}.*"))) < 4 and all(run.poll() is None for run in runs):
+    while len(list(tmp_path.glob(f"done{number}.*"))) < 4 and all(
+      run.poll() is None for run in runs
+    ):
       time.sleep(0.001)
   outputs = [run.communicate(timeout=60)[0].split() for run in runs]
   assert [run.returncode for run in runs] == [0] * 4

@@ -21,16 +21,37 @@ from synthjax.recipes import finetune
 from synthjax.train import checkpoint, loop
 
 ROOT = pathlib.Path(__file__).parents[2]
-SMALL = ["train.steps=4", "train.batch_size=8", "train.checkpoint_every=2", "data.train_problems=40", "data.test_problems=8",
-         "evaluate.max_new_tokens=8", "evaluate.slots=8"]
+SMALL = [
+  "train.steps=4",
+  "train.batch_size=8",
+  "train.checkpoint_every=2",
+  "data.train_problems=40",
+  "data.test_problems=8",
+  "evaluate.max_new_tokens=8",
+  "evaluate.slots=8",
+]
 OTHER = ["train.optimizer.learning_rate=0.0003"]
-NEUTRAL = ["train.eval_every=2", "train.log_every=1", "train.checkpoint_every=3", "train.keep=1", "train.accumulate=2", "data.threads=1",
-           "data.prefetch=1", "model.remat=full", "model.kernels=xla", "evaluate.slots=16", "evaluate.before=False", "mesh.replica=1"]
+NEUTRAL = [
+  "train.eval_every=2",
+  "train.log_every=1",
+  "train.checkpoint_every=3",
+  "train.keep=1",
+  "train.accumulate=2",
+  "data.threads=1",
+  "data.prefetch=1",
+  "model.remat=full",
+  "model.kernels=xla",
+  "evaluate.slots=16",
+  "evaluate.before=False",
+  "mesh.replica=1",
+]
 
 
 def _job(workdir, *overrides):
   load = [override.replace("model.", "model_overrides.", 1) for override in overrides]
-  return finetune.Job(config.load(str(ROOT / "configs/world_sft.py:smoke"), [*SMALL, *load]), workdir)
+  return finetune.Job(
+    config.load(str(ROOT / "configs/world_sft.py:smoke"), [*SMALL, *load]), workdir
+  )
 
 
 def _params(workdir):
@@ -88,7 +109,15 @@ def test_every_neutral_field_is_a_field_of_the_config():
 
 
 def _export(workdir, to, *overrides):
-  command = ["export", "--config", str(ROOT / "configs/world_sft.py:smoke"), "--workdir", str(workdir), "--to", str(to)]
+  command = [
+    "export",
+    "--config",
+    str(ROOT / "configs/world_sft.py:smoke"),
+    "--workdir",
+    str(workdir),
+    "--to",
+    str(to),
+  ]
   return __main__.main([*command, *(f"--config.{override}" for override in [*SMALL, *overrides])])
 
 
@@ -100,9 +129,16 @@ def test_export_hands_out_the_policy_of_the_settings_and_says_what_it_is(two, tm
     said = capsys.readouterr().out.splitlines()[-1]
     assert said.endswith("checkpoints, step 4") and "the parameters of" in said
     abstract = Transformer(sized(_job(workdir).experiment.model, 65)).abstract()
-    jax.tree.map(np.testing.assert_array_equal, checkpoint.load_params(tmp_path / str(number), abstract)[1], expected[1])
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      checkpoint.load_params(tmp_path / str(number), abstract)[1],
+      expected[1],
+    )
   assert _export(workdir, tmp_path / "third", "train.steps=6") == 0
-  assert "step 4, trained with other settings than this config's (train.steps 4 -> 6)" in capsys.readouterr().out
+  assert (
+    "step 4, trained with other settings than this config's (train.steps 4 -> 6)"
+    in capsys.readouterr().out
+  )
   (workdir / "train/manifest.json").rename(workdir / "train/aside")
   (workdir / "train/checkpoints/4").rename(workdir / "train/checkpoints/4.aside")
   assert _export(workdir, tmp_path / "fourth") == 0
@@ -111,7 +147,9 @@ def test_export_hands_out_the_policy_of_the_settings_and_says_what_it_is(two, tm
   (workdir / "train/aside").rename(workdir / "train/manifest.json")
 
 
-def test_a_damaged_last_checkpoint_is_not_handed_out_and_training_again_heals_it(two, tmp_path, capsys):
+def test_a_damaged_last_checkpoint_is_not_handed_out_and_training_again_heals_it(
+  two, tmp_path, capsys
+):
   workdir, (first, _) = two
   job = _job(workdir)
   finetune.train(job)
@@ -119,12 +157,19 @@ def test_a_damaged_last_checkpoint_is_not_handed_out_and_training_again_heals_it
     path.write_bytes(b"xx")
   assert _export(workdir, tmp_path / "out") == 1
   said = capsys.readouterr().err
-  assert "checkpoints/4: damaged (" in said and "train again with the same settings" in said and not (tmp_path / "out").exists()
+  assert (
+    "checkpoints/4: damaged (" in said
+    and "train again with the same settings" in said
+    and not (tmp_path / "out").exists()
+  )
   with pytest.raises(checkpoint.DamagedError):
     finetune.evaluate(job, finetune.tokenizer_of(job), "after")
   finetune.train(job)
   said = capsys.readouterr().out
-  assert "[train] was finished, but part of what it made is damaged: it goes on" in said and "going on from step 2" in said
+  assert (
+    "[train] was finished, but part of what it made is damaged: it goes on" in said
+    and "going on from step 2" in said
+  )
   jax.tree.map(np.testing.assert_array_equal, _params(workdir)[1], first[1])
   assert finetune.evaluate(job, finetune.tokenizer_of(job), "after")["checkpoint_step"] == 4
   manifest = files.read_json(workdir / "evaluate_after/manifest.json")
@@ -134,27 +179,57 @@ def test_a_damaged_last_checkpoint_is_not_handed_out_and_training_again_heals_it
 
 def test_the_default_folder_does_not_mix_settings(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  choose = lambda *overrides, given="": str(workfolder.choose(_job(tmp_path, *overrides).experiment, given))
+  choose = lambda *overrides, given="": str(
+    workfolder.choose(_job(tmp_path, *overrides).experiment, given)
+  )
   assert choose() == choose(*OTHER) == "runs/world_sft"
   files.write_json("runs/world_sft/config.json", dataclasses.asdict(_job(tmp_path).experiment))
-  assert choose() == choose(*NEUTRAL, "evaluate.samples=2", "evaluate.temperature=1.0") == "runs/world_sft"
-  message = (r"runs/world_sft holds a run with other settings \(train.optimizer.learning_rate 0.001 -> 0.0003\); give .* such as "
-             r"--workdir runs/world_sft-learning_rate-0.0003, or --workdir runs/world_sft to work there all the same")
+  assert (
+    choose()
+    == choose(*NEUTRAL, "evaluate.samples=2", "evaluate.temperature=1.0")
+    == "runs/world_sft"
+  )
+  message = (
+    r"runs/world_sft holds a run with other settings \(train.optimizer.learning_rate 0.001 -> 0.0003\); give .* such as "
+    r"--workdir runs/world_sft-learning_rate-0.0003, or --workdir runs/world_sft to work there all the same"
+  )
   with pytest.raises(ConfigError, match=message):
     choose(*OTHER)
   assert choose(*OTHER, given="runs/world_sft") == "runs/world_sft"
   assert choose("study.rft.log_every=7", "study.seeds=(5,)") == "runs/world_sft"
-  with pytest.raises(ConfigError, match=r"\(train.init .*; give this one a folder of its own, such as --workdir runs/world_sft-2"):
+  with pytest.raises(
+    ConfigError,
+    match=r"\(train.init .*; give this one a folder of its own, such as --workdir runs/world_sft-2",
+  ):
     choose("train.init=some/where")
 
 
 def _start(verb, workdir, *more):
-  command = [sys.executable, "-m", "synthjax", verb, "--config", "configs/world_sft.py:smoke", "--workdir", str(workdir), *more]
-  return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  command = [
+    sys.executable,
+    "-m",
+    "synthjax",
+    verb,
+    "--config",
+    "configs/world_sft.py:smoke",
+    "--workdir",
+    str(workdir),
+    *more,
+  ]
+  return subprocess.Popen(
+    command,
+    cwd=ROOT,
+    env={**os.environ, "XLA_FLAGS": ""},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
 
 
 def test_of_two_runs_in_one_folder_one_works_and_a_killed_ones_place_is_free_at_once(tmp_path):
-  first = _start("train", tmp_path, "--config.train.steps=100000", "--config.train.checkpoint_every=100000")
+  first = _start(
+    "train", tmp_path, "--config.train.steps=100000", "--config.train.checkpoint_every=100000"
+  )
   while not (tmp_path / ".lock").exists():
     assert first.poll() is None, first.stdout.read()
     time.sleep(0.05)
@@ -173,6 +248,12 @@ def test_of_two_runs_in_one_folder_one_works_and_a_killed_ones_place_is_free_at_
 
 def test_two_processes_of_one_start_are_one_writer(tmp_path):
   """The second of them finds the folder locked by the first, which is as it should be."""
-  with mock.patch("synthjax.multihost.is_first", return_value=True), locks.folder_lock(tmp_path, "first"):
-    with mock.patch("synthjax.multihost.is_first", return_value=False), locks.folder_lock(tmp_path, "second"):
+  with (
+    mock.patch("synthjax.multihost.is_first", return_value=True),
+    locks.folder_lock(tmp_path, "first"),
+  ):
+    with (
+      mock.patch("synthjax.multihost.is_first", return_value=False),
+      locks.folder_lock(tmp_path, "second"),
+    ):
       assert json.loads((tmp_path / ".lock").read_text())["what"] == "first"
