@@ -45,7 +45,7 @@ def test_two_thousand_hostile_answers(tmp_path):
     return verdict
 
   with pool.Pool() as judges:
-    judges.compare("x + 1", "1 + x")
+    judges.compare("|2x|", "2|x|")
     parent, before = psutil.Process(), None
     with concurrent.futures.ThreadPoolExecutor(2) as threads:
       before = parent.memory_info().rss
