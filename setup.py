@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: a wheel holds the repository's data/ inside the package, see synthjax/shipped.py."""
+"""What pyproject.toml cannot say: a wheel holds data/ inside the package (synthjax/shipped.py)."""
 
 from setuptools import find_packages, setup
 

@@ -1,7 +1,8 @@
 """The one display of a run: lines that stay and, below them, a bar with a rate and the time left.
 
-On a terminal the bar is tqdm's. In a log file it is a line a minute, where nothing else was said meanwhile. Silent on
-every process but the first. In a study both say where it stands: `cell 3 of 9, stage rft, about 6 minutes left`.
+On a terminal the bar is tqdm's. In a log file it is a line a minute, where nothing else was said
+meanwhile. Silent on every process but the first. In a study both say where it stands:
+`cell 3 of 9, stage rft, about 6 minutes left`.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ def quiet(yes: bool) -> None:
 
 @contextlib.contextmanager
 def logged(path: str | os.PathLike) -> Iterator[None]:
-  """Within the block lines go to a file, which they are added to, instead of the screen: for one stage among many."""
+  """Within the block lines are added to a file instead of the screen: for one stage among many."""
   global _log
   before = _log
   with open(path, "a", encoding="utf-8") as _log:
@@ -45,7 +46,7 @@ def error(line: str) -> None:
 
 @contextlib.contextmanager
 def foreign(path: str | os.PathLike) -> Iterator[None]:
-  """Within the block what libraries write to the standard error stream is added to a file; bars stay on the screen.
+  """Within the block what libraries write to the standard error stream goes to a file, bars do not.
 
   TensorFlow, CUDA and Beam warn of what is no concern of the user, some of it from C++.
   """
@@ -82,7 +83,7 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def study(weights: Sequence[float], name: str = "cell") -> Iterator[Callable[[], None]]:
-  """Yields `begin()`, which is called as each of the study's cells begins; the weights say how much work they are."""
+  """Yields `begin()`, to be called as each cell begins; the weights say how much work cells are."""
   global _study
   before = _study
   _study = _Study(weights, name)
@@ -113,8 +114,15 @@ def bar(name: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[i
   elif _terminal():
     import tqdm
 
-    with tqdm.tqdm(desc=_title(name), total=total, unit=f" {unit}", initial=done, leave=False, dynamic_ncols=True,
-                   file=_screen or sys.stderr) as shown:
+    with tqdm.tqdm(
+      desc=_title(name),
+      total=total,
+      unit=f" {unit}",
+      initial=done,
+      leave=False,
+      dynamic_ncols=True,
+      file=_screen or sys.stderr,
+    ) as shown:
       yield lambda n: shown.update(n) and None
   else:
     yield _Lines(name, total, unit, done).advance
@@ -151,7 +159,10 @@ class _Lines:
     if now - _said < _SECONDS_BETWEEN_LINES:
       return
     _said = now
-    print(f"[{_title(self.name)}] {self.done:,} of {self.total:,} {self.unit}{self._speed(now)}", flush=True)
+    print(
+      f"[{_title(self.name)}] {self.done:,} of {self.total:,} {self.unit}{self._speed(now)}",
+      flush=True,
+    )
 
   def _speed(self, now: float) -> str:
     assert self.began is not None
@@ -188,14 +199,14 @@ class _Study:
     return f"{self._name} {self._number} of {len(self._weights)}"
 
   def left(self) -> str:
-    """About how long this cell and those after it take, by the time of those before; "" before one has finished."""
+    """About how long this cell and the rest take, by those before; "" before one has finished."""
     if not self._weight:
       return ""
     pace = self._seconds / self._weight
     current = pace * self._weights[self._number - 1]
     if self._working:
       current = max(0.0, current - (time.monotonic() - self._began))
-    return f"about {_duration(current + pace * sum(self._weights[self._number:]))} left"
+    return f"about {_duration(current + pace * sum(self._weights[self._number :]))} left"
 
 
 def _duration(seconds: float) -> str:

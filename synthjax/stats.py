@@ -12,10 +12,10 @@ def near_edge(share: float, count: float) -> bool:
 
 
 def interval(share: float, error: float, count: int) -> tuple[float, float]:
-  """95 % interval of a mean share over `count` problems with this standard error; Wilson's near 0 and 1.
+  """95 % interval of a mean share over `count` problems; Wilson's near 0 and 1.
 
-  For shares of several samples Wilson's interval takes the number of independent samples that gives the
-  standard error, which is over problems.
+  For shares of several samples Wilson's interval takes the number of independent samples that gives
+  the standard error, which is over problems.
   """
   if not near_edge(share, count):
     return share - _Z * error, share + _Z * error
@@ -24,7 +24,7 @@ def interval(share: float, error: float, count: int) -> tuple[float, float]:
 
 
 def percent(share: float, error: float, count: int) -> str:
-  """A share in percent with its standard error, `25.1 ± 1.6`; near 0 and 100 %, where that says little, with its interval."""
+  """A share in percent with its error, `25.1 ± 1.6`; near 0 and 100 % with its interval."""
   if near_edge(share, count):
     low, high = interval(share, error, count)
     return f"{100 * share:.1f} ({100 * low:.1f} to {100 * high:.1f})"

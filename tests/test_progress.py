@@ -40,11 +40,15 @@ def test_a_file_gets_a_line_a_minute_whose_time_left_knows_nothing_of_compiling(
     _steps(clock, advance, 100, 1.0)
   lines = capsys.readouterr().out.splitlines()
   # The first step starts the clock: 9 steps in 9 s, then a minute later.
-  assert lines == ["[train] 10 of 1,000 steps, 1.0 a second, 16 minutes left",
-                   "[train] 70 of 1,000 steps, 1.0 a second, 16 minutes left"]
+  assert lines == [
+    "[train] 10 of 1,000 steps, 1.0 a second, 16 minutes left",
+    "[train] 70 of 1,000 steps, 1.0 a second, 16 minutes left",
+  ]
 
 
-def test_no_line_comes_within_a_minute_of_another_and_a_resumed_bar_counts_what_was_done(clock, capsys):
+def test_no_line_comes_within_a_minute_of_another_and_a_resumed_bar_counts_what_was_done(
+  clock, capsys
+):
   with progress.bar("train", 400, "steps", done=300) as advance:
     _steps(clock, advance, 50, 1.0)
     progress.say("step 350  loss 1.2")
@@ -52,7 +56,9 @@ def test_no_line_comes_within_a_minute_of_another_and_a_resumed_bar_counts_what_
   assert capsys.readouterr().out.splitlines() == ["step 350  loss 1.2"]
   with progress.bar("train", 400, "steps", done=300) as advance:
     _steps(clock, advance, 20, 1.0)
-  assert capsys.readouterr().out.splitlines() == ["[train] 310 of 400 steps, 1.0 a second, 2 minutes left"]
+  assert capsys.readouterr().out.splitlines() == [
+    "[train] 310 of 400 steps, 1.0 a second, 2 minutes left"
+  ]
 
 
 def test_a_study_says_its_cell_its_stage_and_the_time_left(clock, capsys, tmp_path):
@@ -76,7 +82,9 @@ def test_a_study_says_its_cell_its_stage_and_the_time_left(clock, capsys, tmp_pa
   assert (tmp_path / "log.txt").read_text() == "for the stage's own log\n"
 
 
-def test_on_a_terminal_the_bar_of_a_stage_says_where_the_study_stands_and_moves(monkeypatch, tmp_path):
+def test_on_a_terminal_the_bar_of_a_stage_says_where_the_study_stands_and_moves(
+  monkeypatch, tmp_path
+):
   class Terminal(io.StringIO):
     def isatty(self):
       return True
@@ -85,7 +93,11 @@ def test_on_a_terminal_the_bar_of_a_stage_says_where_the_study_stands_and_moves(
   monkeypatch.setattr(sys, "stderr", terminal)
   with progress.study([1, 1]) as begin:
     begin()
-    with progress.stage("rft"), progress.logged(tmp_path / "log.txt"), progress.bar("train", 4, "steps") as advance:
+    with (
+      progress.stage("rft"),
+      progress.logged(tmp_path / "log.txt"),
+      progress.bar("train", 4, "steps") as advance,
+    ):
       for _ in range(3):
         advance(1)
         time.sleep(0.11)  # tqdm draws ten times a second at most

@@ -16,14 +16,26 @@ PAGE = (ROOT / "docs/your_data.md").read_text(encoding="utf-8")
 # Less of everything; the commands are the page's.
 SMALL = {
   "sft": ["--config.train.steps=4", "--config.evaluate.before=False"],
-  "pretrain": ["--config.train.steps=4", "--config.train.eval_every=2", "--config.train.checkpoint_every=2"],
-  "study": ["--config.train.epochs=1", "--config.study.rft.epochs=1", "--config.study.arms=('sft','rft')",
-            "--config.study.sampling.max_tokens=8", "--config.evaluate.max_new_tokens=8"],
+  "pretrain": [
+    "--config.train.steps=4",
+    "--config.train.eval_every=2",
+    "--config.train.checkpoint_every=2",
+  ],
+  "study": [
+    "--config.train.epochs=1",
+    "--config.study.rft.epochs=1",
+    "--config.study.arms=('sft','rft')",
+    "--config.study.sampling.max_tokens=8",
+    "--config.evaluate.max_new_tokens=8",
+  ],
 }
 LEFT = {
   "sft": ["answers.jsonl", "runs/my_sft/evaluate_after/responses.jsonl"],
   "pretrain": ["runs/my_base"],
-  "study": ["runs/my_study/multiples.png", "runs/my_study/evaluate_arm/n00024_s0/rft/responses.jsonl"],
+  "study": [
+    "runs/my_study/multiples.png",
+    "runs/my_study/evaluate_arm/n00024_s0/rft/responses.jsonl",
+  ],
 }
 
 
@@ -46,12 +58,20 @@ def _users_files(folder):
   (folder / "requests.jsonl").write_text(request + "\n")
 
 
-@pytest.mark.parametrize(("starter", "block"), zip(SMALL, re.findall(r"```sh\n(.*?)```", PAGE, re.S)), ids=SMALL)
+@pytest.mark.parametrize(
+  ("starter", "block"), zip(SMALL, re.findall(r"```sh\n(.*?)```", PAGE, re.S)), ids=SMALL
+)
 def test_the_three_commands_of_the_page_run(starter, block, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   _users_files(tmp_path)
   commands = [shlex.split(line) for line in block.splitlines()]
-  assert len(commands) == 3 and commands[0] == ["synthjax", "init", "--from", starter, f"my_{starter}.py"]
+  assert len(commands) == 3 and commands[0] == [
+    "synthjax",
+    "init",
+    "--from",
+    starter,
+    f"my_{starter}.py",
+  ]
   for number, (program, *arguments) in enumerate(commands):
     assert program == "synthjax"
     small = SMALL[starter] if number else []
@@ -69,7 +89,10 @@ def test_a_starter_is_a_config_and_says_its_own_name(starter, tmp_path, capsys):
   assert __main__.main(["config", "--config", str(path)]) == 0
   assert f"name = 'my_{starter}'" in capsys.readouterr().out
   written = path.read_text()
-  assert __main__.main(command) == 1 and "exists already, and nothing was written" in capsys.readouterr().err
+  assert (
+    __main__.main(command) == 1
+    and "exists already, and nothing was written" in capsys.readouterr().err
+  )
   assert path.read_text() == written
 
 

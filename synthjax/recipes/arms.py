@@ -52,7 +52,9 @@ def find(job: Job, name: str) -> Arm:
   """
   name = name.rstrip("/")
   if name not in known(job.workdir):
-    raise files.DataError(f"--arm {name}: {job.workdir} has no trained policy of that name; {_listed(job.workdir)}")
+    raise files.DataError(
+      f"--arm {name}: {job.workdir} has no trained policy of that name; {_listed(job.workdir)}"
+    )
   experiment = job.experiment
   tokenizer: Tokenizer
   if experiment.recipe == "star":
@@ -62,14 +64,20 @@ def find(job: Job, name: str) -> Arm:
   checkpoints = str(job.workdir / name / "checkpoints")
   step = checkpoint.newest_step(checkpoints)
   if step is None:
-    raise files.DataError(f"--arm {name}: {checkpoints} holds no checkpoint; run the study again to train it anew")
-  return Arm(name=name, experiment=experiment, tokenizer=tokenizer, checkpoints=checkpoints, step=step)
+    raise files.DataError(
+      f"--arm {name}: {checkpoints} holds no checkpoint; run the study again to train it anew"
+    )
+  return Arm(
+    name=name, experiment=experiment, tokenizer=tokenizer, checkpoints=checkpoints, step=step
+  )
 
 
 def refuse_study(workdir: files.Path) -> None:
   """Raises DataError where a folder holds a study: which of its policies is meant must be said."""
   if known(workdir):
-    raise files.DataError(f"{workdir} holds a study of several policies; say which one with --arm: {_listed(workdir)}")
+    raise files.DataError(
+      f"{workdir} holds a study of several policies; say which one with --arm: {_listed(workdir)}"
+    )
 
 
 def checkpoints_in(given: str) -> str:
@@ -86,21 +94,25 @@ def checkpoints_in(given: str) -> str:
 
 
 def evaluate(job: Job, arm: Arm) -> dict:
-  """Scores an arm on the config's test problems, as `config.evaluate` says, in `WORKDIR/evaluate_arm/NAME`.
+  """Scores an arm on the config's test problems, in the stage `WORKDIR/evaluate_arm/NAME`.
 
   Raises:
     DataError: an arm of recipe star, whose problems have no protocol.
   """
   refuse_star(job.experiment)
   policy = {"arm": arm.name, "checkpoints": finetune.identity(arm.checkpoints), "step": arm.step}
-  return finetune.evaluate_policy(job, arm.tokenizer, f"evaluate_arm/{arm.name}", arm.checkpoints, arm.step, policy)
+  return finetune.evaluate_policy(
+    job, arm.tokenizer, f"evaluate_arm/{arm.name}", arm.checkpoints, arm.step, policy
+  )
 
 
 def refuse_star(experiment: schema.Experiment) -> None:
   """Raises DataError for recipe star, where a verb asks problems by a protocol."""
   if experiment.recipe == "star":
-    raise files.DataError("recipe 'star' scores its policies itself (evaluate_* beside each of them): its problems have no "
-                          "protocol; `sample`, `serve` and `export` take its arms")
+    raise files.DataError(
+      "recipe 'star' scores its policies itself (evaluate_* beside each of them): its problems "
+      "have no protocol; `sample`, `serve` and `export` take its arms"
+    )
 
 
 def _listed(workdir: files.Path) -> str:

@@ -1,4 +1,4 @@
-"""Sequences that wait for a page: in one order for a batch, by turns for requests that people wait for."""
+"""Sequences that wait for a page: in one order for a batch, by turns where people wait."""
 
 import collections
 import itertools
@@ -23,7 +23,7 @@ class Lane(Protocol):
 
 
 class Batch:
-  """One lane, sorted by prompt among those that came together: prompts that begin alike share pages."""
+  """One lane, sorted by prompt among those that came together: equal beginnings share pages."""
 
   def __init__(self) -> None:
     self._sequences: collections.deque = collections.deque()
@@ -57,8 +57,9 @@ class Batch:
 class Turns:
   """Two lanes: the first turn of every request, and the further turns of those with many samples.
 
-  The lanes take turns, so neither starves; in the second one requests take turns. Further turns are for blocks that are not busy, so
-  that a new request finds a page free and few sequences before it, or none.
+  The lanes take turns, so neither starves; in the second one requests take turns. Further turns are
+  for blocks that are not busy, so that a new request finds a page free and few sequences before it,
+  or none.
 
   Args:
     first: samples of a request's first turn.
@@ -74,9 +75,9 @@ class Turns:
   def extend(self, new: Sequence[Waits]) -> None:
     for asked, group in itertools.groupby(new, key=lambda s: s.asked):
       sequences = list(group)
-      self._first.extend(sequences[:self._size])
+      self._first.extend(sequences[: self._size])
       if len(sequences) > self._size:
-        self._further.append(asked, sequences[self._size:])
+        self._further.append(asked, sequences[self._size :])
 
   def remove(self, gone: set) -> None:
     self._first.remove(gone)

@@ -1,8 +1,9 @@
 """Supervised fine-tuning on problems with worked solutions, and evaluation by their final answers.
 
 Command:   synthjax run --config THIS_FILE --workdir runs/my_sft
-Data:      JSONL, a problem a row: {"inputs": what the policy is shown, "targets": what it shall write,
-           "answer": the final answer}, optionally "id". In "targets" the answer stands as evaluate.answer says.
+Data:      JSONL, a problem a row: {"inputs": what the policy is shown, "targets": what it shall
+           write, "answer": the final answer}, optionally "id". In "targets" the answer stands as
+           evaluate.answer says.
 Change:    any field here, or in the command: --config.train.epochs=5. What there is:
            synthjax config --explain, or --explain train
 """
@@ -18,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict({
     "name": "my_sft",
     "recipe": "finetune",
-    "model": "world_160k",  # a tiny decoder from random parameters; `synthjax config --explain model` lists presets
+    "model": "world_160k",  # tiny; `synthjax config --explain model` lists presets
     "data": {
       "task": "traces",
       "train_path": str(EXAMPLES / "problems_train.jsonl"),  # a file or a glob

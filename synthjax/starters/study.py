@@ -1,13 +1,13 @@
-"""Study A on problems with worked solutions: what N of them are worth under SFT, RFT, DPO and per-step DPO.
+"""Study A on problems with worked solutions: what N of them are worth under SFT, RFT and DPO.
 
 Command:   synthjax run --config THIS_FILE --workdir runs/my_study
-Data:      JSONL, a problem a row: {"inputs": what the policy is shown, "targets": what it shall write,
-           "answer": the final answer}, optionally "id". In "targets" the answer stands as evaluate.answer
-           says, and a step is a line.
+Data:      JSONL, a problem a row: {"inputs": what the policy is shown, "targets": what it shall
+           write, "answer": the final answer}, optionally "id". In "targets" the answer stands as
+           evaluate.answer says, and a step is a line.
 Change:    any field here, or in the command: --config.study.seeds="(0,1,2)". What there is:
            synthjax config --explain, or --explain study
-Expected:  the loop, in minutes: a tiny model from random parameters answers no test problem. For numbers that
-           mean something start from a policy (train.init) that answers a quarter of the problems.
+Expected:  the loop, in minutes: a tiny model from random parameters answers no test problem. For
+           numbers that mean something start from a policy (train.init) that answers a quarter.
 """
 
 import ml_collections
@@ -31,7 +31,8 @@ def get_config() -> ml_collections.ConfigDict:
       "tokenizer": {"kind": "bytes"},
       "row_length": 256,
     },
-    "train": {"init": "", "batch_size": 8, "epochs": 20.0, "optimizer": {"learning_rate": 3e-3}, **rare},  # of sft
+    # Of sft; the other arms are below.
+    "train": {"batch_size": 8, "epochs": 20.0, "optimizer": {"learning_rate": 3e-3}, **rare},
     "study": {
       "problems": (24,),  # N: every arm is trained at each
       "baseline_problems": (48,),  # further N for SFT alone: multiples are read off its curve

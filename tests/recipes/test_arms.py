@@ -21,20 +21,35 @@ def study(tmp_path_factory):
   for name in ("n00024_s0/sft", "n00024_s0/rft", "n00048_s0/sft"):
     shutil.copytree(shipped.folder("base_policy"), folder / name / "checkpoints")
     files.write_json(folder / name / "manifest.json", {"result": {"steps": 1508}})
-  shutil.copytree(folder / "n00024_s0/rft", folder / "n00024_s0/rft.0123abcd")  # a version that made room
+  shutil.copytree(
+    folder / "n00024_s0/rft", folder / "n00024_s0/rft.0123abcd"
+  )  # a version that made room
   return folder
 
 
-@pytest.mark.parametrize("verb", [
-  ("export", "--to", "somewhere"), ("evaluate",), ("evaluate", "--watch"), ("serve",), ("doctor", "--logprob-parity"),
-  ("sample", "--requests", "requests.jsonl", "--out", "out.jsonl"),
-], ids=" ".join)
-def test_a_verb_that_needs_one_policy_of_a_study_lists_its_arms(study, tmp_path, verb, capsys, monkeypatch):
+@pytest.mark.parametrize(
+  "verb",
+  [
+    ("export", "--to", "somewhere"),
+    ("evaluate",),
+    ("evaluate", "--watch"),
+    ("serve",),
+    ("doctor", "--logprob-parity"),
+    ("sample", "--requests", "requests.jsonl", "--out", "out.jsonl"),
+  ],
+  ids=" ".join,
+)
+def test_a_verb_that_needs_one_policy_of_a_study_lists_its_arms(
+  study, tmp_path, verb, capsys, monkeypatch
+):
   (tmp_path / "requests.jsonl").touch()
   monkeypatch.setattr("sys.argv", ["synthjax"])
   command = [part.replace("requests.jsonl", str(tmp_path / "requests.jsonl")) for part in verb]
   assert __main__.main([*command, *CONFIG, "--workdir", str(study)]) == 1
-  assert f"holds a study of several policies; say which one with --arm: there are, below {study}: {LISTED}" in capsys.readouterr().err
+  assert (
+    f"holds a study of several policies; say which one with --arm: there are, below {study}: {LISTED}"
+    in capsys.readouterr().err
+  )
 
 
 def test_an_arm_is_exported_and_an_unknown_one_is_told_which_there_are(study, tmp_path, capsys):
@@ -58,15 +73,30 @@ def _compiled_fast():
 
 @pytest.mark.usefixtures("_compiled_fast")
 def test_an_arm_is_evaluated_in_a_stage_of_its_own(study, capsys):
-  command = ["evaluate", *CONFIG, "--workdir", str(study), "--arm", "n00024_s0/rft", "--config.evaluate.slots=8"]
+  command = [
+    "evaluate",
+    *CONFIG,
+    "--workdir",
+    str(study),
+    "--arm",
+    "n00024_s0/rft",
+    "--config.evaluate.slots=8",
+  ]
   assert __main__.main([*command, "--config.data.test_problems=4"]) == 0
   assert "world: 4 problems, 4 responses" in capsys.readouterr().out
-  assert files.read_json(study / "evaluate_arm/n00024_s0/rft/manifest.json")["result"]["checkpoint_step"] == 1508
+  assert (
+    files.read_json(study / "evaluate_arm/n00024_s0/rft/manifest.json")["result"]["checkpoint_step"]
+    == 1508
+  )
 
 
 def test_a_stage_folder_stands_for_its_checkpoints(study, tmp_path):
   stage = study / "n00024_s0/rft"
-  assert arms.checkpoints_in(str(stage)) == arms.checkpoints_in(str(stage / "checkpoints")) == str(stage / "checkpoints")
+  assert (
+    arms.checkpoints_in(str(stage))
+    == arms.checkpoints_in(str(stage / "checkpoints"))
+    == str(stage / "checkpoints")
+  )
   (tmp_path / "train/checkpoints").mkdir(parents=True)
   assert arms.checkpoints_in(str(tmp_path)) == str(tmp_path / "train/checkpoints")
   with pytest.raises(files.DataError, match="holds a study of several policies"):
@@ -76,12 +106,18 @@ def test_a_stage_folder_stands_for_its_checkpoints(study, tmp_path):
 def test_an_arm_of_the_star_has_the_words_of_its_graph_and_the_width_of_its_attempt(tmp_path):
   experiment = config.load("configs/star_graph.py")
   job = finetune.Job(experiment, pathlib.Path(tmp_path))
-  for folder, arms_of_graph, width in (("d2_l3_n9", 2, 64), ("d2_l3_n9_w128", 2, 128), ("d3_l3_n10", 3, 64)):
+  for folder, arms_of_graph, width in (
+    ("d2_l3_n9", 2, 64),
+    ("d2_l3_n9_w128", 2, 128),
+    ("d3_l3_n10", 3, 64),
+  ):
     shutil.copytree(shipped.folder("base_policy"), tmp_path / folder / "sft/checkpoints")
     files.write_json(tmp_path / folder / "sft/manifest.json", {"result": {"steps": 1508}})
     arm = arms.find(job, f"{folder}/sft")
     labels = max(9, 3 * arms_of_graph + 1)
     assert arm.experiment.model.d_model == width
-    assert arm.tokenizer.decode(arm.tokenizer.encode(f"0>{labels - 1} / 0 1")) == f"0>{labels - 1} / 0 1"
+    assert (
+      arm.tokenizer.decode(arm.tokenizer.encode(f"0>{labels - 1} / 0 1")) == f"0>{labels - 1} / 0 1"
+    )
   with pytest.raises(files.DataError, match="recipe 'star' scores its policies itself"):
     arms.evaluate(job, arm)
