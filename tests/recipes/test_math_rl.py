@@ -34,7 +34,7 @@ TINY = {
   "objective": {"preference": {"beta": 0.1, "nll": 1.0}, "advantage": {"beta": 0.15}},
   "study": {
     "problems": (24,), "baseline_problems": (48,), "seeds": (0,), "arms": (*math_rl.ARMS, "step_dpo.branch*2"), "split": "dev",
-    "least_accuracy": 0.1, "samples": 4, "samples_many": 8, "sampling": HOW, "wrong": 3, "kept": 2,
+    "least_accuracy": 0.1, "samples": 6, "samples_many": 8, "sampling": HOW, "wrong": 3, "kept": 2,
     "values": {"rollouts": 4, "block": 4, "keep": 2, "sampling": HOW}, "pairs": {"guards": {"min_before": 0.1}},
     "rft": {"batch_size": 8, "epochs": 4.0, "optimizer": {"learning_rate": 1e-3}, **RARE},
     "preference": {"batch_size": 8, "epochs": 2.0, "optimizer": {"learning_rate": 1e-4}, **RARE}},
@@ -114,13 +114,13 @@ def test_counts_of_traces_add_up(whole):
   _, workdir = whole
   teacher = _made(workdir, "teacher")
   assert teacher["problems"] == teacher["equal"] == 24
-  for stage, each in {"draw4_sft": 4, "draw8_sft": 8, "draw4_rft": 4, "draw4_step_dpo.branch": 4}.items():
+  for stage, each in {"draw6_sft": 6, "draw8_sft": 8, "draw6_rft": 6, "draw6_step_dpo.branch": 6}.items():
     made, drawn = _made(workdir, stage), _rows(workdir, f"{stage}/drawn.jsonl")
     assert made["traces"] == len(drawn) == 24 * each == sum(made.get(value, 0) for value in ("equal", "different", "undecided"))
     assert made["equal"] == sum(d["verdict"]["value"] == "equal" for d in drawn) == made["accuracy"] * made["traces"]
     assert made["distinct"] == len({(d["problem_id"], d["text"]) for d in drawn})
     assert sum(made["reasons"].values()) == made.get("undecided", 0) and made["truncated"] == sum(not d.get("complete", True) for d in drawn)
-  for stage, (draws, most) in {"rft": ("draw4_sft", 2), "rft_many": ("draw8_sft", 8), "rft2": ("draw4_rft", 2)}.items():
+  for stage, (draws, most) in {"rft": ("draw6_sft", 2), "rft_many": ("draw8_sft", 8), "rft2": ("draw6_rft", 2)}.items():
     made, drawn = _made(workdir, f"right_{stage}"), _rows(workdir, f"{draws}/drawn.jsonl")
     right = collections.defaultdict(set)
     for d in drawn:
@@ -139,7 +139,7 @@ def test_counts_of_pairs_and_pits_add_up(whole):
     wrong, dropped = made["traces"]["wrong"], made["dropped"]
     assert made["mode"] == mode and made["pairs"] == len(rows) == _made(workdir, arm)["trees"] > 0
     assert sum(made["problems"].values()) == 24 and made["problems"]["with pairs"] == len({row["problem_id"] for row in rows})
-    assert sum(made["traces"].values()) == 96 and made["traces"]["right"] == _made(workdir, "draw4_rft")["equal"]
+    assert sum(made["traces"].values()) == 24 * 6 and made["traces"]["right"] == _made(workdir, "draw6_rft")["equal"]
     if mode in ("paper", "branch", "step"):
       without = dropped.get("trace: no pit within the guards", 0) + dropped.get("trace: no step values", 0)
       assert sum(made["pits"].values()) + without == wrong
@@ -149,7 +149,7 @@ def test_counts_of_pairs_and_pits_add_up(whole):
     assert most == 1
   for arm in math_rl._ON_TREES:
     made = _made(workdir, f"trees_{arm}")
-    assert made["traces"] + sum(made["dropped"].values()) == 96 and made["trees"] == _made(workdir, arm)["trees"] <= made["problems"] == 24
+    assert made["traces"] + sum(made["dropped"].values()) == 24 * 6 and made["trees"] == _made(workdir, arm)["trees"] <= made["problems"] == 24
     assert made["traces"] == _made(workdir, "values_rft_all")["traces"]  # the full schedule values every step
 
 
@@ -161,15 +161,15 @@ def test_tokens_are_those_that_were_drawn_and_an_arm_pays_for_all_that_it_starts
     drawn = [sample for row in _rows(workdir, f"{stage}/journal.jsonl") for sample in row["result"]["samples"]]
     assert tokens == sum(len(sample["log_probs"]) for sample in drawn)  # one a token, end-of-text among them
   own = {arm: _made(workdir, arm)["tokens"] for arm in [*math_rl.ARMS, "step_dpo.branch*2"]}
-  trained, drawn = {"sft": ("sft",), "sft_long": ("sft_long",)}, {"sft": (), "sft_long": (), "rft": ("draw4_sft",)}
+  trained, drawn = {"sft": ("sft",), "sft_long": ("sft_long",)}, {"sft": (), "sft_long": (), "rft": ("draw6_sft",)}
   trained |= {arm: ("sft", arm) for arm in ("rft", "rft_many", "rft_clean", "rft_spurious")}
   drawn |= dict.fromkeys(("rft_many", "rft_clean", "rft_spurious"), ("draw8_sft",))
   for arm in ("rft2", *math_rl._PAIRED, *math_rl._ON_TREES):
     every = arm == "step_dpo.weighted" or arm in math_rl._ON_TREES
     values = ("values_rft_all",) if every else ("values_rft",) if arm.startswith("step_dpo") else ()
-    trained[arm], drawn[arm] = ("sft", "rft", arm), ("draw4_sft", "draw4_rft", *values)
+    trained[arm], drawn[arm] = ("sft", "rft", arm), ("draw6_sft", "draw6_rft", *values)
   trained["step_dpo.branch*2"] = (*trained["step_dpo.branch"], "step_dpo.branch*2")
-  drawn["step_dpo.branch*2"] = (*drawn["step_dpo.branch"], "draw4_step_dpo.branch", "values_step_dpo.branch")
+  drawn["step_dpo.branch*2"] = (*drawn["step_dpo.branch"], "draw6_step_dpo.branch", "values_step_dpo.branch")
   for arm, point in _points(result).items():
     assert point["tokens_trained"] == sum(own[name] for name in trained[arm]), arm
     assert point["tokens_sampled"] == sum(sampled[name] for name in drawn[arm]), arm
@@ -180,7 +180,7 @@ def test_sides_of_pairs_are_the_sampled_tokens_and_end_of_text_stands_where_the_
   _, workdir = whole
   tokenizer = tokenizers.load(_experiment().data.tokenizer, _experiment().world)
   drawn = collections.defaultdict(list)
-  for row in _rows(workdir, "draw4_rft/drawn.jsonl"):
+  for row in _rows(workdir, "draw6_rft/drawn.jsonl"):
     drawn[row["problem_id"]].append(row)
   ended = {"random": (True, True), "distant": (True, True), "paper": (True, False), "branch": (True, False), "step": (False, False)}
   for arm, (mode, *_) in math_rl._PAIRED.items():
@@ -224,7 +224,7 @@ def test_preference_arms_start_from_and_refer_to_the_policy_that_the_config_says
   result = _run(copied, study__start="sft", study__arms=("rft2", "dpo"), study__least_accuracy=0.0)
   assert start(copied, "dpo") == "sft"
   assert _made(copied, "rft2")["solutions"] == 24 + _made(copied, "right_rft2")["kept"]  # the samples of SFT, once
-  assert _points(result)["dpo"]["tokens_sampled"] == _made(copied, "draw4_sft")["tokens"]  # they were not free
+  assert _points(result)["dpo"]["tokens_sampled"] == _made(copied, "draw6_sft")["tokens"]  # they were not free
   assert _points(result)["dpo"]["tokens_trained"] == _made(copied, "sft")["tokens"] + _made(copied, "dpo")["tokens"]
   assert set(_points(result)) == {"sft", "rft2", "dpo"}  # sft is the unit, asked for or not
 
