@@ -86,16 +86,13 @@ def _same(gold: str, prediction: str, policy: Policy) -> bool:
   _extraction()
   wanted, found = _read(gold, "gold"), _read(prediction, "prediction")
 
+  asks_for_number = policy.unevaluated and isinstance(forms.form(gold), forms.Number)
+  if asks_for_number and not isinstance(found, sympy.Number):
+    return False  # before anything is computed: 10^8! for 42
   kinds = [isinstance(x, sympy.core.relational.Relational) for x in (wanted, found)]
   if kinds[0] != kinds[1] and not isinstance(found, sympy.Set):
     return False
   if not math_verify.verify(wanted, found, timeout_seconds=None, raise_on_error=True):
-    return False
-  if (
-    policy.unevaluated
-    and isinstance(forms.form(gold), forms.Number)
-    and not isinstance(found, sympy.Number)
-  ):
     return False
   if not policy.digits:
     return True
@@ -297,10 +294,8 @@ def warm_up() -> None:
   """Loads sympy and ANTLR's tables, so that they do not count against the first case's deadline."""
   # The forms would settle these: the symbolic comparison is asked directly.
   leaf = _Leaf(STRICT)
-  for answer in (r"\frac{\sqrt{x} + 1}{2}", "-1.8 y z", "|x| + 3", r"\log_2 x"):
+  for answer in (r"\frac{\sqrt{x} + 1}{2}", "|x| + 3", "x^2 + 3"):
     leaf("x^2 + 3", answer)
-    leaf(answer, answer)
-  _alone("x^2 + 3", "(1, 2)")
 
 
 def warn_of_ground_types() -> None:

@@ -300,7 +300,7 @@ def test_a_workers_death_touches_its_own_case_alone_and_workers_import_no_jax():
         assert "jaxlib" not in f.read()
     killer = threading.Timer(0.7, lambda: [os.kill(worker, signal.SIGKILL) for worker in workers])
     killer.start()
-    verdict = judge.compare("42", r"\prod_{k=1}^{1000003} k")
+    verdict = judge.compare("|x|", r"\prod_{k=1}^{1000003} k")
     killer.join()
     assert (verdict.value, verdict.reason) == ("undecided", "memory")
     assert [judge.compare(f"|{k}x|+1", f"{k}|x|+1").value for k in range(2, 6)] == ["equal"] * 4
