@@ -162,7 +162,8 @@ def _parser() -> argparse.ArgumentParser:
   cleaning.add_argument("--out", required=True, help="folder for clean.jsonl and report.json")
   cleaning.set_defaults(verb=_decontaminate)
   bench = verbs.add_parser("bench", help="measure speed and memory beside other tools", description=_bench.__doc__)
-  bench.add_argument("what", choices=("train", "data", "verify", "logprob", "attention", "preference_step", "sample", "values", "pits"))
+  bench.add_argument("what", choices=("train", "data", "verify", "logprob", "attention", "preference_step", "sample", "values", "pits",
+                                       "coverage"))
   bench.add_argument("--seconds", type=float, default=60.0, help="about how long to measure")
   bench.set_defaults(verb=_bench)
   return parser
@@ -460,7 +461,8 @@ def _plan(parsed, overrides) -> int:
 def _bench(parsed, overrides) -> int:
   """`train`: a step of 10M parameters beside PyTorch (make parity installs it). `data`: packing and loading beside grain and seqio.
   `verify`: judging beside math-verify alone. `logprob`, `attention`: the kernels beside plain jax. `preference_step`: beside TRL
-  (JSON). `sample`: tokens a second beside Hugging Face. `values`: step values with and without shared prefixes. `pits`: schedules."""
+  (JSON). `sample`: tokens a second beside Hugging Face. `values`: step values with and without shared prefixes. `pits`: schedules.
+  `coverage`: how often a study's intervals hold the truth."""
   if overrides:
     from synthjax.errors import ConfigError
 

@@ -23,7 +23,7 @@ from synthjax.recipes import finetune, leaps, signals, splits
 from synthjax.recipes.cell import Cell, Cost, Policy, Solution, open_cell
 from synthjax.recipes.finetune import Job
 from synthjax.rollout.draw import Drawn
-from synthjax.scaling import efficiency, paired, resample
+from synthjax.scaling import efficiency, noise, paired, resample
 from synthjax.scaling import table as tables
 from synthjax.scaling.efficiency import Efficiency
 from synthjax.scaling.paired import Difference
@@ -79,7 +79,7 @@ def _measured(job: Job, problems: Sequence[int], baseline: Sequence[int]) -> tup
           notes |= dict.fromkeys(policy.notes)
           runs.append(resample.Run(arm, count, seed, marks, policy.trained, policy.sampled))
           progress.say(f"{job.workdir.name}, N={count:,} seed {seed}: {arm:18} {100 * marks.mean():5.1f} %")
-  cells = resample.resample(runs, resample.Bootstrap())
+  cells = resample.resample(runs, noise.Bootstrap())
   steps = [arm for arm in study.arms if arm.startswith("step_dpo")]
   contrasts = [("sft", "rft"), *[("rft", arm) for arm in ("rft_many", *_PICKED, "filtered_sft")], _PICKED[::-1],
                *[(other, arm) for arm in steps for other in study.arms if other.startswith(("rft", "dpo"))]]

@@ -16,7 +16,7 @@ import numpy as np
 
 from synthjax import stats
 from synthjax.files import DataError
-from synthjax.scaling import curve, laws
+from synthjax.scaling import curve, laws, noise
 from synthjax.scaling.resample import Cell, Key
 
 Beyond = Literal["", "above", "below"]
@@ -137,27 +137,50 @@ class _Reference:
 
   def __init__(self, baseline: list[Cell], settings: Settings):
     self.baseline = baseline
-    self.log_problems_N = np.log([cell.key.problems for cell in baseline])
-    raw_NR = np.stack([cell.log_error_R for cell in baseline])
-    self.log_error_NR = np.log(curve.falling(np.exp(raw_NR), np.array([float(len(cell.seeds)) for cell in baseline])))
-    self.pooled = [str(cell.key) for cell, moved in zip(baseline, abs(self.log_error_NR - raw_NR)[:, 0] > 1e-9) if moved]
-    self.fit = laws.fit([cell.key.problems for cell in baseline], raw_NR, settings.level, settings.significance)
+    self.problems = [cell.key.problems for cell in baseline]
+    self.log_problems_N = np.log(self.problems)
+    self.seeds_N = np.array([float(len(cell.seeds)) for cell in baseline])
+    raw_NR = np.stack([cell.log_error() for cell in baseline])
+    self.log_error_N = self.curves(raw_NR[:, :1])[:, 0]
+    moved_N = abs(self.log_error_N - raw_NR[:, 0]) > 1e-9
+    self.pooled = [str(cell.key) for cell, moved in zip(baseline, moved_N) if moved]
+    unscaled_NB = np.stack([cell.log_error(math.inf)[1:] for cell in baseline])
+    self.fit = laws.fit(
+      self.problems, raw_NR, settings.level, settings.significance,
+      covariance_NN=np.atleast_2d(np.cov(unscaled_NB)), freedom=baseline[0].drawn.counted or math.inf)
+    self.seeds_NB = np.stack([cell.log_error_of_seeds()[1:] for cell in baseline])
     compute_N = np.array([_compute(cell, settings) for cell in baseline])
     self.log_compute_N = np.log(compute_N) if compute_N[0] > 0 and (np.diff(compute_N) > 0).all() else None
 
+  def curves(self, raw_NR: np.ndarray) -> np.ndarray:
+    """[N, R] log errors, made monotone."""
+    return np.log(curve.falling(np.exp(raw_NR), self.seeds_N))
+
+  def against(self, cell: Cell) -> float:
+    """Degrees of freedom of the seeds' variance where the cell is compared with the curve: both are estimated."""
+    place = curve.invert(self.log_problems_N, self.log_error_N[:, None], cell.log_error()[:1])[0]
+    at = np.interp(place, self.log_problems_N, np.arange(len(self.log_problems_N)))
+    below, above = math.floor(at), math.ceil(at)
+    there_B = (1 - (at - below)) * self.seeds_NB[below] + (at - below) * self.seeds_NB[above]
+    variances = [float(cell.log_error_of_seeds()[1:].var()), float(there_B.var())]
+    return noise.welch(variances, [cell.drawn.freedom, self.baseline[0].drawn.freedom])
+
   def undefined_at(self, log_error: float) -> bool:
     """Whether no number of problems belongs to an error: the whole curve is flat there, or begins flat with no correct answer."""
-    curve_N = self.log_error_NR[:, 0]
+    curve_N = self.log_error_N
     flat = curve_N[0] == curve_N[-1] == log_error
     without_answer = curve_N[0] == curve_N[1] == log_error == 0.0
     return bool(flat or without_answer)
 
   def points(self) -> tuple[tuple[int, float], ...]:
-    return tuple((cell.key.problems, float(np.exp(row_R[0]))) for cell, row_R in zip(self.baseline, self.log_error_NR))
+    return tuple((cell.key.problems, float(np.exp(log_error))) for cell, log_error in zip(self.baseline, self.log_error_N))
 
 
 def _point(cell: Cell, reference: _Reference, settings: Settings) -> Point:
-  own, error_R = cell.key.arm == settings.baseline, cell.log_error_R
+  own = cell.key.arm == settings.baseline
+  freedom = reference.against(cell)
+  error_R = cell.log_error(freedom)
+  curve_NR = reference.curves(np.stack([other.log_error(freedom) for other in reference.baseline]))
   undefined = not own and reference.undefined_at(error_R[0])
 
   def multiple(matching_R, here, axis_N):
@@ -166,19 +189,19 @@ def _point(cell: Cell, reference: _Reference, settings: Settings) -> Point:
     return _multiple(np.zeros_like(error_R) if own else matching_R - here, axis_N - here, settings.level)
 
   axis_N, here = reference.log_problems_N, np.log(cell.key.problems)
-  matching_R = curve.invert(axis_N, reference.log_error_NR, error_R)
+  matching_R = curve.invert(axis_N, curve_NR, error_R)
   law = compute = None
   if reference.fit.law.supported:
     law = multiple(reference.fit.invert(error_R), here, axis_N)
   if reference.log_compute_N is not None and _compute(cell, settings) > 0:
-    compute = multiple(curve.invert(reference.log_compute_N, reference.log_error_NR, error_R), np.log(_compute(cell, settings)),
+    compute = multiple(curve.invert(reference.log_compute_N, curve_NR, error_R), np.log(_compute(cell, settings)),
                        reference.log_compute_N)
   matching = here if own else np.clip(matching_R[0], axis_N[0], axis_N[-1])
   if undefined:
     matching = math.nan
   trained, sampled = (float(np.interp(matching, axis_N, [getattr(c, name) for c in reference.baseline]))
                       for name in ("tokens_trained", "tokens_sampled"))
-  return Point(cell.key.arm, cell.key.problems, cell.seeds, 1 - float(cell.error_R[0]), cell.standard_error, cell.test_problems,
+  return Point(cell.key.arm, cell.key.problems, cell.seeds, 1 - cell.error, cell.standard_error, cell.test_problems,
                multiple(matching_R, here, axis_N), law, compute, cell.tokens_trained, cell.tokens_sampled, trained, sampled)
 
 
@@ -224,11 +247,11 @@ def _notes(cells: Mapping[Key, Cell], reference: _Reference) -> list[str]:
     notes.append(f"one seed only: intervals of {', '.join(single)} are over test problems and do not contain the spread of seeds")
   if reference.pooled:
     notes.append(f"the baseline's error rises with N somewhere; its curve is pooled at {', '.join(reference.pooled)}")
-  if without := [str(key) for key, cell in cells.items() if cell.error_R[0] == 1]:
+  if without := [str(key) for key, cell in cells.items() if cell.error == 1]:
     notes.append(f"no correct answer in {', '.join(without)}")
   if reference.log_compute_N is None:
     notes.append("no iso-compute multiple: the baseline's tokens are not recorded or do not rise with N")
-  if perfect := [str(key) for key, cell in cells.items() if cell.error_R[0] < cell.half_answer]:
+  if perfect := [str(key) for key, cell in cells.items() if cell.error < cell.half_answer]:
     notes.append(f"no wrong answer in {', '.join(perfect)}: the error is taken as half a test answer")
   return notes
 

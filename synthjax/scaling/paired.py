@@ -1,19 +1,20 @@
 """How much better one arm is than another: the paired difference in accuracy, with its interval over seeds and test problems.
 
 Arms of one seed share their problems, their teacher's traces and often the policy that they start from. So a seed's difference is one
-number, and what the bootstrap draws anew is test problems and differences of seeds (`resample` has the scheme); `evaluate.metrics.paired`
+number, and what is drawn anew is test problems and differences of seeds (`noise` has the scheme); `evaluate.metrics.paired`
 is the same over test problems alone.
 """
 
 import dataclasses
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from synthjax import stats
 from synthjax.files import DataError
-from synthjax.scaling.resample import Bootstrap, Key, Run, grouped, replicates, seed_pool
+from synthjax.scaling import noise
+from synthjax.scaling.noise import Bootstrap
+from synthjax.scaling.resample import Key, Run, grouped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,31 +36,46 @@ class Difference:
 
 
 def differences(runs: Sequence[Run], arm: str, other: str, bootstrap: Bootstrap = Bootstrap()) -> list[Difference]:  # noqa: B008 - frozen
-  """The difference other - arm at every N at which both have a seed in common, N rising, with 95 % percentile intervals.
+  """The difference other - arm at every N at which both have a seed in common, N rising, with 95 % intervals.
 
-  The spread of seeds is pooled over these N, in points: three seeds alone have two degrees of freedom. With one seed everywhere the
-  interval is over test problems alone. Where no answer differs, the interval is Wilson's of a share of 0, both ways.
+  The spread of seeds is pooled over these N on the logit scale, where a difference has the unit of
+  the two arms' mean error: three seeds alone have two degrees of freedom. With one seed everywhere
+  the interval is over test problems alone. Where no answer differs, the interval is Wilson's of a
+  share of 0, both ways.
 
   Raises:
     DataError: they have no seed in common at any N, or the runs cannot be compared (see `resample.resample`).
   """
-  marks = {(key, run.seed): run.accuracy_P for key, group in grouped(runs).items() for run in group}
-  gains: dict[int, dict[int, np.ndarray]] = {}
-  for key, seed in marks:
-    if key.arm == arm and (Key(other, key.problems), seed) in marks:
-      gains.setdefault(key.problems, {})[seed] = np.subtract(marks[Key(other, key.problems), seed], marks[key, seed], dtype=np.float64)
-  if not gains:
+  groups = grouped(runs)
+  cells = []
+  for key, group in groups.items():
+    if key.arm == arm and Key(other, key.problems) in groups:
+      cells += _gains(group, groups[Key(other, key.problems)])
+  if not cells:
     raise DataError(f"{arm!r} and {other!r} have no seed in common at any N; there are "
-                    f"{', '.join(f'{key} seed {seed}' for key, seed in marks)}")
-  gains_SP = {problems: np.stack(list(of.values())) for problems, of in gains.items()}
-  pool = seed_pool([(gain_SP, 1.0) for gain_SP in gains_SP.values()])
+                    f"{', '.join(f'{key} seed {run.seed}' for key, group in groups.items() for run in group)}")
+  sizes = tuple(sorted({key.problems for key in groups}))
   found = []
-  for problems, gain_SP in sorted(gains_SP.items()):
-    gain_R = replicates(gain_SP, pool, bootstrap, (zlib.crc32(f"{arm} {other}".encode()), problems))
-    low, high = np.quantile(gain_R[1:], [0.025, 0.975])
-    if not gain_SP.any():  # no answer differs: what share of all may differ unseen?
-      high = stats.wilson(0.0, gain_SP.shape[1])[1]
+  for cell, drawn in zip(cells, noise.replicates(cells, sizes, bootstrap)):
+    low, high = drawn.mean + np.quantile(drawn.moves(), [0.025, 0.975])
+    if not cell.marks_SP.any():  # no answer differs: what share of all may differ unseen?
+      high = stats.wilson(0.0, cell.marks_SP.shape[1])[1]
       low = -high
-    found.append(Difference(arm, other, problems, tuple(gains[problems]), float(gain_R[0]), float(low), float(high),
-                            float(gain_R[1:].std())))
+    found.append(Difference(
+      arm=arm, other=other, problems=cell.problems, seeds=cell.seeds, value=drawn.mean,
+      low=float(low), high=float(high), standard_error=drawn.standard_error))
   return found
+
+
+def _gains(group: Sequence[Run], others: Sequence[Run]) -> list[noise.Marks]:
+  """The differences of the seeds that both cells have; none where they have none in common."""
+  by_seed = {run.seed: run.accuracy_P for run in others}
+  shared = [run for run in group if run.seed in by_seed]
+  if not shared:
+    return []
+  arm_SP = np.array([run.accuracy_P for run in shared], np.float64)
+  other_SP = np.array([by_seed[run.seed] for run in shared], np.float64)
+  accuracy = (arm_SP.mean() + other_SP.mean()) / 2
+  seeds = tuple(run.seed for run in shared)
+  return [noise.Marks(problems=group[0].problems, seeds=seeds, marks_SP=other_SP - arm_SP,
+                      unit=float(accuracy * (1 - accuracy)))]

@@ -1,26 +1,20 @@
-"""Test errors of arms at numbers of problems, resampled over test problems and seeds: what every interval of a study rests on.
+"""Test errors of arms at numbers of problems, resampled over test problems and seeds: what every
+interval of a study rests on. `noise` has the spread; `coverage` shows by simulation that it is enough.
 
 Shapes: P test problems, S seeds, B replicates, R = 1 + B (what was found, then its replicates).
 """
 
 import collections
 import dataclasses
-import functools
-import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.special
 
 from synthjax.files import DataError
-
-
-@dataclasses.dataclass(frozen=True)
-class Bootstrap:
-  """How errors are resampled."""
-
-  replicates: int = 1000  # B; the ends of a 95 % interval then rest on 25 replicates each (our choice)
-  seed: int = 0
+from synthjax.scaling import noise
+from synthjax.scaling.noise import Bootstrap
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,68 +45,82 @@ class Cell:
 
   key: Key
   seeds: tuple[int, ...]
-  error_R: np.ndarray  # 1 - accuracy over seeds and test problems: first as found, then its replicates
+  drawn: noise.Replicates  # of the error, 1 - accuracy
   test_problems: int  # P
   half_answer: float  # half a test answer, as a share of all: errors are not told apart below it
   tokens_trained: float  # mean over seeds
   tokens_sampled: float  # mean over seeds
 
   @property
-  def standard_error(self) -> float:
-    return float(self.error_R[1:].std())
+  def error(self) -> float:
+    return self.drawn.mean
 
   @property
-  def log_error_R(self) -> np.ndarray:
-    return np.log(np.maximum(self.error_R, self.half_answer))
+  def standard_error(self) -> float:
+    """Of the accuracy, over seeds and test problems."""
+    return self.drawn.standard_error
+
+  def log_error(self, freedom: float | None = None) -> np.ndarray:
+    """[R] as found, then its replicates, with the seeds' part scaled for these degrees of freedom (its own)."""
+    return self._log_moved(self.drawn.moves(freedom))
+
+  def log_error_of_seeds(self) -> np.ndarray:
+    """[R] the same by the seeds' part alone, with its variance as estimated."""
+    return self._log_moved(self.drawn.seeds_B)
+
+  def _log_moved(self, moves_B: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(_on_the_logit_scale(self.error, moves_B), self.half_answer))
 
 
 def resample(runs: Sequence[Run], bootstrap: Bootstrap) -> dict[Key, Cell]:
   """Every cell with its error and B replicates of it, in order of arm (as first seen) and N. All is float64.
 
-  A replicate draws the test problems anew, the same draw for every cell, so that arms stay paired; and the seeds of every cell on
-  their own, from a stream that depends on the cell's name alone: other arms do not move an arm's interval (`paired` compares two of
-  them seed by seed). The two effects are added,
-
-    error_b = error + sum_p (w_pb - 1) e_p / P + error (1 - error) sum_s r_sb / S,
-
-  with w multinomial counts, e_p the mean of a test problem over the seeds, and r_sb drawn from the pool of the arm's seeds: deviations
-  of a seed's error from its cell's on the logit scale, where seeds of a policy that is nearly always wrong and of one that is nearly always
-  right spread alike (docs/log.md). The pool spans the N of the arm, because three seeds alone have two degrees of freedom.
-  Drawing both at once (v_sb * w_pb e_sp) would count the noise of single answers, which is neither the problem's nor the seed's,
-  3 - 2/S times (Owen 2007, The pigeonhole bootstrap); here e_p carries it once, and the pool is scaled to what remains without it.
-  An arm that has one seed everywhere has the problems' term alone.
+  A replicate draws the test problems anew, the same draw for every cell, and the seeds' deviations
+  as `noise.replicates` says: scaled for their degrees of freedom, correlated over N and over the
+  arms of a seed. Errors are moved on the logit scale, where seeds of a policy that is nearly always
+  wrong and of one that is nearly always correct spread alike (docs/log.md), so that none leaves 0..1.
+  No arm moves the interval of another one (`paired` compares two of them seed by seed).
 
   Raises:
     DataError: no runs, two runs with one name, test problems that differ in number, or an accuracy outside 0..1.
   """
   groups = grouped(runs)
-  errors = {key: 1 - np.array([run.accuracy_P for run in group], np.float64) for key, group in groups.items()}
-  units = {key: error_SP.mean() * (1 - error_SP.mean()) for key, error_SP in errors.items()}
-  pools = {arm: seed_pool([(errors[key], units[key]) for key in groups if key.arm == arm]) for arm in {key.arm for key in groups}}
+  sizes = tuple(sorted({key.problems for key in groups}))
   cells = {}
-  for key, group in groups.items():
-    error_R = replicates(errors[key], pools[key.arm] * units[key], bootstrap, (zlib.crc32(key.arm.encode()), key.problems))
-    cells[key] = Cell(key, tuple(run.seed for run in group), error_R, errors[key].shape[1], 0.5 / errors[key].size,
-                      float(np.mean([run.tokens_trained for run in group])), float(np.mean([run.tokens_sampled for run in group])))
+  for arm in dict.fromkeys(key.arm for key in groups):
+    keys = [key for key in groups if key.arm == arm]
+    marks = [_marks(groups[key]) for key in keys]
+    for key, found in zip(keys, noise.replicates(marks, sizes, bootstrap)):
+      cells[key] = _cell(key, groups[key], found)
   return cells
 
 
-def replicates(marks_SP: np.ndarray, deviations: np.ndarray, bootstrap: Bootstrap, stream: tuple[int, ...]) -> np.ndarray:
-  """(R,) the mean of marks as found, then its replicates: test problems drawn anew, and a deviation for every seed drawn from the pool.
-
-  Test problems are the same draw for all marks of as many problems; seeds are drawn from `stream`.
-  """
-  seeds, count = marks_SP.shape
-  mean_P = marks_SP.mean(axis=0)
-  random = np.random.default_rng([bootstrap.seed, *stream])
-  seeds_B = random.choice(deviations, size=(bootstrap.replicates, seeds)).mean(axis=1)
-  return np.append(mean_P.mean(), mean_P.mean() + _weights(bootstrap, count) @ mean_P / count + seeds_B)
+def _marks(group: Sequence[Run]) -> noise.Marks:
+  """Errors of a cell; its unit is that of the logit."""
+  error_SP = 1 - np.array([run.accuracy_P for run in group], np.float64)
+  seeds = tuple(run.seed for run in group)
+  unit = float(error_SP.mean() * (1 - error_SP.mean()))
+  return noise.Marks(problems=group[0].problems, seeds=seeds, marks_SP=error_SP, unit=unit)
 
 
-@functools.lru_cache(maxsize=2)
-def _weights(bootstrap: Bootstrap, count: int) -> np.ndarray:
-  """(B, P) how much more often than once a test problem is drawn."""
-  return np.random.default_rng([bootstrap.seed, count]).multinomial(count, np.full(count, 1 / count), size=bootstrap.replicates) - 1.0
+def _cell(key: Key, group: Sequence[Run], found: noise.Replicates) -> Cell:
+  return Cell(
+    key=key,
+    seeds=tuple(run.seed for run in group),
+    drawn=found,
+    test_problems=len(group[0].accuracy_P),
+    half_answer=0.5 / (len(group) * len(group[0].accuracy_P)),
+    tokens_trained=float(np.mean([run.tokens_trained for run in group])),
+    tokens_sampled=float(np.mean([run.tokens_sampled for run in group])),
+  )
+
+
+def _on_the_logit_scale(error: float, moves_B: np.ndarray) -> np.ndarray:
+  """[R] the error, then the error moved by as much as each of these says to first order."""
+  if not 0 < error < 1:
+    return np.full(1 + len(moves_B), error)
+  moved_B = scipy.special.expit(scipy.special.logit(error) + moves_B / (error * (1 - error)))
+  return np.append(error, moved_B)
 
 
 def grouped(runs: Sequence[Run]) -> dict[Key, list[Run]]:
@@ -134,27 +142,3 @@ def grouped(runs: Sequence[Run]) -> dict[Key, list[Run]]:
                       f"{np.min(run.accuracy_P)} to {np.max(run.accuracy_P)}")
     group.append(run)
   return dict(groups)
-
-
-def seed_pool(marks: Sequence[tuple[np.ndarray, float]]) -> np.ndarray:
-  """Deviations of seeds from their cells' means in units of the cell's, scaled to the standard deviation of a seed's true mark.
-
-  Its square is the between-seed variance less the part that the noise of single answers explains (two-way analysis of variance), pooled
-  over the cells and never below zero. [0.0] where no cell has two seeds.
-
-  Args:
-    marks: (S, P) marks and the unit of every cell; the number of seeds may differ.
-  """
-  pool: list[float] = []
-  variance, freedom = 0.0, 0
-  for marks_SP, unit in marks:
-    seeds, count = marks_SP.shape
-    if seeds == 1 or count == 1 or unit == 0:
-      continue
-    seed_S = marks_SP.mean(axis=1) - marks_SP.mean()
-    answers = ((marks_SP - marks_SP.mean(axis=0) - seed_S[:, None])**2).sum() / (count - 1) / count  # of all S - 1 degrees of freedom
-    variance += ((seed_S**2).sum() - answers) / unit**2
-    freedom += seeds - 1
-    pool += (seed_S / unit).tolist()
-  found = np.std(pool) if pool else 0.0
-  return np.sort(pool) * (max(0.0, variance / freedom)**0.5 / found) if found else np.zeros(1)

@@ -11,7 +11,8 @@ import pytest
 from synthjax.report import plots
 from synthjax.scaling import laws
 from synthjax.scaling.efficiency import analyse
-from synthjax.scaling.resample import Bootstrap, Run, resample
+from synthjax.scaling.noise import Bootstrap
+from synthjax.scaling.resample import Run, resample
 
 
 def study(multiples, sizes=(128, 256, 512, 1024)):

@@ -1,0 +1,147 @@
+"""How often a study's intervals hold the truth: simulated studies with known curves, analysed as real ones are.
+
+A seed's error differs from the arm's true one on the logit scale. The deviation has up to three
+sources: what the seed's training problems do to all of its arms, what they do to one arm, and the
+training's own random numbers. Training problems are nested: the first N of a seed are among its
+first 2N, so what they do is correlated over N by sqrt(N / N') (two means that share observations).
+Test problems have a difficulty that all runs share; the rest of an answer is a run's own luck.
+
+Shapes: P test problems, N sizes, S seeds.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import scipy.special
+import scipy.stats
+
+from synthjax.scaling import efficiency, paired
+from synthjax.scaling.efficiency import Multiple
+from synthjax.scaling.resample import Bootstrap, Run, resample
+
+_DIFFICULTY = 0.6  # share of an answer's variance that is the test problem's own (our choice)
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(41)
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+  """A study's structure and its truth: error = coefficient * (multiple * N)^-exponent."""
+
+  baseline: tuple[int, ...]  # sizes of SFT
+  sizes: tuple[int, ...]  # of the other arms
+  multiples: tuple[tuple[str, float], ...]  # of the arms
+  seeds: int = 3
+  test_problems: int = 1000
+  coefficient: float = 2.4
+  exponent: float = 0.25
+  spread: float = 0.15  # of a seed's error on the logit scale; measured: 0.02 to 0.3 (docs/log.md)
+  nested: float = 0.5  # share of that variance that comes from the training problems
+  common: float = 0.5  # share of that part which all arms of the seed have
+
+  def error(self, problems: float, multiple: float = 1.0) -> float:
+    """The arm's true error: its mean over seeds and test problems."""
+    return self.coefficient * (multiple * problems)**-self.exponent
+
+
+# The structures of configs/quickstart.py and configs/math_scaling_world.py.
+DESIGNS = {
+  "quickstart": Design(baseline=(512, 2048, 4096), sizes=(512,),
+                       multiples=(("rft", 2.0), ("dpo", 1.5), ("branch", 4.5))),
+  "sweep": Design(baseline=(128, 256, 512, 1024, 2048, 4096, 8192), sizes=(128, 256, 512, 1024),
+                  multiples=(("rft", 2.0), ("dpo", 1.5), ("branch", 4.5))),
+}
+
+
+def simulate(design: Design, seed: int) -> list[Run]:
+  """The runs of one study."""
+  random = np.random.default_rng(seed)
+  difficulty_P = random.normal(size=design.test_problems)
+  common_SN = _of_nested_problems(design, random)
+  runs = []
+  for arm, multiple in (("sft", 1.0), *design.multiples):
+    own_SN = _of_nested_problems(design, random)
+    training_SN = random.normal(size=own_SN.shape)
+    problems_SN = design.common**0.5 * common_SN + (1 - design.common)**0.5 * own_SN
+    deviation_SN = design.spread * (
+      design.nested**0.5 * problems_SN + (1 - design.nested)**0.5 * training_SN)
+    for column, size in enumerate(_sizes(design)):
+      if size not in (design.baseline if arm == "sft" else design.sizes):
+        continue
+      centre = _centre(design.error(size, multiple), design.spread)
+      for run in range(design.seeds):
+        error = scipy.special.expit(centre + deviation_SN[run, column])
+        luck_P = random.normal(size=design.test_problems)
+        latent_P = _DIFFICULTY**0.5 * difficulty_P + (1 - _DIFFICULTY)**0.5 * luck_P
+        correct_P = latent_P <= scipy.stats.norm.isf(error)
+        runs.append(Run(arm, size, run, correct_P.astype(float), 100.0 * size, 0.0))
+  return runs
+
+
+def _sizes(design: Design) -> list[int]:
+  return sorted({*design.baseline, *design.sizes})
+
+
+def _of_nested_problems(design: Design, random: np.random.Generator) -> np.ndarray:
+  """[S, N] standard deviations of 1, correlated over N by sqrt(N / N')."""
+  sizes_N = np.array(_sizes(design), float)
+  added_N = np.diff(sizes_N, prepend=0.0)
+  steps_SN = random.normal(size=(design.seeds, len(sizes_N))) * added_N**0.5
+  return np.cumsum(steps_SN, axis=1) / sizes_N**0.5
+
+
+def _centre(error: float, spread: float) -> float:
+  """The logit around which seeds lie that have this mean error."""
+  centre = scipy.special.logit(error)
+  for _ in range(20):
+    mean = _WEIGHTS @ scipy.special.expit(centre + spread * _NODES) / _WEIGHTS.sum()
+    centre += scipy.special.logit(error) - scipy.special.logit(mean)
+  return float(centre)
+
+
+def holds(multiple: Multiple, truth: float) -> bool:
+  """Whether the interval holds the truth; an end off the measured range is open."""
+  above = multiple.low_beyond == "below" or multiple.low <= truth
+  return above and (multiple.high_beyond == "above" or truth <= multiple.high)
+
+
+@dataclasses.dataclass(frozen=True)
+class Coverage:
+  """Shares of studies, averaged over the numbers of a kind; NaN where there are none."""
+
+  studies: int
+  multiples: float  # intervals that hold the truth
+  differences: float
+  exponents: float
+  rejected: float  # true laws that the data are said to speak against
+
+
+def measure(design: Design, studies: int, replicates: int = 1000, first_seed: int = 0) -> Coverage:
+  """Simulates and analyses so many studies; a law is counted where the sizes are enough for one."""
+  found = [_checks(design, first_seed + i, replicates) for i in range(studies)]
+  means = [float(np.mean([study[kind] for study in found])) for kind in range(4)]
+  return Coverage(studies, *means)
+
+
+def _checks(design: Design, seed: int, replicates: int) -> tuple[float, float, float, float]:
+  runs = simulate(design, seed)
+  bootstrap = Bootstrap(replicates=replicates)
+  analysis = efficiency.analyse(resample(runs, bootstrap))
+  truth = dict(design.multiples)
+  multiples = [holds(point.multiple, truth[point.arm])
+               for point in analysis.points if point.arm != "sft"]
+  differences = list(_differences(design, runs, bootstrap))
+  law = analysis.law
+  if np.isnan(law.exponent):
+    return float(np.mean(multiples)), float(np.mean(differences)), np.nan, np.nan
+  held = law.low <= design.exponent <= law.high
+  return float(np.mean(multiples)), float(np.mean(differences)), float(held), float(not law.supported)
+
+
+def _differences(design: Design, runs: list[Run], bootstrap: Bootstrap) -> Iterator[bool]:
+  """Whether each paired difference's interval holds the true one."""
+  arms = dict(design.multiples)
+  for arm, other in (("rft", "dpo"), ("dpo", "branch")):
+    for gain in paired.differences(runs, arm, other, bootstrap):
+      truth = design.error(gain.problems, arms[arm]) - design.error(gain.problems, arms[other])
+      yield gain.low <= truth <= gain.high
