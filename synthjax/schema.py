@@ -7,6 +7,7 @@
 import dataclasses
 from typing import Annotated, Literal
 
+from synthjax.credit_phase.diagram import CreditPhase
 from synthjax.fields import (
   Checked,
   NonNegativeFloat,
@@ -344,7 +345,7 @@ class Experiment(Checked):
 
   name: str = "experiment"  # shown in tables and logs
   # the file of recipes/ that `synthjax run` follows
-  recipe: Literal["finetune", "preference", "math_rl", "star"] = "finetune"
+  recipe: Literal["finetune", "preference", "math_rl", "star", "credit_phase"] = "finetune"
   seed: NonNegativeInt = 0  # every random choice derives from it
   world: World = World()  # the embedded world, for data.task = "world"
   data: Data = Data()  # problems, traces, tokenizer, rows
@@ -356,4 +357,5 @@ class Experiment(Checked):
   objective: Objective = Objective()
   study: Study = Study()  # recipe = "math_rl"
   star: StarStudy = StarStudy()  # recipe = "star"
+  credit_phase: CreditPhase = CreditPhase()  # recipe = "credit_phase"
   evaluate: Evaluate = Evaluate()  # decoding

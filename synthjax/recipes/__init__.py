@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from synthjax.errors import ConfigError
-from synthjax.recipes import finetune, math_rl, preference, star
+from synthjax.recipes import credit_phase, finetune, math_rl, preference, star
 
-RECIPES = {"finetune": finetune, "preference": preference, "math_rl": math_rl, "star": star}
+RECIPES = {"finetune": finetune, "preference": preference, "math_rl": math_rl, "star": star,
+           "credit_phase": credit_phase}
 VERBS = {"run": "run", "prepare": "cache", "train": "train"}  # part -> the verb that calls it
 
 

@@ -14,7 +14,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = "osD^vPX*<>p"
 _DOTS_PER_INCH = 160
 # The same figure gives the same bytes; text in the SVG stays text.
-_STYLE: Any = {"svg.hashsalt": "synthjax", "svg.fonttype": "none", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+STYLE: Any = {"svg.hashsalt": "synthjax", "svg.fonttype": "none", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def efficiency_figure(efficiency: Efficiency, path: files.Path, control: Efficiency | None = None) -> list[pathlib.Path]:
@@ -36,7 +36,7 @@ def efficiency_figure(efficiency: Efficiency, path: files.Path, control: Efficie
   from matplotlib.figure import Figure
 
   styles = _styles(efficiency, control)
-  with matplotlib.rc_context(_STYLE):
+  with matplotlib.rc_context(STYLE):
     panels = 2 if control is None else 3
     figure = Figure(figsize=(5.2 * panels, 4.6), layout="constrained")
     axes = figure.subplots(1, panels)
@@ -47,10 +47,11 @@ def efficiency_figure(efficiency: Efficiency, path: files.Path, control: Efficie
     _multiples(axes[1], efficiency, styles, "Data-efficiency multiple")
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2 * panels, frameon=False)
-    return [_write(figure, f"{path}.{suffix}") for suffix in ("png", "svg")]
+    return [write(figure, f"{path}.{suffix}") for suffix in ("png", "svg")]
 
 
-def _write(figure, path: str) -> pathlib.Path:
+def write(figure, path: str) -> pathlib.Path:
+  """Writes a figure whole or not at all; the suffix says the format."""
   drawn = io.BytesIO()
   figure.savefig(drawn, format=path.rsplit(".", 1)[1], dpi=_DOTS_PER_INCH, metadata={"Date": None} if path.endswith("svg") else None)
   with files.replacing(path, "wb") as f:

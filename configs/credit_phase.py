@@ -1,0 +1,44 @@
+"""The phase diagram of credit assignment: where knowing the wrong step beats knowing the wrong trace.
+
+Command:   python -m synthjax run --config configs/credit_phase.py --workdir runs/credit_phase
+Source:    the setting and the theory are in docs/study_a.md; sizes and grids are our choice.
+"""
+
+import ml_collections
+
+# Point 13 of the issue that asked for the diagram: (u, p, L, V, S).
+TABLE = (
+  (0.0, 0.3, 10, 100, 8),
+  (0.0, 0.05, 10, 100, 8),
+  (0.5, 0.3, 3, 100, 8),
+  (0.5, 0.3, 10, 100, 8),
+  (0.5, 0.3, 10, 100, 64),
+  (0.5, 0.3, 10, 3, 8),
+)
+FIELDS = ("survival", "success", "length", "contexts", "traces")
+VARIANTS = ("smoke",)
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+  """`smoke`: a few cells of small problems, seconds."""
+  study = {"table": tuple(dict(zip(FIELDS, row)) for row in TABLE)}
+  if variant == "smoke":
+    small = {"length": 3, "contexts": 5, "traces": 4, "problems": 8}
+    study = {
+      "base": small,
+      "survivals": (0.0, 0.5),
+      "successes": (0.2, 0.3),
+      "lengths": (2,),
+      "contexts": (3,),
+      "traces": (2,),
+      "rollouts": (2, 0),
+      "sampling_rollouts": 2,
+      "table": ({**small, "survival": 0.5},),
+      "tuning": {"rates": (0.1, 1.0), "betas": (0.1,), "temperatures": (0.05,),
+                 "steps": (10,), "tuning_replicates": 2, "replicates": 2},
+    }
+  return ml_collections.ConfigDict({
+    "name": "credit_phase",
+    "recipe": "credit_phase",
+    "credit_phase": study,
+  })

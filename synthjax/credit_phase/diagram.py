@@ -1,0 +1,170 @@
+"""The planes of the diagram, what per-step credit gains in each of their cells, and its border.
+
+A gain is the success of the best method of methods.CREDIT less that of the best control of
+methods.OUTCOME; both are chosen on the replicates that chose the settings.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import scipy.stats
+
+from synthjax.credit_phase import chains, methods
+from synthjax.credit_phase.chains import Chain
+from synthjax.credit_phase.tuning import Outcome, Tuning
+from synthjax.fields import (
+  Checked,
+  FieldError,
+  NonNegativeInt,
+  PositiveInt,
+  Share,
+  from_to_below,
+  not_empty,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class CreditPhase(Checked):
+  """The phase diagram of credit assignment, for recipe = "credit_phase". Sizes are our choice."""
+
+  base: Chain = Chain()  # the setting from which planes depart
+  # u: the axis that all planes share
+  survivals: Annotated[tuple[Annotated[float, from_to_below(0, 1)], ...], not_empty()] = (
+    0.0, 0.25, 0.5, 0.7, 0.85
+  )
+  # second axes, a plane each; p has three: equal traces, equal sampling, luck at the end
+  successes: tuple[Share, ...] = (0.05, 0.1, 0.3, 0.5, 0.7)
+  lengths: tuple[PositiveInt, ...] = (2, 3, 5, 10, 20)
+  contexts: tuple[PositiveInt, ...] = (3, 10, 30, 100, 300)
+  traces: tuple[PositiveInt, ...] = (2, 4, 8, 16, 64)
+  rollouts: tuple[NonNegativeInt, ...] = (2, 4, 8, 16, 0)
+  sampling_rollouts: PositiveInt = 4  # n of the values in the plane at equal sampling
+  table: tuple[Chain, ...] = ()  # settings shown with every method
+  tuning: Tuning = Tuning()  # of each method in each cell
+
+
+class Cell(NamedTuple):
+  """One setting, and what the controls may sample."""
+
+  chain: Chain
+  equal_sampling: bool  # the controls' traces cost what the traces and the values of `chain` do
+
+
+class Plane(NamedTuple):
+  """u against one other field of Chain."""
+
+  name: str
+  field: str
+  values: tuple
+  cells: dict[tuple, Cell]  # (value, u) -> its cell; settings that cannot be are left out
+
+
+class Gain(NamedTuple):
+  """Per-step credit less the best control, in shares of problems."""
+
+  credit: str
+  control: str
+  mean: float
+  low: float  # of a 95 % interval over replicates
+  high: float
+
+
+def planes(study: CreditPhase) -> list[Plane]:
+  """All planes, in the order of the figure."""
+  base, valued = study.base, dataclasses.replace(study.base, rollouts=study.sampling_rollouts)
+  late = dataclasses.replace(base, luck="at_end")
+  finite = tuple(n for n in study.rollouts if n)
+  found = [
+    _plane("success", base, "success", study.successes, study.survivals, False),
+    _plane("success, equal sampling", valued, "success", study.successes, study.survivals, True),
+    _plane("success, luck at the end", late, "success", study.successes, study.survivals, False),
+    _plane("length", base, "length", study.lengths, study.survivals, False),
+    _plane("contexts", base, "contexts", study.contexts, study.survivals, False),
+    _plane("traces", base, "traces", study.traces, study.survivals, False),
+    _plane("rollouts", base, "rollouts", study.rollouts, study.survivals, False),
+    _plane("rollouts, equal sampling", base, "rollouts", finite, study.survivals, True),
+  ]
+  return [plane for plane in found if plane.cells]
+
+
+def richer(chain: Chain) -> Chain:
+  """The same problems with as many traces as the traces and the values of `chain` cost together."""
+  traces = int(np.ceil(chains.sampled_steps(chain) / chain.length))
+  return dataclasses.replace(chain, traces=traces, rollouts=0)
+
+
+def parts(cell: Cell) -> list[tuple[Chain, tuple[str, ...]]]:
+  """(chain, methods) that a cell compares: one with all methods, or two where sampling is equal.
+
+  There RFT, DPO and RPO have more traces, and credit is of the methods whose values are paid for.
+  """
+  if not cell.equal_sampling:
+    return [(cell.chain, (*methods.OUTCOME, *methods.CREDIT))]
+  valued = (cell.chain, ("chosen_only", *methods.OF_INCORRECT))
+  return [valued, (richer(cell.chain), methods.SAMPLED_MORE)]
+
+
+def gain(found: Sequence[dict[str, Outcome]]) -> Gain:
+  """The best method with credit less the best control, with an interval over replicates.
+
+  Args:
+    found: outcomes of the cell's `parts`. Replicates are paired within a part and independent
+      between two.
+  """
+  everything = {name: outcome for part in found for name, outcome in part.items()}
+  credit = _best(everything, methods.CREDIT)
+  control = _best(everything, methods.OUTCOME)
+  paired = control in found[0]
+  with_R, without_R = everything[credit].success_R, everything[control].success_R
+  mean, half = difference(with_R, without_R, paired)
+  return Gain(credit=credit, control=control, mean=mean, low=mean - half, high=mean + half)
+
+
+def difference(one_R: Sequence[float], other_R: Sequence[float], paired: bool) -> tuple[float, float]:
+  """(mean, half the width of Student's 95 % interval); Welch's where replicates are not paired."""
+  one, other = np.asarray(one_R), np.asarray(other_R)
+  if paired:
+    gap = one - other
+    error, freedom = gap.std(ddof=1) / np.sqrt(len(gap)), len(gap) - 1.0
+    return float(gap.mean()), float(scipy.stats.t.ppf(0.975, freedom) * error)
+  parts = np.array([one.var(ddof=1) / len(one), other.var(ddof=1) / len(other)])
+  total = parts.sum()
+  if total == 0:
+    return float(one.mean() - other.mean()), 0.0
+  freedom = total**2 / (parts**2 / (np.array([len(one), len(other)]) - 1)).sum()
+  return float(one.mean() - other.mean()), float(scipy.stats.t.ppf(0.975, freedom) * np.sqrt(total))
+
+
+def border(plane: Plane, gains: dict[tuple, Gain]) -> dict[float, float | None]:
+  """Value of the second axis -> smallest u of the grid at and above which every gain excludes zero.
+
+  None where no u does.
+  """
+  found: dict[float, float | None] = {}
+  for value in plane.values:
+    found[value] = None
+    survivals = sorted(u for other, u in plane.cells if other == value)
+    for u in reversed(survivals):
+      if gains[value, u].low <= 0:
+        break
+      found[value] = u
+  return found
+
+
+def _plane(name, base, field, values, survivals, equal_sampling) -> Plane:
+  cells = {}
+  for value in values:
+    for u in survivals:
+      try:
+        chain = dataclasses.replace(base, survival=u, **{field: value})
+      except FieldError:  # no policy has so few correct traces: u ** L of them are correct anyhow
+        continue
+      cells[value, u] = Cell(chain, equal_sampling)
+  return Plane(name, field, values, cells)
+
+
+def _best(outcomes: dict[str, Outcome], among: Iterable[str]) -> str:
+  known = [method for method in among if method in outcomes]
+  return max(known, key=lambda method: outcomes[method].chosen.success)
