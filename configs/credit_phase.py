@@ -1,4 +1,4 @@
-"""The phase diagram of credit assignment: where knowing the wrong step beats knowing the wrong trace.
+"""The phase diagram of credit assignment: where it pays to know the wrong step of a trace.
 
 Command:   python -m synthjax run --config configs/credit_phase.py --workdir runs/credit_phase
 Source:    the setting and the theory are in docs/study_a.md; sizes and grids are our choice.
@@ -32,6 +32,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
       "contexts": (3,),
       "traces": (2,),
       "rollouts": (2, 0),
+      "priced_rollouts": (2,),
       "sampling_rollouts": 2,
       "table": ({**small, "survival": 0.5},),
       "tuning": {"rates": (0.1, 1.0), "betas": (0.1,), "temperatures": (0.05,),

@@ -1,9 +1,9 @@
-"""Problems that are chains of decisions, a reference policy's traces of them, and the exact value of every step.
+"""Problems that are chains of decisions, a reference's traces of them, and exact step values.
 
-A problem is a chain of L steps, each in one of V contexts drawn uniformly; one action of a context is
-correct. A wrong step survives with probability u, independently each time it is taken: then it does
-no harm. The reference takes the correct action with one probability c in every context and the wrong
-ones equally often.
+A problem is a chain of L steps, each in one of V contexts drawn uniformly; one action of a context
+is correct. A wrong step survives with probability u, independently each time it is taken: then it
+does no harm. The reference takes the correct action with one probability c in every context and the
+wrong ones equally often.
 
 Shapes: R replicates, N problems, M = R N problems of all replicates, S traces a problem, L steps,
 V contexts, A actions, K = R V A entries of the policies' tables.
@@ -118,7 +118,7 @@ def _exact_values(chain, actions_MSL, unlucky_MSL, reward_MS) -> np.ndarray:
 
 
 def _estimates(rollouts, value_MSQ, random) -> np.ndarray:
-  """Means of n rollouts; the finished trace has its reward, and all traces of a problem share q_0."""
+  """Means of n rollouts; a finished trace has its reward, all traces of a problem share q_0."""
   found_MSQ = random.binomial(rollouts, np.clip(value_MSQ, 0, 1)) / rollouts
   found_MSQ[..., 0] = found_MSQ[:, :1, 0]
   found_MSQ[..., -1] = value_MSQ[..., -1]

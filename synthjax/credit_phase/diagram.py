@@ -34,13 +34,14 @@ class CreditPhase(Checked):
   survivals: Annotated[tuple[Annotated[float, from_to_below(0, 1)], ...], not_empty()] = (
     0.0, 0.25, 0.5, 0.7, 0.85
   )
-  # second axes, a plane each; p has three: equal traces, equal sampling, luck at the end
+  # p: second axis of three planes, at equal traces, at equal sampling and with luck at the end
   successes: tuple[Share, ...] = (0.05, 0.1, 0.3, 0.5, 0.7)
-  lengths: tuple[PositiveInt, ...] = (2, 3, 5, 10, 20)
-  contexts: tuple[PositiveInt, ...] = (3, 10, 30, 100, 300)
-  traces: tuple[PositiveInt, ...] = (2, 4, 8, 16, 64)
-  rollouts: tuple[NonNegativeInt, ...] = (2, 4, 8, 16, 0)
-  sampling_rollouts: PositiveInt = 4  # n of the values in the plane at equal sampling
+  lengths: tuple[PositiveInt, ...] = (2, 3, 5, 10, 20)  # L: second axis of a plane
+  contexts: tuple[PositiveInt, ...] = (3, 10, 30, 100, 300)  # V: second axis of a plane
+  traces: tuple[PositiveInt, ...] = (2, 4, 8, 16, 64)  # S: second axis of a plane
+  rollouts: tuple[NonNegativeInt, ...] = (2, 4, 8, 16, 0)  # n: second axis of a plane; 0: exact
+  priced_rollouts: tuple[PositiveInt, ...] = (2, 4, 8)  # n of the plane at equal sampling
+  sampling_rollouts: PositiveInt = 4  # n of the values in the plane of p at equal sampling
   table: tuple[Chain, ...] = ()  # settings shown with every method
   tuning: Tuning = Tuning()  # of each method in each cell
 
@@ -61,6 +62,9 @@ class Plane(NamedTuple):
   cells: dict[tuple, Cell]  # (value, u) -> its cell; settings that cannot be are left out
 
 
+WORTHWHILE = 0.01  # where success is nearly 1, far smaller gains exclude zero (our choice)
+
+
 class Gain(NamedTuple):
   """Per-step credit less the best control, in shares of problems."""
 
@@ -70,21 +74,26 @@ class Gain(NamedTuple):
   low: float  # of a 95 % interval over replicates
   high: float
 
+  @property
+  def pays(self) -> bool:
+    """Whether the interval lies above one point."""
+    return self.low > WORTHWHILE
+
 
 def planes(study: CreditPhase) -> list[Plane]:
   """All planes, in the order of the figure."""
   base, valued = study.base, dataclasses.replace(study.base, rollouts=study.sampling_rollouts)
   late = dataclasses.replace(base, luck="at_end")
-  finite = tuple(n for n in study.rollouts if n)
+  p, n, u = study.successes, study.rollouts, study.survivals
   found = [
-    _plane("success", base, "success", study.successes, study.survivals, False),
-    _plane("success, equal sampling", valued, "success", study.successes, study.survivals, True),
-    _plane("success, luck at the end", late, "success", study.successes, study.survivals, False),
-    _plane("length", base, "length", study.lengths, study.survivals, False),
-    _plane("contexts", base, "contexts", study.contexts, study.survivals, False),
-    _plane("traces", base, "traces", study.traces, study.survivals, False),
-    _plane("rollouts", base, "rollouts", study.rollouts, study.survivals, False),
-    _plane("rollouts, equal sampling", base, "rollouts", finite, study.survivals, True),
+    _plane("p", base, "success", p, u, False),
+    _plane("p, equal sampling", valued, "success", p, u, True),
+    _plane("p, luck at the end", late, "success", p, u, False),
+    _plane("L", base, "length", study.lengths, u, False),
+    _plane("V", base, "contexts", study.contexts, u, False),
+    _plane("S", base, "traces", study.traces, u, False),
+    _plane("n", base, "rollouts", n, u, False),
+    _plane("n, equal sampling", base, "rollouts", study.priced_rollouts, u, True),
   ]
   return [plane for plane in found if plane.cells]
 
@@ -122,7 +131,8 @@ def gain(found: Sequence[dict[str, Outcome]]) -> Gain:
   return Gain(credit=credit, control=control, mean=mean, low=mean - half, high=mean + half)
 
 
-def difference(one_R: Sequence[float], other_R: Sequence[float], paired: bool) -> tuple[float, float]:
+def difference(one_R: Sequence[float], other_R: Sequence[float],
+               paired: bool) -> tuple[float, float]:
   """(mean, half the width of Student's 95 % interval); Welch's where replicates are not paired."""
   one, other = np.asarray(one_R), np.asarray(other_R)
   if paired:
@@ -138,7 +148,7 @@ def difference(one_R: Sequence[float], other_R: Sequence[float], paired: bool) -
 
 
 def border(plane: Plane, gains: dict[tuple, Gain]) -> dict[float, float | None]:
-  """Value of the second axis -> smallest u of the grid at and above which every gain excludes zero.
+  """Value of the second axis -> smallest u of the grid at and above which every gain pays.
 
   None where no u does.
   """
@@ -147,7 +157,7 @@ def border(plane: Plane, gains: dict[tuple, Gain]) -> dict[float, float | None]:
     found[value] = None
     survivals = sorted(u for other, u in plane.cells if other == value)
     for u in reversed(survivals):
-      if gains[value, u].low <= 0:
+      if not gains[value, u].pays:
         break
       found[value] = u
   return found

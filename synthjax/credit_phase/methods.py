@@ -111,7 +111,7 @@ def whole_pairs(traces: chains.Traces, chain: chains.Chain, weighted: bool,
 
 
 def fresh_pairs(traces: chains.Traces, chain: chains.Chain, random: np.random.Generator) -> Pairs:
-  """DPO with as many fresh positives as `branch` has: each incorrect trace against a new correct one."""
+  """DPO with as many fresh positives as `branch` has: incorrect traces against new correct ones."""
   problem_P, rejected_P = np.nonzero(~traces.reward_MS)
   action_PL = chains.continuations(chain, len(problem_P), random)
   chosen_PL = entries(traces.contexts_ML[problem_P], action_PL, chain)

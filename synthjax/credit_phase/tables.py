@@ -67,7 +67,7 @@ def _of_borders(study, planes, gains) -> str:
     shown = [f"{_value(plane, value)}: {'none' if u is None else f'{u:g}'}"
              for value, u in ends.items()]
     rows.append([plane.name, "; ".join(shown)])
-  return _markdown(["plane", "smallest u from which credit gains, by the second axis"], rows)
+  return _markdown(["plane", "smallest u from which credit pays, by the second axis"], rows)
 
 
 def _of_gains(study, plane, gains: dict[tuple, Gain]) -> str:

@@ -3,7 +3,7 @@
 Full-batch Adam whose rate falls linearly to zero, so that no policy ends in an overshoot: plain
 gradient descent with a large rate would, and an overshoot sharpens any policy, whatever it learned.
 
-Shapes: see chains.py; P pairs, G settings (rate and beta), B betas.
+Shapes: see chains.py; P pairs, G settings (rate and beta).
 """
 
 from collections.abc import Callable
@@ -27,7 +27,8 @@ class Settings(NamedTuple):
   steps: int
 
 
-def by_preference(pairs: Pairs, anchor: float, chain: chains.Chain, settings: Settings) -> np.ndarray:
+def by_preference(pairs: Pairs, anchor: float, chain: chains.Chain,
+                  settings: Settings) -> np.ndarray:
   """Minimises -log sigma(beta h) + anchor * NLL a step of the chosen side. Log-probs [R V, A, G].
 
   h is the difference of the sums of log-ratios of losses/preference.py; anchor 1 is RPO.
@@ -64,8 +65,8 @@ def by_likelihood(weight_KG: np.ndarray, chain: chains.Chain, settings: Settings
 def success(log_prob: np.ndarray, chain: chains.Chain) -> np.ndarray:
   """Share of new problems that each policy answers correctly, exactly. [R, G]
 
-  Contexts of a new problem are drawn uniformly and independently, so its chance is the L-th power of
-  the mean over contexts of the probability that a step does no harm.
+  Contexts of a new problem are drawn uniformly and independently, so its chance is the L-th power
+  of the mean over contexts of the probability that a step does no harm.
   """
   correct = np.exp(log_prob[:, chains.CORRECT].astype(float))
   harmless = correct + (1 - correct) * chain.survival

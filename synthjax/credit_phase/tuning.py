@@ -1,7 +1,7 @@
 """Every method on its own best setting: chosen on replicates of its own, reported on others.
 
-All methods have equally many settings: rates x betas x steps, and where a method has no beta a finer
-grid of rates over the same range.
+All methods have equally many settings: rates x betas x steps, and where a method has no beta a
+finer grid of rates over the same range.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ class Tuning(Checked):
   betas: Annotated[tuple[PositiveFloat, ...], not_empty(), distinct()] = (0.02, 0.1, 0.5, 2.0)
   # of awr: its beta is in the unit of advantages, which are about p; as many as `betas`
   temperatures: Annotated[tuple[PositiveFloat, ...], distinct()] = (0.002, 0.01, 0.05, 0.3)
+  # of the optimizer
   steps: Annotated[tuple[PositiveInt, ...], not_empty(), distinct()] = (20, 100)
   tuning_replicates: PositiveInt = 8  # on which settings are chosen
   replicates: Annotated[int, at_least(2)] = 32  # further ones that are reported
@@ -54,8 +55,10 @@ class Outcome(NamedTuple):
   success_R: list[float]  # of the replicates that are reported, one each
 
 
-def outcomes(chain: chains.Chain, wanted: tuple[str, ...], tuning: Tuning, seed: int) -> dict[str, Outcome]:
-  """Method -> its best setting and what that gives on fresh replicates, the same for all methods."""
+def outcomes(chain: chains.Chain, wanted: tuple[str, ...], tuning: Tuning,
+             seed: int) -> dict[str, Outcome]:
+  """Method -> its best setting and what that gives on other replicates, the same for all methods.
+  """
   data = methods.prepare(chain, wanted, tuning.tuning_replicates, _random(chain, seed, "choose"))
   chosen = {method: _choose(method, data, chain, tuning) for method in wanted}
   data = methods.prepare(chain, wanted, tuning.replicates, _random(chain, seed, "report"))
@@ -81,7 +84,7 @@ def train(method: str, data: methods.Data, chain: chains.Chain, settings: Settin
 
 
 def grid(method: str, tuning: Tuning) -> tuple[np.ndarray, np.ndarray]:
-  """(rate, beta) of the settings that share a number of steps; beta is 1 where a method has none."""
+  """(rate, beta) of the settings with one number of steps; beta is 1 where a method has none."""
   count = len(tuning.rates) * len(tuning.betas)
   if method in methods.WITHOUT_BETA:
     return np.geomspace(min(tuning.rates), max(tuning.rates), count), np.ones(count)

@@ -1,10 +1,11 @@
-"""The phase diagram of credit assignment: where does it pay to know which step of a trace was wrong?
+"""The phase diagram of credit assignment: where does it pay to know which step was wrong?
 
-On tabular policies, exactly. Problems are chains of decisions; a reference policy's traces of them are
-given to methods that see outcomes of whole traces alone (RFT, DPO, RPO), to the controls of the pairs
-(chosen_only, dpo_fresh) and to methods that assign credit to steps (branch, step, weighted, AWR). Each
-is tuned alike in every cell; its success on new problems is computed, not sampled. The gain of credit
-over the best control is drawn over the rate at which wrong steps survive and one other axis at a time.
+On tabular policies, exactly. Problems are chains of decisions; a reference policy's traces of them
+are given to methods that see outcomes of whole traces alone (RFT, DPO, RPO), to the controls of the
+pairs (chosen_only, dpo_fresh) and to methods that assign credit to steps (branch, step, weighted,
+AWR). Each is tuned alike in every cell; its success on new problems is computed, not sampled. The
+gain of credit over the best control is drawn over the rate at which wrong steps survive and one
+other axis at a time.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from synthjax.recipes.finetune import Job
 
 
 def run(job: Job) -> dict:
-  """Fills the cells that are not in `cells.jsonl` yet; writes results.json, table.md and the figure."""
+  """Fills the cells that `cells.jsonl` lacks; writes results.json, table.md and the figure."""
   study = job.experiment.credit_phase
   files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
   planes = diagram.planes(study)
@@ -39,7 +40,8 @@ def run(job: Job) -> dict:
   return result
 
 
-def _outcomes(job: Job, cells: list[Cell], journal: files.Journal) -> dict[tuple, dict[str, Outcome]]:
+def _outcomes(job: Job, cells: list[Cell],
+              journal: files.Journal) -> dict[tuple, dict[str, Outcome]]:
   """(chain, methods) -> outcomes, computed where the journal has none with these settings."""
   study, seed = job.experiment.credit_phase, job.experiment.seed
   known = {row["key"]: row["outcomes"] for row in journal.rows}
