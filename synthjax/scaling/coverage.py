@@ -10,6 +10,7 @@ Shapes: P test problems, N sizes, S seeds.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -26,7 +27,7 @@ _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(41)
 
 @dataclasses.dataclass(frozen=True)
 class Design:
-  """A study's structure and its truth: error = coefficient * (multiple * N)^-exponent."""
+  """A study's structure and its truth: error = coefficient * (multiple * N)^-exponent, bent where it has a curvature."""
 
   baseline: tuple[int, ...]  # sizes of SFT
   sizes: tuple[int, ...]  # of the other arms
@@ -35,13 +36,15 @@ class Design:
   test_problems: int = 1000
   coefficient: float = 2.4
   exponent: float = 0.25
+  curvature: float = 0.0  # of log error over log N: the exponent grows by twice that per unit
   spread: float = 0.15  # of a seed's error on the logit scale; measured: 0.02 to 0.3 (docs/log.md)
   nested: float = 0.5  # share of that variance that comes from the training problems
   common: float = 0.5  # share of that part which all arms of the seed have
 
   def error(self, problems: float, multiple: float = 1.0) -> float:
     """The arm's true error: its mean over seeds and test problems."""
-    return self.coefficient * (multiple * problems)**-self.exponent
+    law = self.coefficient * (multiple * problems)**-self.exponent
+    return law * math.exp(-self.curvature * math.log(multiple * problems / 1024)**2)
 
 
 # The structures of configs/quickstart.py and configs/math_scaling_world.py.
@@ -136,6 +139,17 @@ def _checks(design: Design, seed: int, replicates: int) -> tuple[float, float, f
     return float(np.mean(multiples)), float(np.mean(differences)), np.nan, np.nan
   held = law.low <= design.exponent <= law.high
   return float(np.mean(multiples)), float(np.mean(differences)), float(held), float(not law.supported)
+
+
+def claims(design: Design, studies: int, arm: str, replicates: int = 2000, first_seed: int = 0) -> float:
+  """Share of studies in which the arm is said to be above one of the other arms at some size."""
+  others = [name for name, _ in design.multiples if name != arm]
+  said = 0
+  for seed in range(first_seed, first_seed + studies):
+    cells = resample(simulate(design, seed), Bootstrap(replicates=replicates))
+    found = efficiency.above(efficiency.analyse(cells), arm, others)
+    said += any(row.above for rows in found.values() for row in rows)
+  return said / studies
 
 
 def _differences(design: Design, runs: list[Run], bootstrap: Bootstrap) -> Iterator[bool]:

@@ -33,3 +33,27 @@ def invert(x_N: np.ndarray, falling_NR: np.ndarray, level_R: np.ndarray) -> np.n
     last_R = np.fmax(last_R, np.where(inside_R, np.where(flat_R, x_N[k + 1], at_R), np.nan))
   outside_R = np.where(level_R < falling_NR[-1], np.inf, -np.inf)
   return np.where(np.isnan(first_R), outside_R, (first_R + last_R) / 2)
+
+
+def bends(x_N: np.ndarray, falling_N: np.ndarray) -> np.ndarray:
+  """[N - 1] how much the curve bends between two points: its second derivative, from the error of leaving a point out.
+
+  Without point i the straight line between its neighbours misses it by bend * (x_i - x_(i-1)) *
+  (x_(i+1) - x_i) / 2. An interval takes the root mean square of its two ends, the first and the
+  last one that of their inner end; zeros where there are two points and nothing can be left out.
+  """
+  if len(x_N) < 3:
+    return np.zeros(len(x_N) - 1)
+  width_N = np.diff(x_N)
+  slope_N = np.diff(falling_N) / width_N
+  inner_N = 2 * np.diff(slope_N) / (width_N[:-1] + width_N[1:])
+  ends_N = np.concatenate([inner_N[:1], inner_N, inner_N[-1:]])
+  return np.sqrt((ends_N[:-1]**2 + ends_N[1:]**2) / 2)
+
+
+def sag(x_N: np.ndarray, bend_N: np.ndarray, x_R: np.ndarray) -> np.ndarray:
+  """[R] how far a curve with these bends may lie from the straight lines at x; 0 at the points and off the range."""
+  inside_R = (x_R > x_N[0]) & (x_R < x_N[-1])
+  place_R = np.where(inside_R, x_R, x_N[0])
+  k_R = np.clip(np.searchsorted(x_N, place_R, side="right") - 1, 0, len(x_N) - 2)
+  return bend_N[k_R] / 2 * (place_R - x_N[k_R]) * (x_N[k_R + 1] - place_R)

@@ -1,7 +1,8 @@
 """How much the data of an arm are worth: the data-efficiency multiple against SFT, with its interval and the compute beside it.
 
 The multiple of an arm at N problems is the m with error_arm(N) = error_SFT(m N) (design.md, "Study A in formulas"; Setlur et al. 2024,
-arXiv 2406.14532). It is read off the measured SFT curve, made monotone and straight in log-log between its points; the fitted law gives a
+arXiv 2406.14532). It is read off the measured SFT curve, made monotone and straight in log-log between its points; how far the truth may
+lie from these lines is taken from the error of leaving a point out, and is part of the interval. The fitted law gives a
 second reading where the data support it. Neither is read beyond the measured sizes: there a multiple is a bound, `> x` or `< x`.
 
 Shapes: N sizes of the baseline, R = 1 + B (what was found, then its replicates).
@@ -95,6 +96,8 @@ class Efficiency:
   law: laws.Law
   missing: tuple[str, ...]  # cells and seeds that other arms or sizes have
   notes: tuple[str, ...]  # what a reader must know to read the numbers
+  # what comparisons of two arms draw from; not part of the JSON
+  cells: Mapping[Key, Cell] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
   def at(self, arm: str) -> list[Point]:
     """The arm's points, N rising. Raises DataError where it has none."""
@@ -104,17 +107,21 @@ class Efficiency:
 
   def to_json(self) -> dict:
     """A JSON object; numbers that do not exist are null."""
-    return _plain(dataclasses.asdict(self))
+    parts = dataclasses.asdict(dataclasses.replace(self, cells={}))
+    del parts["cells"]
+    return _plain(parts)
 
 
 @dataclasses.dataclass(frozen=True)
 class Above:
-  """Whether an arm's lower bound lies above another arm's multiple at one number of problems."""
+  """How many times another arm's multiple an arm's is, at one number of problems."""
 
   problems: int
-  arm: Multiple
-  other: Multiple
-  above: bool  # False too where a bound leaves it open
+  low: float  # of the ratio, its lower end; off the measured range a bound; NaN: unknown
+
+  @property
+  def above(self) -> bool:
+    return self.low > 1
 
 
 def analyse(cells: Mapping[Key, Cell], settings: Settings = Settings()) -> Efficiency:  # noqa: B008 - frozen
@@ -123,13 +130,25 @@ def analyse(cells: Mapping[Key, Cell], settings: Settings = Settings()) -> Effic
   Raises:
     DataError: the baseline was measured at fewer than two sizes.
   """
+  reference = _Reference(_baseline(cells, settings), settings)
+  points = tuple(_point(cell, reference, settings) for cell in cells.values())
+  return Efficiency(
+    settings=settings,
+    points=points,
+    curve=reference.points(),
+    law=reference.fit.law,
+    missing=tuple(_missing(cells)),
+    notes=tuple(_notes(cells, reference)),
+    cells=cells,
+  )
+
+
+def _baseline(cells: Mapping[Key, Cell], settings: Settings) -> list[Cell]:
   baseline = sorted((cell for key, cell in cells.items() if key.arm == settings.baseline), key=lambda cell: cell.key.problems)
   if len(baseline) < 2:
     raise DataError(f"baseline {settings.baseline!r} was measured at {len(baseline)} sizes; a curve needs two at least "
                     f"(arms found: {', '.join(dict.fromkeys(key.arm for key in cells)) or 'none'})")
-  reference = _Reference(baseline, settings)
-  points = tuple(_point(cell, reference, settings) for cell in cells.values())
-  return Efficiency(settings, points, reference.points(), reference.fit.law, tuple(_missing(cells)), tuple(_notes(cells, reference)))
+  return baseline
 
 
 class _Reference:
@@ -165,6 +184,14 @@ class _Reference:
     variances = [float(cell.log_error_of_seeds()[1:].var()), float(there_B.var())]
     return noise.welch(variances, [cell.drawn.freedom, self.baseline[0].drawn.freedom])
 
+  def match(self, axis_N: np.ndarray, curve_NR: np.ndarray, level_R: np.ndarray) -> np.ndarray:
+    """[R] where the curve reaches a level; a replicate's curve bends by as much as leaving points out shows."""
+    straight_R = curve.invert(axis_N, curve_NR, level_R)
+    bend_N = curve.bends(axis_N, self.log_error_N)
+    # the same draw for every level: two arms are read off one curve
+    bent_R = np.append(0.0, np.random.default_rng(len(level_R)).normal(size=len(level_R) - 1))
+    return curve.invert(axis_N, curve_NR, level_R + bent_R * curve.sag(axis_N, bend_N, straight_R))
+
   def undefined_at(self, log_error: float) -> bool:
     """Whether no number of problems belongs to an error: the whole curve is flat there, or begins flat with no correct answer."""
     curve_N = self.log_error_N
@@ -189,12 +216,12 @@ def _point(cell: Cell, reference: _Reference, settings: Settings) -> Point:
     return _multiple(np.zeros_like(error_R) if own else matching_R - here, axis_N - here, settings.level)
 
   axis_N, here = reference.log_problems_N, np.log(cell.key.problems)
-  matching_R = curve.invert(axis_N, curve_NR, error_R)
+  matching_R = reference.match(axis_N, curve_NR, error_R)
   law = compute = None
   if reference.fit.law.supported:
     law = multiple(reference.fit.invert(error_R), here, axis_N)
   if reference.log_compute_N is not None and _compute(cell, settings) > 0:
-    compute = multiple(curve.invert(reference.log_compute_N, curve_NR, error_R), np.log(_compute(cell, settings)),
+    compute = multiple(reference.match(reference.log_compute_N, curve_NR, error_R), np.log(_compute(cell, settings)),
                        reference.log_compute_N)
   matching = here if own else np.clip(matching_R[0], axis_N[0], axis_N[-1])
   if undefined:
@@ -249,6 +276,8 @@ def _notes(cells: Mapping[Key, Cell], reference: _Reference) -> list[str]:
     notes.append(f"the baseline's error rises with N somewhere; its curve is pooled at {', '.join(reference.pooled)}")
   if without := [str(key) for key, cell in cells.items() if cell.error == 1]:
     notes.append(f"no correct answer in {', '.join(without)}")
+  if len(reference.baseline) == 2:
+    notes.append("the baseline has two sizes: how far its curve lies from the line between them is unknown, and not in the intervals")
   if reference.log_compute_N is None:
     notes.append("no iso-compute multiple: the baseline's tokens are not recorded or do not rise with N")
   if perfect := [str(key) for key, cell in cells.items() if cell.error < cell.half_answer]:
@@ -256,20 +285,48 @@ def _notes(cells: Mapping[Key, Cell], reference: _Reference) -> list[str]:
   return notes
 
 
-def lower_bound_above(efficiency: Efficiency, arm: str, other: str) -> list[Above]:
-  """For every number of problems at which both were measured: does the arm's lower bound lie above the other's multiple?
+def above(efficiency: Efficiency, arm: str, others: Sequence[str]) -> dict[str, list[Above]]:
+  """For every other arm, at every number of problems at which both were measured: the lower end of the ratio of their multiples.
 
-  A bound that leaves it open does not count as above: another arm at `> x` may be anywhere from x on, a lower end of `< x` below anything.
+  The ratio is drawn as a whole, both arms with the same test problems, seeds and curve. Each lower
+  end is at a level that all of them share (Bonferroni): the chance that one of them is above 1 by
+  chance is (1 - level) / 2 in all, however many sizes and arms were looked at.
+
+  Args:
+    efficiency: what `analyse` found.
+    arm: whose multiple is the numerator.
+    others: the arms to beat.
   """
-  others = {point.problems: point.multiple for point in efficiency.at(other)}
-  found = []
-  for point in efficiency.at(arm):
-    if point.problems in others:
-      low, against = point.multiple, others[point.problems]
-      known = low.defined and against.defined and low.low_beyond != "below" and against.beyond != "above"
-      strict = low.low_beyond == "above" or against.beyond == "below"  # one of the two numbers is itself excluded
-      found.append(Above(point.problems, low, against, known and (low.low >= against.value if strict else low.low > against.value)))
+  settings, cells = efficiency.settings, efficiency.cells
+  sizes = [point.problems for point in efficiency.at(arm)]
+  pairs = {other: [size for size in sizes if Key(other, size) in cells] for other in others}
+  looks = sum(len(shared) for other, shared in pairs.items() if other != arm)
+  reference = _Reference(_baseline(cells, settings), settings)
+  found = {}
+  for other, shared in pairs.items():
+    found[other] = [
+      Above(size, _lowest_ratio(cells[Key(arm, size)], cells[Key(other, size)], reference,
+                                (1 - settings.level) / 2 / max(1, looks)))
+      for size in shared]
   return found
+
+
+def _lowest_ratio(cell: Cell, other: Cell, reference: _Reference, tail: float) -> float:
+  """The ratio of two multiples that a share `tail` of the replicates lies below; NaN where they do not reach so far."""
+  axis_N = reference.log_problems_N
+  variances = [float(one.log_error_of_seeds()[1:].var()) for one in (cell, other)]
+  freedom = noise.welch(variances, [cell.drawn.freedom, other.drawn.freedom])
+  curve_NR = reference.curves(np.stack([own.log_error(freedom) for own in reference.baseline]))
+  place_R, against_R = (reference.match(axis_N, curve_NR, one.log_error(freedom)) for one in (cell, other))
+  # What is known of two places of which one may be off the range: an arm above it is at least at
+  # its end, and one that the other may be above of is above nothing.
+  least_R = np.where(place_R < axis_N[0], -np.inf, np.minimum(place_R, axis_N[-1]))
+  most_R = np.where(against_R > axis_N[-1], np.inf, np.maximum(against_R, axis_N[0]))
+  sorted_B = np.sort(least_R[1:] - most_R[1:])
+  index = math.ceil(len(sorted_B) * tail) - 1
+  if len(sorted_B) * tail < 1 or reference.undefined_at(cell.log_error()[0]):
+    return math.nan
+  return float(np.exp(sorted_B[index]))
 
 
 def _plain(value: Any) -> Any:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from synthjax import stats
-from synthjax.scaling.efficiency import BOUND, Efficiency, Point, lower_bound_above
+from synthjax.scaling.efficiency import BOUND, Efficiency, Point, above
 
 
 def table(efficiency: Efficiency) -> str:
@@ -25,14 +25,17 @@ def table(efficiency: Efficiency) -> str:
 
 
 def lower_bounds(efficiency: Efficiency, arms: Sequence[str], controls: Sequence[str]) -> list[str]:
-  """A line for every arm and control: at which N the arm's lower bound lies above the control's multiple."""
+  """A line for every arm and control: at which N the arm's multiple is larger, by the interval of their ratio."""
   lines = []
   for arm in arms:
-    for control in controls:
-      rows = lower_bound_above(efficiency, arm, control)
-      sizes = ", ".join(f"{row.problems:,}" for row in rows if row.above)
-      where = f"at N = {sizes}" if sizes else "nowhere"
-      lines.append(f"lower bound of {arm} above the multiple of {control}: {where} (of {len(rows)} sizes)")
+    for control, rows in above(efficiency, arm, controls).items():
+      sizes = ", ".join(f"{row.problems:,} (> {row.low:.2f} times)" for row in rows if row.above)
+      where = "nowhere"
+      if sizes:
+        where = f"at N = {sizes}"
+      lines.append(f"multiple of {arm} above that of {control}: {where} (of {len(rows)} sizes)")
+  if lines:
+    lines.append("above: by the lower end of the ratio's interval, at a level shared by all sizes and controls of the arm")
   return lines
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from synthjax.evaluate import metrics
 from synthjax.files import DataError
 from synthjax.scaling import coverage, curve, laws
-from synthjax.scaling.efficiency import Efficiency, Multiple, Point, Settings, analyse, lower_bound_above
+from synthjax.scaling.efficiency import Multiple, Settings, above, analyse
 from synthjax.scaling.noise import Bootstrap
 from synthjax.scaling.paired import differences
 from synthjax.scaling.resample import Key, Run, resample
@@ -303,21 +303,65 @@ def test_without_tokens_there_is_no_iso_compute_multiple_and_the_notes_say_why()
   assert all(p.compute_multiple is None for p in efficiency.points) and any("no iso-compute" in note for note in efficiency.notes)
 
 
-@pytest.mark.parametrize(("low", "other", "above"), [
-  (Multiple(8, 4, 9), Multiple(3, 2, 5), True),
-  (Multiple(8, 4, 9), Multiple(4, 2, 5), False),
-  (Multiple(8, 4, 9), Multiple(2, 1, 4, "above"), False),  # it may be anything from 2 on
-  (Multiple(8, 8, 8, "above", "above", "above"), Multiple(8, 2, 8), True),  # more than 8 against 8
-  (Multiple(8, 4, 9), Multiple(4, 4, 4, "below", "below"), True),  # 4 against less than 4
-  (Multiple(8, 0.5, 9, "", "below"), Multiple(0.2, 0.1, 0.3), False),  # less than 0.5 may be less than 0.2
+BENT = dataclasses.replace(coverage.DESIGNS["quickstart"], curvature=0.08, seeds=8, test_problems=2000, spread=0.05)
+
+
+def test_how_far_the_curve_may_lie_from_its_straight_lines_widens_the_interval_and_moves_no_value(monkeypatch):
+  cells = resample(coverage.simulate(BENT, 0), Bootstrap())
+  bent = analyse(cells)
+  monkeypatch.setattr(curve, "sag", lambda x_N, bend_N, x_R: np.zeros_like(x_R))
+  straight = analyse(cells)
+  for arm in ("rft", "dpo"):
+    wide, narrow = point(bent, arm, 512).multiple, point(straight, arm, 512).multiple
+    assert wide.value == narrow.value
+    assert wide.high / wide.low > 1.05 * narrow.high / narrow.low
+
+
+def test_the_error_of_leaving_a_point_out_gives_the_bend_of_a_parabola():
+  x_N = np.array([0.0, 1.0, 3.0, 4.0])
+  bend_N = curve.bends(x_N, -0.1 * x_N**2)
+  np.testing.assert_allclose(bend_N, 0.2)
+  between_R = np.array([0.5, 1.5, 3.9])
+  lines_R = np.interp(between_R, x_N, -0.1 * x_N**2)
+  np.testing.assert_allclose(curve.sag(x_N, bend_N, between_R), abs(-0.1 * between_R**2 - lines_R))
+  assert not curve.sag(x_N, bend_N, np.array([0.0, 1.0, 4.0, np.inf, -np.inf])).any()
+  assert not curve.bends(x_N[:2], x_N[:2]).any()
+
+
+def test_an_arm_is_seldom_said_to_be_above_controls_that_equal_it_and_often_above_worse_ones():
+  equal = dataclasses.replace(coverage.DESIGNS["quickstart"], multiples=(("branch", 2.0), ("rft", 2.0), ("rft2", 2.0)))
+  assert coverage.claims(equal, studies=40, arm="branch") <= 0.1  # 2.5 %, at 3 standard errors 10 %
+  better = dataclasses.replace(equal, multiples=(("branch", 6.0), ("rft", 1.5)), seeds=8)
+  assert coverage.claims(better, studies=10, arm="branch") > 0.5
+
+
+def test_more_looks_lower_the_end_that_each_of_them_is_read_at():
+  found = analyse(resample(study(0, {"sft": 1, "rft": 2, "rft2": 2.5, "step": 4}), Bootstrap()))
+  (alone,), (shared, _) = (above(found, "step", others).values() for others in (["rft"], ["rft", "rft2"]))
+  assert [row.problems for row in alone] == list(SIZES)
+  assert all(many.low <= one.low for one, many in zip(alone, shared))
+  assert any(many.low < one.low for one, many in zip(alone, shared))
+
+
+@pytest.mark.parametrize(("arm", "other", "low"), [
+  (0.15, 0.35, 4 / 1.5),  # above the range, which ends at 4; 0.35 is at 2^0.585
+  (0.35, 0.5, 1.5),  # the other is below the range: at most its beginning
+  (0.5, 0.35, 0.0),  # nothing is known of how far below
+  (0.35, 0.15, 0.0),
 ])
-def test_a_lower_bound_counts_as_above_only_where_nothing_is_left_open(low, other, above):
-  base = analyse(resample(flat("sft", {128: 0.4, 256: 0.3}), FEW))
-  points = tuple(Point(arm, 128, (0,), 0.5, 0.1, 100, m, None, None, 1.0, 0.0, 1.0, 0.0) for arm, m in (("step", low), ("rft", other)))
-  efficiency = Efficiency(base.settings, points, base.curve, base.law, (), ())
-  assert [row.above for row in lower_bound_above(efficiency, "step", "rft")] == [above]
-  where = "at N = 128" if above else "nowhere"
-  assert lower_bounds(efficiency, ["step"], ["rft"]) == [f"lower bound of step above the multiple of rft: {where} (of 1 sizes)"]
+def test_a_multiple_off_the_range_counts_for_as_much_as_is_known_of_it(arm, other, low):
+  runs = flat("sft", {128: 0.4, 256: 0.3, 512: 0.2}) + flat("step", {128: arm}) + flat("rft", {128: other})
+  found = above(analyse(resample(runs, Bootstrap())), "step", ["rft"])["rft"][0]
+  assert found.above == (low > 0)
+  assert found.low == pytest.approx(low, rel=0.25)
+
+
+def test_the_verdict_on_controls_is_a_line_and_says_that_looks_are_counted():
+  found = analyse(resample(flat("sft", {128: 0.4, 256: 0.3, 512: 0.2}) + flat("step", {128: 0.22}) + flat("rft", {128: 0.39}), Bootstrap()))
+  better, worse, how = lower_bounds(found, ["step"], ["rft"])[0], lower_bounds(found, ["rft"], ["step"])[0], lower_bounds(found, ["step"], ["rft"])[1]
+  assert better.startswith("multiple of step above that of rft: at N = 128 (> ") and better.endswith("times) (of 1 sizes)")
+  assert worse == "multiple of rft above that of step: nowhere (of 1 sizes)"
+  assert "shared by all sizes and controls" in how
 
 
 def test_where_nobody_answers_anything_multiples_are_undefined_and_accuracies_have_an_interval():
@@ -328,7 +372,7 @@ def test_where_nobody_answers_anything_multiples_are_undefined_and_accuracies_ha
   assert lines[1].split()[:8] == ["sft", "32", "1", "0.0", "(0.0", "to", "7.1)", "1"]
   assert lines[3].split()[:8] == ["rft", "32", "1", "0.0", "(0.0", "to", "7.1)", "undefined"] and lines[3].split()[-1] == "undefined"
   assert any(note.startswith("no correct answer in sft at N=32") for note in efficiency.notes)
-  assert lower_bounds(efficiency, ["rft"], ["rft"]) == ["lower bound of rft above the multiple of rft: nowhere (of 1 sizes)"]
+  assert lower_bounds(efficiency, ["rft"], ["sft"])[0] == "multiple of rft above that of sft: nowhere (of 1 sizes)"
   assert json.loads(json.dumps(efficiency.to_json(), allow_nan=False))["points"][2]["multiple"]["value"] is None
   (gain,) = differences(runs, "sft", "rft", FEW)
   assert str(gain) == "N=32: rft - sft = +0.0 points, 95 % interval -7.1 to +7.1"
