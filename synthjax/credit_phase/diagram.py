@@ -40,7 +40,7 @@ class CreditPhase(Checked):
   contexts: tuple[PositiveInt, ...] = (3, 10, 30, 100, 300)  # V: second axis of a plane
   traces: tuple[PositiveInt, ...] = (2, 4, 8, 16, 64)  # S: second axis of a plane
   rollouts: tuple[NonNegativeInt, ...] = (2, 4, 8, 16, 0)  # n: second axis of a plane; 0: exact
-  priced_rollouts: tuple[PositiveInt, ...] = (2, 4, 8)  # n of the plane at equal sampling
+  priced_rollouts: tuple[PositiveInt, ...] = (2, 4)  # n of the plane at equal sampling
   sampling_rollouts: PositiveInt = 4  # n of the values in the plane of p at equal sampling
   table: tuple[Chain, ...] = ()  # settings shown with every method
   tuning: Tuning = Tuning()  # of each method in each cell
