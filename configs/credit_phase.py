@@ -1,9 +1,9 @@
 """The phase diagram of credit assignment: where it pays to know the wrong step of a trace.
 
 Command:   python -m synthjax run --config configs/credit_phase.py --workdir runs/credit_phase
-Hardware:  CPU, one process; about 10 minutes of CPU time, most of it in the planes at equal sampling.
-Expected:  at equal traces credit pays from u = 0.25 on unless contexts are few or traces many; at equal
-           sampling it pays nowhere that the planes look (docs/study_a.md).
+Hardware:  CPU, one process; about 10 minutes of CPU time, put together from parts of the run.
+Expected:  at equal traces credit pays from u = 0.25 on unless contexts are few or traces many; at
+           equal sampling it pays nowhere that the planes look (docs/study_a.md).
 Source:    the setting and the theory are in docs/study_a.md; sizes and grids are our choice.
 """
 
