@@ -323,7 +323,11 @@ def _started(pid: int) -> str | None:
 def _made(folder: pathlib.Path) -> Iterator[None]:
   """Makes a folder; afterwards removes what it made and is empty."""
   missing = [path for path in (folder, *folder.parents) if not path.exists()]
-  folder.mkdir(parents=True, exist_ok=True)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise LockError(f"{folder}: cannot be made ({e.strerror}); check the permissions of "
+                    f"{folder.parent}, or choose another --workdir") from e
   try:
     yield
   finally:

@@ -74,6 +74,8 @@ def start(who: Start | None) -> None:
     connections = {0: _answer_the_roll(host, int(port) + 1, who, deadline)}
   channel = _Channel(who, connections)
   stopping.others(channel.tell_to_stop)
+  if "jax_enable_preemption_service" in jax.config.values:
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
   jax.distributed.initialize(who.coordinator, who.processes, who.process,
                              initialization_timeout=max(1, int(deadline - time.monotonic())))
   _channel = channel

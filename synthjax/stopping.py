@@ -23,6 +23,7 @@ _REPEAT_SECONDS = 2.0  # a launcher and its terminal send the same signal twice 
 _POLL_SECONDS = 0.2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _WAKE = signal.SIGUSR2  # takes the main thread out of a wait
+_SWALLOWING = ("__del__", "_xla_gc_callback")  # functions out of which Python lets no exception
 
 
 class Stopped(BaseException):
@@ -42,6 +43,7 @@ class _State:
     self.number = 0  # of the first signal; 0: nobody asked
     self.asked_at = 0.0
     self.deferring = False
+    self.raised = False  # in the main thread
     self.ended = threading.Event()  # nobody waits for signals any more
     self.heard: Callable[[], None] | None = None  # called once, outside the main thread
     self.tell_others: Callable[[int], None] | None = None
@@ -58,7 +60,8 @@ def handled() -> Iterator[None]:
     yield
     return
   _state = _State()
-  woken = signal.signal(_WAKE, _raise)
+  before = {number: signal.signal(number, _caught) for number in _SIGNALS}
+  before[_WAKE] = signal.signal(_WAKE, _raise)
   mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # threads that begin from now on inherit it
   watcher = threading.Thread(target=_watch, args=(_state,), name="signals", daemon=True)
   watcher.start()
@@ -68,7 +71,8 @@ def handled() -> Iterator[None]:
     _state.ended.set()
     watcher.join()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    signal.signal(_WAKE, woken)
+    for number, handler in before.items():
+      signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -105,9 +109,7 @@ def ask(number: int) -> None:
     threading.Thread(target=heard, name="stopping", daemon=True).start()
   threading.Thread(target=_end_in_time, args=(_state,), name="grace", daemon=True).start()
   if not deferring:
-    main = threading.main_thread().ident
-    assert main is not None
-    signal.pthread_kill(main, _WAKE)
+    _wake()
 
 
 @contextlib.contextmanager
@@ -122,22 +124,41 @@ def deferred(heard: Callable[[], None] | None = None) -> Iterator[None]:
   """
   with _state.lock:
     if _state.number:
+      _state.raised = True
       raise Stopped(_state.number)
     _state.deferring, _state.heard = True, heard
   try:
     yield
   finally:
     with _state.lock:
+      _state.raised |= _state.number != 0  # the work left because of it, or is told below
       _state.deferring, _state.heard = False, None
       _state.asked_at = time.monotonic()  # what is still to be left has its own time
   if _state.number:
+    _state.raised = True
     raise Stopped(_state.number)
 
 
-def _raise(_number: int, _frame) -> None:
+def _caught(number: int, frame) -> None:
+  """A signal that came to a thread that was there before `handled`, and does not block it."""
+  ask(number)
+  _raise(number, frame)
+
+
+def _raise(_number: int, frame) -> None:
   """The main thread's part."""
-  if _state.number and not _state.deferring:
-    raise Stopped(_state.number)
+  if not _state.number or _state.deferring or _state.raised:
+    return
+  if frame and frame.f_code.co_name in _SWALLOWING:
+    return  # the next call comes when the main thread is elsewhere
+  _state.raised = True
+  raise Stopped(_state.number)
+
+
+def _wake() -> None:
+  main = threading.main_thread().ident
+  assert main is not None
+  signal.pthread_kill(main, _WAKE)
 
 
 def _watch(state: _State) -> None:
@@ -154,6 +175,8 @@ def _watch(state: _State) -> None:
 def _end_in_time(state: _State) -> None:
   while state is _state:
     time.sleep(_POLL_SECONDS)
+    if not state.deferring and not state.raised:
+      _wake()
     late = time.monotonic() - state.asked_at > GRACE_SECONDS
     if late and not state.deferring:
       _leave()

@@ -113,7 +113,7 @@ class _Batches:
   """Batch k as this process reads it: what grain reads by index."""
 
   def __init__(self, rows: Any, batch_size: int, share: Sequence[int] | np.ndarray, position: int, batches: int):
-    self.rows, self.batch_size, self.share = rows, batch_size, share
+    self.rows, self.batch_size, self.share = rows, batch_size, np.asarray(share).tolist()
     self.position, self.batches = position, batches
 
   def __len__(self) -> int:

@@ -5,6 +5,7 @@ Each function is one stage or a group of them, called by `run` in order and by t
 
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -13,12 +14,16 @@ import jax
 
 from synthjax import files, multihost, progress, schema, sharding, stages, stats, workfolder
 from synthjax.data import cache, sources, tokenizers
+from synthjax.errors import ConfigError
 from synthjax.evaluate import protocols, score
 from synthjax.evaluate import run as evaluate_lib
 from synthjax.evaluate import watch as watch_lib
 from synthjax.model.transformer import Params, Transformer, sized
 from synthjax.recipes import overlap
 from synthjax.train import checkpoint, loop
+from synthjax.verify import extract
+
+_LOOKED_AT = 50  # training documents, before anything is written
 
 
 class Job(NamedTuple):
@@ -53,6 +58,7 @@ def run(job: Job) -> dict:
 def prepare(job: Job) -> tuple[tokenizers.Tokenizer, dict[pathlib.Path, float]]:
   """The tokenizer (trained where the config asks for that) and the folders of the training documents with their rates; caches them all."""
   sharding.make_layout(job.experiment.mesh)  # a mesh that the devices do not fill is known before anything is written
+  _check_answers(job.experiment)
   if multihost.is_first():
     files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
   left_out = overlap.of_documents(job.experiment, job.workdir)
@@ -61,6 +67,19 @@ def prepare(job: Job) -> tuple[tokenizers.Tokenizer, dict[pathlib.Path, float]]:
     cache.cache(source, job.experiment.data, job.experiment.world, split, tokenizer, folder, job.runner, job.force,
                 left_out=left_out if split == "train" else frozenset())
   return tokenizer, {folder: source.rate for (split, source), folder in _caches(job).items() if split == "train"}
+
+
+def _check_answers(experiment: schema.Experiment) -> None:
+  """Raises ConfigError where the policy is trained to answer in a form in which its answers are not looked for."""
+  if experiment.evaluate.protocol or experiment.data.task == "text":
+    return
+  documents = sources.examples(experiment.data, experiment.world, "train")
+  looked_at = list(itertools.islice((each for each in documents if each.answer), _LOOKED_AT))
+  mode = protocols.of(experiment).mode
+  if looked_at and not any(extract.extract(each.targets, mode) for each in looked_at):
+    raise ConfigError(f"config.evaluate.answer is {experiment.evaluate.answer!r}: none of the first {len(looked_at)} training "
+                      f"targets has an answer there, looked for as {mode!r}; the first one ends {looked_at[0].targets[-40:]!r}; "
+                      "name where the answers stand, see synthjax config --explain evaluate.answer")
 
 
 def _caches(job: Job) -> dict[tuple[str, schema.Source], pathlib.Path]:

@@ -4,6 +4,8 @@ Command:   synthjax run --config THIS_FILE --workdir runs/my_sft
 Data:      JSONL, a problem a row: {"inputs": what the policy is shown, "targets": what it shall
            write, "answer": the final answer}, optionally "id". In "targets" the answer stands as
            evaluate.answer says.
+Expected:  the loop, in minutes: a tiny model from random parameters learns the form and answers next
+           to no test problem. For numbers that mean something start from a policy (train.init).
 Change:    any field here, or in the command: --config.train.epochs=5. What there is:
            synthjax config --explain, or --explain train
 """

@@ -107,7 +107,7 @@ def _together(workdir, processes, devices, record, stop_at=0):
 def test_one_process_then_two_with_two_devices_then_one_see_the_same_examples_in_the_same_order(tmp_path):
   _together(tmp_path / "whole", 1, 1, tmp_path / "whole.ids")
   positions = [0]
-  for number, (processes, devices, stop_at) in enumerate(((1, 1, 12), (2, 2, 30), (1, 1, 0))):
+  for number, (processes, devices, stop_at) in enumerate(((1, 1, 12), (2, 2, 15), (1, 1, 0))):
     _together(tmp_path / "cut", processes, devices, tmp_path / f"{number}.ids", stop_at)
     rows = [json.loads(line) for line in (tmp_path / "cut/train/metrics.jsonl").read_text().splitlines()]
     positions.append(rows[-1]["position"])
