@@ -63,42 +63,8 @@ def simulate(world: str, count: int, seed: int) -> Simulated:
   return found
 
 
-def rates(before: float, after: float, rollouts: int, steps: int, count: int) -> tuple[float, float]:
-  """(share of incorrect traces whose true pit is found, share with another step for a pit).
-
-  A prefix is `before` likely to go well before the pit and `after` from it on; the pit is anywhere,
-  and the trace's end has the value 0.
-  """
-  random = np.random.default_rng([rollouts, steps])
-  true = false = 0
-  for _ in range(count):
-    pit = int(random.integers(1, steps + 1))
-    success = np.where(np.arange(steps) < pit, before, after)
-    values_of_prefixes = [*(random.binomial(rollouts, success) / rollouts).tolist(), 0.0]
-    found = pits.first_pit(values_of_prefixes, Values().guards)
-    true += found == pit
-    false += found not in (None, pit)
-  return true / count, false / count
-
-
-def _table() -> None:
-  """Rates of true and false pits of the full schedule by rollouts."""
-  print("true / false pits in % of incorrect traces, by rollouts a prefix:")
-  for before, after in ((0.6, 0.05), (0.6, 0.2), (0.4, 0.05), (0.8, 0.3)):
-    for steps in (4, 8):
-      shares = []
-      for rollouts in (8, 16, 32, 64):
-        true, false = rates(before, after, rollouts, steps, 2000)
-        shares.append(f"{rollouts}: {100 * true:.0f} / {100 * false:.0f}")
-      print(f"  success {before} before the pit, {after} from it on, {steps} steps: {', '.join(shares)}")
-
-
 def run(seconds: float) -> None:
-  """Prints rates of true and false pits by rollouts; then, of every schedule, rollouts and agreement.
-
-  Agreement is with the full schedule's pits and with the true ones, and that of repeating the full schedule.
-  """
-  _table()
+  """Prints rollouts, agreement with the full schedule's pits and with the true ones, and what repeating the full schedule agrees with."""
   count = max(50, int(seconds * 10))
   for world, (before, after) in WORLDS.items():
     found = simulate(world, count, 0)

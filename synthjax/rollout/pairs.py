@@ -1,6 +1,6 @@
 """Preference pairs and trees from sampled traces with their step values: what the policies of study A are trained on.
 
-Modes of pairs (design, "Study A in formulas"); a pit is the step with the largest fall in value:
+Modes of pairs (design, "Study A in formulas"); a pit is the first step with the lowest value:
 - `paper`: prefix = problem; chosen = a right trace, to its end; rejected = the wrong trace cut at the end of its pit, without end-of-text.
 - `branch`: prefix = problem and steps before the pit; chosen = a right continuation sampled from there, to its end; rejected = the pit.
 - `step`: as `branch`, chosen cut to its first step; no end-of-text on either side.

@@ -1,11 +1,4 @@
-"""The pit of a trace: the step with the largest fall in value, where guards say that the fall is one.
-
-Until 2026-11-24 it was the first step with the lowest value. A finished incorrect trace has the value 0
-exactly at its end, so that this found later and later steps the more rollouts a prefix had: any
-prefix of which one rollout in twenty is correct is above 0 sooner or later. Lowest within the noise of n
-rollouts has the same end, since the noise shrinks too. The largest fall is found more often with
-more rollouts wherever it is the largest in truth (`synthjax bench pits` prints the rates).
-"""
+"""The pit of a trace: the first step with the lowest value, where guards say that the fall is one."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -30,21 +23,18 @@ class Guards(Record, Checked):
 
 
 def first_pit(values: Sequence[float | None], guards: Guards) -> int | None:
-  """The step with the largest fall in value among those that pass the guards, the first of equals; None where none does.
+  """The first step with the lowest value; None where it does not pass the guards.
 
   Args:
     values: q_0 (the bare problem), q_1, ..., q_L; None where a prefix was not valued.
     guards: what the step must show. A step whose prefix was not valued does not pass.
   """
-  slack = 1e-9  # 0.8 - 0.4 and 0.4 - 0.0 are one fall, however floating point rounds them
-  found, largest = None, 0.0
-  for step in range(1, len(values)):
-    before, after = values[step - 1], values[step]
-    if before is None or after is None or not guards.hold(before, after):
-      continue
-    if before - after > largest + slack:
-      found, largest = step, before - after
-  return found
+  known = [(q, step) for step, q in enumerate(values) if step > 0 and q is not None]
+  if not known:
+    return None
+  lowest, step = min(known)
+  before = values[step - 1]
+  return step if before is not None and guards.hold(before, lowest) else None
 
 
 def agreement(pits: Sequence[int | None], reference: Sequence[int | None]) -> tuple[float, float]:

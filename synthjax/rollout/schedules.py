@@ -3,11 +3,8 @@
 A schedule is called again and again with the counts of the trace's prefixes and answers with what it wants next, until it wants nothing.
 It sees only rollouts that it asked for itself, so a trace's values do not depend on the other traces of the job.
 
-A prefix is dead when at most a tenth of its rollouts are right, rounded down (none of 8, 3 of 32: else a pit from
-which one in twenty still succeeds would be missed the more surely the more rollouts there are), and alive when
-more are. The searches hold that no dead prefix comes before an alive one. Where that is so and the largest fall
-is the one to the first dead prefix, they agree with the full schedule up to their confidence; a pit that leaves
-more than a tenth of the rollouts right is found by the full schedule alone.
+A prefix is dead when all its rollouts fail, alive when one is right. The searches hold that no dead prefix comes before an alive one;
+they agree with the full schedule on every trace for which that is so, up to their confidence.
 """
 
 import dataclasses
@@ -20,8 +17,6 @@ from synthjax.fields import Checked, NonNegativeInt, PositiveInt, from_to
 from synthjax.records import Record
 from synthjax.rollout.pits import Guards
 from synthjax.rollout.requests import Sampling
-
-_TOLERATED = 10  # one right rollout in so many does not make a prefix alive (our choice)
 
 Schedule = Literal["full", "first_fail", "binary", "sequential"]
 
@@ -83,13 +78,12 @@ class Count(NamedTuple):
     average = sum(share * q for share, q in zip(shares, estimates))
     return math.sqrt(sum(share * (q - average)**2 for share, q in zip(shares, estimates)))
 
-  def alive(self, rollouts: int) -> bool:
-    """More than a tenth of the rollouts that it may get are right."""
-    return self.reward == 1 or self.c > rollouts // _TOLERATED
+  def alive(self) -> bool:
+    return self.reward == 1 or self.c > 0
 
   def dead(self, rollouts: int) -> bool:
-    """All of its rollouts are in, and it is not alive; undecided ones do not count."""
-    return self.reward == 0 or (self.asked >= rollouts and self.n > 0 and not self.alive(rollouts))
+    """All of its rollouts are in and failed; undecided ones do not count."""
+    return self.reward == 0 or (self.asked >= rollouts and self.n > 0 and self.c == 0)
 
   def open(self, rollouts: int) -> bool:
     """More rollouts can be asked for."""
@@ -102,7 +96,7 @@ def full(counts: Sequence[Count], cfg: Values) -> dict[int, int]:
 
 
 def first_fail(counts: Sequence[Count], cfg: Values) -> dict[int, int]:
-  """Prefix after prefix, up to the first dead one. Its pits are the full schedule's unless the value falls further after that."""
+  """Prefix after prefix, up to the first step after which all rollouts fail. Its pits are those of the full schedule."""
   for step, count in enumerate(counts):
     if count.open(cfg.rollouts):
       return {step: cfg.rollouts}
@@ -117,7 +111,7 @@ def binary(counts: Sequence[Count], cfg: Values) -> dict[int, int]:
 
 
 def sequential(counts: Sequence[Count], cfg: Values) -> dict[int, int]:
-  """The same search, a block of rollouts at a time: right rollouts settle a prefix, and failed ones count by their weight.
+  """The same search, a block of rollouts at a time: one right rollout settles a prefix, and failed ones count by their weight.
 
   It is meant for pits. A prefix whose rollouts end with a right one is valued too high: unbiased values take a fixed number of rollouts,
   as the other schedules do.
@@ -129,10 +123,10 @@ def _search(counts: Sequence[Count], cfg: Values, block: int) -> dict[int, int]:
   """The next block of rollouts in the search for the first dead prefix."""
   steps = len(counts) - 1
   last = next((i for i in range(1, steps + 1) if counts[i].dead(cfg.rollouts)), steps + 1)  # the pit is no later; steps + 1: no pit
-  low = max((i for i in range(last) if counts[i].alive(cfg.rollouts)), default=0)  # the pit is later
+  low = max((i for i in range(last) if counts[i].alive()), default=0)  # the pit is later
   more = lambda *wanted: {i: min(counts[i].asked + block, cfg.rollouts) for i in wanted if counts[i].open(cfg.rollouts)}
   # Failures before an alive prefix: had they been all, the pit would be there.
-  if doubtful := more(*(i for i in range(1, low) if counts[i].asked and not counts[i].alive(cfg.rollouts))):
+  if doubtful := more(*(i for i in range(1, low) if counts[i].asked and not counts[i].alive())):
     return doubtful
   probability = _pit_probability(counts[low + 1:last])
   candidates = more(*range(low + 1, last))
@@ -146,14 +140,14 @@ def _search(counts: Sequence[Count], cfg: Values, block: int) -> dict[int, int]:
 
 
 def _pit_probability(before_last: Sequence[Count]) -> list[float]:
-  """Of the pit at each of these prefixes or right after them, from rollouts of which too few were right.
+  """Of the pit at each of these prefixes or right after them, from rollouts that all failed.
 
-  Where the pit is later the prefix is alive and its failures were chance: 2 (c + 1) / ((n + 1) (n + 2)) for c right ones of n, with a
-  success probability that is Beta(2, 1) over live prefixes (our choice).
+  Where the pit is later the prefix is alive and its failures were chance: 2 / ((n + 1) (n + 2)) for n of them, with a success probability
+  that is Beta(2, 1) over live prefixes (our choice).
   """
   weights = [1.0]
   for count in before_last:
-    weights.append(weights[-1] * 2 * (count.c + 1) / ((count.n + 1) * (count.n + 2)))
+    weights.append(weights[-1] * 2 / ((count.n + 1) * (count.n + 2)))
   return [weight / sum(weights) for weight in weights]
 
 

@@ -118,19 +118,21 @@ def test_where_every_rollout_before_the_pit_is_right_and_every_other_one_wrong_a
   assert found.spent.rollouts <= reference.spent.rollouts
 
 
-def test_stopping_at_the_first_dead_prefix_finds_the_full_schedules_pits_where_values_stay_low_after_it():
-  found = simulated.simulate("clean", 400, 5)
-  runs = values.compare(found.traces, simulated.Policy(found.success).generate, simulated.judge, Values())
-  assert runs["first_fail"].agreement > 0.97 and runs["first_fail"].times_fewer > 1.2
-  # the largest fall of the full schedule may lie elsewhere by chance, with 8 rollouts a prefix
-  assert runs["sequential"].times_fewer > 2.5 and runs["sequential"].agreement > 0.85
-  assert runs["binary"].times_fewer > 1.8 and runs["binary"].agreement > 0.83
+@pytest.mark.parametrize("best_of", [1, 3])
+def test_stopping_at_the_first_fail_loses_no_pit_whatever_the_values(best_of):
+  cases = _noisy(400, 0)
+  reference, found = (_run(cases, Values(schedule=schedule, best_of=best_of)) for schedule in ("full", "first_fail"))
+  assert found[0].pits == reference[0].pits and len(set(found[0].pits)) > 4
+  assert found[0].spent.rollouts < reference[0].spent.rollouts
 
 
-@pytest.mark.parametrize(("rollouts", "right", "dead"), [(8, 0, True), (8, 1, False), (32, 3, True), (32, 4, False)])
-def test_a_prefix_is_dead_when_at_most_a_tenth_of_its_rollouts_are_right(rollouts, right, dead):
-  count = Count(asked=rollouts, n=rollouts, c=right)
-  assert count.dead(rollouts) == dead and count.alive(rollouts) != dead
+@pytest.mark.parametrize("world", ["clean", "noisy"])
+def test_the_sequential_search_needs_two_and_a_half_times_fewer_rollouts_at_95_percent_of_the_same_pits(world):
+  found = simulated.simulate(world, 400, 5)
+  compared = values.compare(found.traces, simulated.Policy(found.success).generate, simulated.judge, Values())
+  assert compared["full"].agreement == compared["first_fail"].agreement == 1.0
+  assert compared["sequential"].times_fewer > 2.5 and compared["sequential"].agreement > 0.95
+  assert compared["binary"].times_fewer > 1.8 and compared["binary"].agreement > 0.88
 
 
 def test_bisection_values_a_logarithm_of_the_prefixes():
@@ -324,25 +326,17 @@ def test_a_killed_job_goes_on_from_its_journal_with_the_same_values_and_samples_
 
 
 @pytest.mark.parametrize(("q", "pit"), [
-  ([0.8, 0.8, 0.1, 0.1], 2), ([0.8, 0.1, 0.0], 1), ([0.2, 0.0, 0.0], None), ([0.8, 0.5, 0.5], None), ([0.8, 0.4, 0.5], 1), ([0.6, 0.3], 1),
-  ([0.8, 0.8, 0.0, 0.9, 0.0], 4), ([0.8, 0.4, 0.0], 1), ([0.8], None), ([None, 0.0], None), ([0.8, None, 0.8, 0.0], 3), ([0.0, 0.0], None), ([1.0, 1.0], None),
+  ([0.8, 0.8, 0.1, 0.1], 2), ([0.8, 0.1, 0.0], None), ([0.2, 0.0, 0.0], None), ([0.8, 0.5, 0.5], None), ([0.8, 0.4, 0.5], 1), ([0.6, 0.3], 1),
+  ([0.8, 0.8, 0.0, 0.9, 0.0], 2), ([0.8], None), ([None, 0.0], None), ([0.8, None, 0.8, 0.0], 3), ([0.0, 0.0], None), ([1.0, 1.0], None),
   ([0.8, 0.8, 0.8, None], None), ([1 - 0.7, 0.0], 1), ([1.0, 0.9, 0.0, 0.5], 2),
 ])
-def test_a_pit_is_the_step_with_the_largest_fall_where_the_guards_hold(q, pit):
+def test_a_pit_is_the_first_step_with_the_lowest_value_where_the_guards_hold(q, pit):
   assert pits.first_pit(q, Guards()) == pit
-
-
-@pytest.mark.parametrize(("before", "after"), [(0.6, 0.05), (0.4, 0.05), (0.8, 0.3)])
-def test_more_rollouts_find_more_true_pits_and_fewer_false_ones(before, after):
-  found = [simulated.rates(before, after, rollouts, steps=8, count=500) for rollouts in (8, 16, 32, 64)]
-  true, false = zip(*found)
-  assert list(true) == sorted(true) and true[-1] > 0.9
-  assert list(false) == sorted(false, reverse=True) and false[-1] < 0.1
 
 
 def test_guards_can_be_taken_down_but_a_step_that_loses_nothing_is_no_pit():
   nothing = Guards(min_before=0.0, min_drop=0.0)
-  assert pits.first_pit([0.2, 0.1, 0.0], nothing) == 1 and pits.first_pit([0.0, 0.0], nothing) is None
+  assert pits.first_pit([0.2, 0.1, 0.0], nothing) == 2 and pits.first_pit([0.0, 0.0], nothing) is None
   with pytest.raises(ValueError, match=r"Guards.min_drop is 2.0; expected float, 0 to 1"):
     Guards(min_drop=2)
 
