@@ -58,9 +58,9 @@ def run(job: Job) -> dict:
 def prepare(job: Job) -> tuple[tokenizers.Tokenizer, dict[pathlib.Path, float]]:
   """The tokenizer (trained where the config asks for that) and the folders of the training documents with their rates; caches them all."""
   sharding.make_layout(job.experiment.mesh)  # a mesh that the devices do not fill is known before anything is written
-  _check_answers(job.experiment)
   if multihost.is_first():
     files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
+  _check_answers(job.experiment)
   left_out = overlap.of_documents(job.experiment, job.workdir)
   tokenizer = tokenizer_of(job)
   for (split, source), folder in _caches(job).items():
