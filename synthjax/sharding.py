@@ -4,6 +4,7 @@ The model names logical axes only; `Rules` maps them to mesh axes. `jit` with `N
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -104,9 +105,7 @@ class Layout:
     It follows from where the mesh puts the devices. Processes that share a tensor or context axis
     hold the same rows.
     """
-    parts = self.batch.addressable_devices_indices_map((batch_size,)).values()
-    rows = np.arange(batch_size)
-    return np.unique(np.concatenate([rows[index] for index in parts]))
+    return _share(self.batch, batch_size)
 
   @property
   def split(self) -> Split | None:
@@ -136,6 +135,16 @@ class Layout:
 
     shape = (batch_size // group, *local.shape[1:])
     return jax.make_array_from_callback(shape, self.batch, part)
+
+
+@functools.lru_cache(8)
+def _share(sharding: NamedSharding, batch_size: int) -> np.ndarray:
+  """Computed once for a run: every batch asks for it."""
+  parts = sharding.addressable_devices_indices_map((batch_size,)).values()
+  rows = np.arange(batch_size)
+  found = np.unique(np.concatenate([rows[index] for index in parts]))
+  found.setflags(write=False)
+  return found
 
 
 def make_layout(mesh: schema.Mesh, devices: list[jax.Device] | None = None) -> Layout:
