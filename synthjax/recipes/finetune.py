@@ -60,8 +60,8 @@ def prepare(job: Job) -> tuple[tokenizers.Tokenizer, dict[pathlib.Path, float]]:
   sharding.make_layout(job.experiment.mesh)  # a mesh that the devices do not fill is known before anything is written
   if multihost.is_first():
     files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
-  _check_answers(job.experiment)
   left_out = overlap.of_documents(job.experiment, job.workdir)
+  _check_answers(job.experiment)
   tokenizer = tokenizer_of(job)
   for (split, source), folder in _caches(job).items():
     cache.cache(source, job.experiment.data, job.experiment.world, split, tokenizer, folder, job.runner, job.force,
