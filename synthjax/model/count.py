@@ -19,12 +19,27 @@ def parameters(model: Transformer) -> dict[str, int]:
   return {"total": total, "embedding": embedding, "non_embedding": total - embedding}
 
 
-def training_flops(cfg: Model, row_length: int) -> float:
-  """Forward and backward FLOPs a token: 6 for every weight in a matrix product, and causal attention over half a row."""
-  attention = cfg.d_model * cfg.head_dim * (2 * cfg.heads + 2 * cfg.kv_heads)
+def forward_flops(cfg: Model, context: float, head: bool = True) -> float:
+  """Forward FLOPs a token: 2 for every weight in a matrix product, and attention.
+
+  Args:
+    cfg: the decoder's shape, `vocab_size` set.
+    context: positions that the token sees, on average; a window bounds them.
+    head: False where a token's logits are not computed (a prompt that is only read).
+  """
+  projections = cfg.d_model * cfg.head_dim * (2 * cfg.heads + 2 * cfg.kv_heads)
   mlp = cfg.d_model * cfg.mlp_dim * (3 if cfg.mlp == "swiglu" else 2)
-  weights = cfg.layers * (attention + mlp) + cfg.d_model * cfg.vocab_size
-  return 6.0 * weights + 6.0 * cfg.layers * cfg.heads * cfg.head_dim * row_length
+  weights = cfg.layers * (projections + mlp)
+  if head:
+    weights += cfg.d_model * cfg.vocab_size
+  # scores and the mix of values, 2 FLOPs each for every position and entry of a query
+  attention = 4.0 * cfg.layers * cfg.heads * cfg.head_dim * min(context, cfg.window or context)
+  return 2.0 * weights + attention
+
+
+def training_flops(cfg: Model, row_length: int) -> float:
+  """Forward and backward FLOPs a token (a backward pass is two forward ones), with causal attention over half a row."""
+  return 3.0 * forward_flops(cfg, row_length / 2)
 
 
 def peak_flops(device: jax.Device) -> float:

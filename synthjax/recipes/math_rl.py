@@ -19,11 +19,12 @@ import jax
 
 from synthjax import files, locks, progress, schema
 from synthjax.errors import ConfigError
+from synthjax.model import transformer
 from synthjax.recipes import finetune, leaps, signals, splits
 from synthjax.recipes.cell import Cell, Cost, Policy, Solution, open_cell
 from synthjax.recipes.finetune import Job
 from synthjax.rollout.draw import Drawn
-from synthjax.scaling import efficiency, noise, paired, resample
+from synthjax.scaling import compute, efficiency, noise, paired, resample
 from synthjax.scaling import table as tables
 from synthjax.scaling.efficiency import Efficiency
 from synthjax.scaling.paired import Difference
@@ -66,6 +67,7 @@ def _measured(job: Job, problems: Sequence[int], baseline: Sequence[int]) -> tup
   study, runs = job.experiment.study, []
   notes: dict[str, None] = {}  # in order
   tokenizer, test = finetune.tokenizer_of(job), splits.evaluated(job.experiment)
+  model_cfg = transformer.sized(job.experiment.model, tokenizer.size)
   plan = [(count, seed, study.arms if count in problems else ()) for count in sorted({*problems, *baseline}) for seed in study.seeds]
   # An arm takes about as long as SFT on the same problems, and with its samples more (our choice: twice).
   weights = [count * (1 + 2 * len(set(arms) - {"sft"})) for count, _, arms in plan]
@@ -77,7 +79,8 @@ def _measured(job: Job, problems: Sequence[int], baseline: Sequence[int]) -> tup
         for arm, policy in train_arms(cell, arms).items():
           marks = cell.evaluate(policy, test)
           notes |= dict.fromkeys(policy.notes)
-          runs.append(resample.Run(arm, count, seed, marks, policy.trained, policy.sampled))
+          took = compute.flops(model_cfg, trained=policy.trained, sampled=policy.sampled, mean_context=study.sampling.max_tokens / 2)
+          runs.append(resample.Run(arm, count, seed, marks, policy.trained, policy.sampled, flops=took.total))
           progress.say(f"{job.workdir.name}, N={count:,} seed {seed}: {arm:18} {100 * marks.mean():5.1f} %")
   cells = resample.resample(runs, noise.Bootstrap())
   steps = [arm for arm in study.arms if arm.startswith("step_dpo")]

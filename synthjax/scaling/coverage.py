@@ -77,7 +77,7 @@ def simulate(design: Design, seed: int) -> list[Run]:
         luck_P = random.normal(size=design.test_problems)
         latent_P = _DIFFICULTY**0.5 * difficulty_P + (1 - _DIFFICULTY)**0.5 * luck_P
         correct_P = latent_P <= scipy.stats.norm.isf(error)
-        runs.append(Run(arm, size, run, correct_P.astype(float), 100.0 * size, 0.0))
+        runs.append(Run(arm, size, run, correct_P.astype(float), 100.0 * size, 0.0, 1e9 * size))
   return runs
 
 

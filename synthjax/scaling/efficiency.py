@@ -36,7 +36,6 @@ class Settings:
   baseline: str = "sft"  # the arm whose problems are the unit
   level: float = 0.95  # of the percentile intervals
   significance: float = 0.05  # p-value below which the data speak against the law (our choice)
-  sampled_token_cost: float = 1 / 3  # compute of a sampled token in trained ones: a forward pass of the three (our choice)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +73,12 @@ class Point:
   test_problems: int  # that it was measured on
   multiple: Multiple  # of problems, from the measured curve
   law_multiple: Multiple | None  # the same from the law; None where the data do not support it
-  compute_multiple: Multiple | None  # compute with which the baseline has this error, over the arm's own; None: see the notes
+  compute_multiple: Multiple | None  # FLOPs with which the baseline has this error, over the arm's own; None: see the notes
+  tuned_multiple: Multiple | None  # the same with the FLOPs of tuning, each arm's once, on both sides; None: unknown
   tokens_trained: float
   tokens_sampled: float
-  matching_trained: float  # tokens that the baseline trains on at multiple.value * N problems
-  matching_sampled: float
+  flops: float  # everything but tuning
+  matching_flops: float  # that the baseline takes at multiple.value * N problems
 
   @property
   def interval(self) -> tuple[float, float]:
@@ -96,6 +96,7 @@ class Efficiency:
   law: laws.Law
   missing: tuple[str, ...]  # cells and seeds that other arms or sizes have
   notes: tuple[str, ...]  # what a reader must know to read the numbers
+  tuning: Mapping[str, float] = dataclasses.field(default_factory=dict)  # FLOPs of choosing an arm's settings, by arm
   # what comparisons of two arms draw from; not part of the JSON
   cells: Mapping[Key, Cell] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
@@ -124,14 +125,24 @@ class Above:
     return self.low > 1
 
 
-def analyse(cells: Mapping[Key, Cell], settings: Settings = Settings()) -> Efficiency:  # noqa: B008 - frozen
+def analyse(cells: Mapping[Key, Cell], settings: Settings = Settings(),  # noqa: B008 - frozen
+            tuning: Mapping[str, float] | None = None) -> Efficiency:
   """Multiples of every cell of `resample.resample` against the baseline arm.
 
+  Args:
+    cells: of all arms.
+    settings: how they are compared.
+    tuning: FLOPs that went into choosing each arm's settings, once for all its sizes and seeds; None: unknown.
+
   Raises:
-    DataError: the baseline was measured at fewer than two sizes.
+    DataError: the baseline was measured at fewer than two sizes, or tuning lacks an arm.
   """
+  tuning = dict(tuning or {})
+  if tuning and (without := [arm for arm in dict.fromkeys(key.arm for key in cells) if arm not in tuning]):
+    raise DataError(f"the compute of tuning is known for {', '.join(tuning)} and not for {', '.join(without)}; "
+                    "give all arms' (0 for one that was not tuned), or none")
   reference = _Reference(_baseline(cells, settings), settings)
-  points = tuple(_point(cell, reference, settings) for cell in cells.values())
+  points = tuple(_point(cell, reference, settings, tuning) for cell in cells.values())
   return Efficiency(
     settings=settings,
     points=points,
@@ -139,6 +150,7 @@ def analyse(cells: Mapping[Key, Cell], settings: Settings = Settings()) -> Effic
     law=reference.fit.law,
     missing=tuple(_missing(cells)),
     notes=tuple(_notes(cells, reference)),
+    tuning=tuning,
     cells=cells,
   )
 
@@ -168,8 +180,8 @@ class _Reference:
       self.problems, raw_NR, settings.level, settings.significance,
       covariance_NN=np.atleast_2d(np.cov(unscaled_NB)), freedom=baseline[0].drawn.counted or math.inf)
     self.seeds_NB = np.stack([cell.log_error_of_seeds()[1:] for cell in baseline])
-    compute_N = np.array([_compute(cell, settings) for cell in baseline])
-    self.log_compute_N = np.log(compute_N) if compute_N[0] > 0 and (np.diff(compute_N) > 0).all() else None
+    self.flops_N = np.array([cell.flops for cell in baseline])
+    self.flops_rise = bool(self.flops_N[0] > 0 and (np.diff(self.flops_N) > 0).all())
 
   def curves(self, raw_NR: np.ndarray) -> np.ndarray:
     """[N, R] log errors, made monotone."""
@@ -203,7 +215,7 @@ class _Reference:
     return tuple((cell.key.problems, float(np.exp(log_error))) for cell, log_error in zip(self.baseline, self.log_error_N))
 
 
-def _point(cell: Cell, reference: _Reference, settings: Settings) -> Point:
+def _point(cell: Cell, reference: _Reference, settings: Settings, tuning: Mapping[str, float]) -> Point:
   own = cell.key.arm == settings.baseline
   freedom = reference.against(cell)
   error_R = cell.log_error(freedom)
@@ -215,25 +227,37 @@ def _point(cell: Cell, reference: _Reference, settings: Settings) -> Point:
       return Multiple(math.nan, math.nan, math.nan)
     return _multiple(np.zeros_like(error_R) if own else matching_R - here, axis_N - here, settings.level)
 
+  def of_compute(tuned: bool):
+    if not reference.flops_rise or not cell.flops or (tuned and not tuning):
+      return None
+    both = (tuning[settings.baseline], tuning[cell.key.arm]) if tuned else (0.0, 0.0)
+    axis_N = np.log(reference.flops_N + both[0])
+    return multiple(reference.match(axis_N, curve_NR, error_R), np.log(cell.flops + both[1]), axis_N)
+
   axis_N, here = reference.log_problems_N, np.log(cell.key.problems)
   matching_R = reference.match(axis_N, curve_NR, error_R)
-  law = compute = None
+  law = None
   if reference.fit.law.supported:
     law = multiple(reference.fit.invert(error_R), here, axis_N)
-  if reference.log_compute_N is not None and _compute(cell, settings) > 0:
-    compute = multiple(reference.match(reference.log_compute_N, curve_NR, error_R), np.log(_compute(cell, settings)),
-                       reference.log_compute_N)
   matching = here if own else np.clip(matching_R[0], axis_N[0], axis_N[-1])
   if undefined:
     matching = math.nan
-  trained, sampled = (float(np.interp(matching, axis_N, [getattr(c, name) for c in reference.baseline]))
-                      for name in ("tokens_trained", "tokens_sampled"))
-  return Point(cell.key.arm, cell.key.problems, cell.seeds, 1 - cell.error, cell.standard_error, cell.test_problems,
-               multiple(matching_R, here, axis_N), law, compute, cell.tokens_trained, cell.tokens_sampled, trained, sampled)
-
-
-def _compute(cell, settings) -> float:
-  return cell.tokens_trained + settings.sampled_token_cost * cell.tokens_sampled
+  return Point(
+    arm=cell.key.arm,
+    problems=cell.key.problems,
+    seeds=cell.seeds,
+    accuracy=1 - cell.error,
+    standard_error=cell.standard_error,
+    test_problems=cell.test_problems,
+    multiple=multiple(matching_R, here, axis_N),
+    law_multiple=law,
+    compute_multiple=of_compute(tuned=False),
+    tuned_multiple=of_compute(tuned=True),
+    tokens_trained=cell.tokens_trained,
+    tokens_sampled=cell.tokens_sampled,
+    flops=cell.flops,
+    matching_flops=float(np.interp(matching, axis_N, reference.flops_N)),
+  )
 
 
 def _multiple(log_ratio_R: np.ndarray, log_range_N: np.ndarray, level: float) -> Multiple:
@@ -278,8 +302,8 @@ def _notes(cells: Mapping[Key, Cell], reference: _Reference) -> list[str]:
     notes.append(f"no correct answer in {', '.join(without)}")
   if len(reference.baseline) == 2:
     notes.append("the baseline has two sizes: how far its curve lies from the line between them is unknown, and not in the intervals")
-  if reference.log_compute_N is None:
-    notes.append("no iso-compute multiple: the baseline's tokens are not recorded or do not rise with N")
+  if not reference.flops_rise:
+    notes.append("no iso-compute multiple: the baseline's FLOPs are not recorded or do not rise with N")
   if perfect := [str(key) for key, cell in cells.items() if cell.error < cell.half_answer]:
     notes.append(f"no wrong answer in {', '.join(perfect)}: the error is taken as half a test answer")
   return notes

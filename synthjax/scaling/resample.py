@@ -25,8 +25,9 @@ class Run:
   problems: int  # N, training problems; only they count as data
   seed: int
   accuracy_P: np.ndarray  # for every test problem 0 or 1, or the share of right samples
-  tokens_trained: float  # with those of the stages that the policy starts from
+  tokens_trained: float  # with those of the stages that the policy starts from, to be shown
   tokens_sampled: float  # likewise
+  flops: float  # of everything that was computed to make the policy (`compute.Compute.total`), tuning apart
 
 
 class Key(NamedTuple):
@@ -50,6 +51,7 @@ class Cell:
   half_answer: float  # half a test answer, as a share of all: errors are not told apart below it
   tokens_trained: float  # mean over seeds
   tokens_sampled: float  # mean over seeds
+  flops: float  # mean over seeds
 
   @property
   def error(self) -> float:
@@ -112,6 +114,7 @@ def _cell(key: Key, group: Sequence[Run], found: noise.Replicates) -> Cell:
     half_answer=0.5 / (len(group) * len(group[0].accuracy_P)),
     tokens_trained=float(np.mean([run.tokens_trained for run in group])),
     tokens_sampled=float(np.mean([run.tokens_sampled for run in group])),
+    flops=float(np.mean([run.flops for run in group])),
   )
 
 

@@ -11,14 +11,16 @@ def table(efficiency: Efficiency) -> str:
   """A row a point; accuracies in percent with their standard error (near 0 and 100 % their interval), multiples with their interval."""
   settings = efficiency.settings
   unit = settings.baseline.upper()
-  rows = [["arm", "N", "seeds", "accuracy %", f"multiple ({100 * settings.level:g} %)", "by the law", "iso-compute", "trained", "sampled",
-           f"{unit}'s trained"]]
+  rows = [["arm", "N", "seeds", "accuracy %", f"multiple ({100 * settings.level:g} %)", "by the law", "iso-compute", "with tuning", "trained",
+           "sampled", "FLOPs", f"{unit}'s FLOPs"]]
   rows += [_row(point, point.arm == settings.baseline) for point in efficiency.points]
   widths = [max(map(len, column)) for column in zip(*rows)]
   lines = [row[0].ljust(widths[0]) + "".join("  " + text.rjust(width) for text, width in zip(row[1:], widths[1:])) for row in rows]
   lines += ["", f"multiple: {unit} needs that many times N problems for the same error; >, <: off the measured range",
-            f"iso-compute: the same in compute, a sampled token at {settings.sampled_token_cost:.2f} trained ones",
-            f"{unit}'s trained: the tokens that {unit} trains on at the matching point", *_law_lines(efficiency)]
+            "iso-compute: the same in FLOPs of all that was computed for the policy; with tuning: and of choosing its settings, once an arm",
+            f"trained, sampled: tokens; {unit}'s FLOPs: at the matching point", *_law_lines(efficiency)]
+  if efficiency.tuning:
+    lines.append(f"tuning, in FLOPs: {', '.join(f'{arm} {_number(flops)}' for arm, flops in efficiency.tuning.items())}")
   if efficiency.missing:
     lines.append(f"missing: {'; '.join(efficiency.missing)}")
   return "\n".join(lines + [f"note: {note}" for note in efficiency.notes])
@@ -40,10 +42,10 @@ def lower_bounds(efficiency: Efficiency, arms: Sequence[str], controls: Sequence
 
 
 def _row(point: Point, own: bool) -> list[str]:
-  multiples = ["1" if own else str(multiple or "-") for multiple in (point.multiple, point.law_multiple, point.compute_multiple)]
+  multiples = ["1" if own else str(multiple or "-") for multiple in (point.multiple, point.law_multiple, point.compute_multiple, point.tuned_multiple)]
   accuracy = stats.percent(point.accuracy, point.standard_error, point.test_problems)
-  return [point.arm, f"{point.problems:,}", str(len(point.seeds)), accuracy, *multiples, _tokens(point.tokens_trained),
-          _tokens(point.tokens_sampled), BOUND[point.multiple.beyond] + _tokens(point.matching_trained)]
+  return [point.arm, f"{point.problems:,}", str(len(point.seeds)), accuracy, *multiples, _number(point.tokens_trained),
+          _number(point.tokens_sampled), _number(point.flops), BOUND[point.multiple.beyond] + _number(point.matching_flops)]
 
 
 def _law_lines(efficiency: Efficiency) -> list[str]:
@@ -57,10 +59,10 @@ def _law_lines(efficiency: Efficiency) -> list[str]:
   return [head, f"local exponents: {local}"]
 
 
-def _tokens(number: float) -> str:
+def _number(number: float) -> str:
   if math.isnan(number):
     return "undefined"
-  for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+  for size, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
     if number >= size:
       return f"{number / size:.3g}{letter}"
   return f"{number:.0f}"

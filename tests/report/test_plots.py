@@ -17,7 +17,7 @@ from synthjax.scaling.resample import Run, resample
 
 def study(multiples, sizes=(128, 256, 512, 1024)):
   random = np.random.default_rng(0)
-  return analyse(resample([Run(arm, n, seed, (random.random(600) > 1.2 * (multiple * n)**-0.25).astype(float), 100.0 * n, 0.0)
+  return analyse(resample([Run(arm, n, seed, (random.random(600) > 1.2 * (multiple * n)**-0.25).astype(float), 100.0 * n, 0.0, 1e9 * n)
                            for arm, multiple in multiples.items() for n in sizes for seed in range(2)], Bootstrap(200)))
 
 
@@ -42,7 +42,7 @@ def test_the_figure_names_its_axes_with_units_and_every_arm(found, tmp_path):
 
 
 def test_no_error_is_above_100_percent_on_the_axis_and_undefined_multiples_are_not_drawn(tmp_path):
-  nobody = analyse(resample([Run(arm, n, 0, np.zeros(50), 100.0 * n, 0.0) for arm in ("sft", "rft") for n in (32, 64)], Bootstrap(200)))
+  nobody = analyse(resample([Run(arm, n, 0, np.zeros(50), 100.0 * n, 0.0, 1e9 * n) for arm in ("sft", "rft") for n in (32, 64)], Bootstrap(200)))
   said = texts(plots.efficiency_figure(nobody, tmp_path / "figure")[1]).split(" | ")
   ticks = [float(text) for text in said if text.replace(".", "").isdigit()]
   assert 100.0 in ticks and max(tick for tick in ticks if tick not in (32, 64)) == 100.0

@@ -37,14 +37,14 @@ def study(seed, multiples, law=power, sizes=SIZES, seeds=3, count=400, spread=0.
       for run in range(seeds):
         threshold = scipy.stats.norm.isf(law(multiple * problems) * np.exp(spread * random.normal()))
         right_P = 0.6**0.5 * difficulty_P + 0.4**0.5 * random.normal(size=count) <= threshold
-        trained, sampled = (100.0, 0.0) if arm == "sft" else (300.0, 900.0)
-        runs.append(Run(arm, problems, run, right_P.astype(float), trained * problems, sampled * problems))
+        trained, sampled, flops = (100.0, 0.0, 1e9) if arm == "sft" else (300.0, 900.0, 7e9)
+        runs.append(Run(arm, problems, run, right_P.astype(float), trained * problems, sampled * problems, flops * problems))
   return runs
 
 
 def flat(arm, error_of, seeds=(0,), count=1000):
   """Runs with exactly these errors, the same problems being hard for all."""
-  return [Run(arm, problems, seed, (np.arange(count) >= round(error * count)).astype(float), 100.0 * problems, 0.0)
+  return [Run(arm, problems, seed, (np.arange(count) >= round(error * count)).astype(float), 100.0 * problems, 0.0, 1e9 * problems)
           for problems, error in error_of.items() for seed in seeds]
 
 
@@ -234,7 +234,7 @@ def test_the_spread_of_seeds_enters_the_standard_error_in_full():
 
 def test_what_the_arms_of_a_seed_share_does_not_widen_their_difference():
   shared = dict(enumerate(np.random.default_rng(1).integers(0, 80, 5)))  # answers that a seed costs both arms
-  runs = [Run(arm, 512, seed, (np.arange(400) >= wrong + shared[seed]).astype(float), 1, 1)
+  runs = [Run(arm, 512, seed, (np.arange(400) >= wrong + shared[seed]).astype(float), 1, 1, 1)
           for arm, wrong in (("sft", 100), ("rft", 80)) for seed in shared]
   gain = gain_at(512, runs, "sft", "rft")
   cells = resample(runs, FEW)
@@ -247,7 +247,7 @@ def test_seeds_whose_differences_vary_widen_the_interval_in_full():
   errors, found = [], []
   for repetition in range(60):
     random = np.random.default_rng(repetition)
-    runs = [Run(arm, 512, seed, (random.random(1000) >= 0.4 + (arm == "rft") * 0.1 * random.normal()).astype(float), 1, 1)
+    runs = [Run(arm, 512, seed, (random.random(1000) >= 0.4 + (arm == "rft") * 0.1 * random.normal()).astype(float), 1, 1, 1)
             for seed in range(4) for arm in ("sft", "rft")]
     gain = gain_at(512, runs, "sft", "rft")
     errors.append(gain.standard_error)
@@ -285,22 +285,39 @@ def test_runs_that_cannot_be_compared_are_refused(change, message):
 
 
 def test_compute_stands_beside_the_multiple():
-  efficiency = analyse(resample(study(0, {"sft": 1, "rft": 4}, count=1000), FEW), Settings(sampled_token_cost=0.5))
+  efficiency = analyse(resample(study(0, {"sft": 1, "rft": 4}, count=1000), FEW))
   found = point(efficiency, "rft", 256)
-  cost = (300 + 0.5 * 900) / 100  # of the arm, in SFT's for as many problems
+  cost = 7e9 / 1e9  # of the arm, in SFT's for as many problems
   assert found.compute_multiple.value == pytest.approx(found.multiple.value / cost)
   assert found.compute_multiple.low == pytest.approx(found.multiple.low / cost) and found.compute_multiple.low < 1 < found.multiple.low
-  assert (found.tokens_trained, found.tokens_sampled, found.matching_sampled) == (76_800, 230_400, 0)
-  # Between two sizes tokens are straight in log N: never below the exact value, and within a doubling at most 9 % above it.
-  assert 0.999 < found.matching_trained / (100 * 256 * found.multiple.value) < 1.09
+  assert (found.tokens_trained, found.tokens_sampled, found.flops) == (76_800, 230_400, 7e9 * 256)
+  # Between two sizes FLOPs are straight in log N: never below the exact value, and within a doubling at most 9 % above it.
+  assert 0.999 < found.matching_flops / (1e9 * 256 * found.multiple.value) < 1.09
+  assert found.tuned_multiple is None
   own = point(efficiency, "sft", 256)
-  assert own.multiple == own.law_multiple == own.compute_multiple == Multiple(1, 1, 1) and own.matching_trained == pytest.approx(25_600)
+  assert own.multiple == own.law_multiple == own.compute_multiple == Multiple(1, 1, 1) and own.matching_flops == pytest.approx(256e9)
 
 
-def test_without_tokens_there_is_no_iso_compute_multiple_and_the_notes_say_why():
-  runs = [dataclasses.replace(run, tokens_trained=0.0, tokens_sampled=0.0) for run in study(0, {"sft": 1, "rft": 2})]
+def test_without_flops_there_is_no_iso_compute_multiple_and_the_notes_say_why():
+  runs = [dataclasses.replace(run, flops=0.0) for run in study(0, {"sft": 1, "rft": 2})]
   efficiency = analyse(resample(runs, FEW))
   assert all(p.compute_multiple is None for p in efficiency.points) and any("no iso-compute" in note for note in efficiency.notes)
+
+
+def test_tuning_is_paid_once_by_either_side_and_named_for_every_arm():
+  cells = resample(study(0, {"sft": 1, "rft": 4}, count=1000), FEW)
+  tuning = {"sft": 5e12, "rft": 40e12}
+  efficiency = analyse(cells, tuning=tuning)
+  found = point(efficiency, "rft", 256)
+  # the curve is straight in the log of what its points cost in all
+  sizes, errors = np.transpose(efficiency.curve)
+  paid = np.exp(np.interp(-np.log(1 - found.accuracy), -np.log(errors), np.log(1e9 * sizes + 5e12)))
+  assert found.tuned_multiple.value == pytest.approx(paid / (7e9 * 256 + 40e12))
+  assert found.compute_multiple == point(analyse(cells), "rft", 256).compute_multiple
+  assert "tuning, in FLOPs: sft 5T, rft 40T" in table(efficiency)
+  assert "tuning, in FLOPs" not in table(analyse(cells))
+  with pytest.raises(DataError, match="tuning is known for rft and not for sft; give all arms'"):
+    analyse(cells, tuning={"rft": 1.0})
 
 
 BENT = dataclasses.replace(coverage.DESIGNS["quickstart"], curvature=0.08, seeds=8, test_problems=2000, spread=0.05)
