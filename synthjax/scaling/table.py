@@ -11,15 +11,18 @@ def table(efficiency: Efficiency) -> str:
   """A row a point; accuracies in percent with their standard error (near 0 and 100 % their interval), multiples with their interval."""
   settings = efficiency.settings
   unit = settings.baseline.upper()
-  rows = [["arm", "N", "seeds", "accuracy %", f"multiple ({100 * settings.level:g} %)", "by the law", "iso-compute", "with tuning", "trained",
-           "sampled", "FLOPs", f"{unit}'s FLOPs"]]
-  rows += [_row(point, point.arm == settings.baseline) for point in efficiency.points]
+  header = ["arm", "N", "seeds", "accuracy %", f"multiple ({100 * settings.level:g} %)", "by the law", "iso-compute"]
+  if efficiency.tuning:
+    header.append("with tuning")
+  rows = [[*header, "trained", "sampled", "FLOPs", f"{unit}'s FLOPs"]]
+  rows += [_row(point, efficiency) for point in efficiency.points]
   widths = [max(map(len, column)) for column in zip(*rows)]
   lines = [row[0].ljust(widths[0]) + "".join("  " + text.rjust(width) for text, width in zip(row[1:], widths[1:])) for row in rows]
   lines += ["", f"multiple: {unit} needs that many times N problems for the same error; >, <: off the measured range",
-            "iso-compute: the same in FLOPs of all that was computed for the policy; with tuning: and of choosing its settings, once an arm",
+            "iso-compute: the same in FLOPs of all that was computed for the policy but tuning",
             f"trained, sampled: tokens; {unit}'s FLOPs: at the matching point", *_law_lines(efficiency)]
   if efficiency.tuning:
+    lines.append("with tuning: iso-compute where each side also pays for choosing its settings, once")
     lines.append(f"tuning, in FLOPs: {', '.join(f'{arm} {_number(flops)}' for arm, flops in efficiency.tuning.items())}")
   if efficiency.missing:
     lines.append(f"missing: {'; '.join(efficiency.missing)}")
@@ -41,11 +44,25 @@ def lower_bounds(efficiency: Efficiency, arms: Sequence[str], controls: Sequence
   return lines
 
 
-def _row(point: Point, own: bool) -> list[str]:
-  multiples = ["1" if own else str(multiple or "-") for multiple in (point.multiple, point.law_multiple, point.compute_multiple, point.tuned_multiple)]
-  accuracy = stats.percent(point.accuracy, point.standard_error, point.test_problems)
-  return [point.arm, f"{point.problems:,}", str(len(point.seeds)), accuracy, *multiples, _number(point.tokens_trained),
-          _number(point.tokens_sampled), _number(point.flops), BOUND[point.multiple.beyond] + _number(point.matching_flops)]
+def _row(point: Point, efficiency: Efficiency) -> list[str]:
+  multiples = [point.multiple, point.law_multiple, point.compute_multiple]
+  if efficiency.tuning:
+    multiples.append(point.tuned_multiple)
+  if point.arm == efficiency.settings.baseline:
+    shown = ["1"] * len(multiples)
+  else:
+    shown = [str(multiple or "-") for multiple in multiples]
+  return [
+    point.arm,
+    f"{point.problems:,}",
+    str(len(point.seeds)),
+    stats.percent(point.accuracy, point.standard_error, point.test_problems),
+    *shown,
+    _number(point.tokens_trained),
+    _number(point.tokens_sampled),
+    _number(point.flops),
+    BOUND[point.multiple.beyond] + _number(point.matching_flops),
+  ]
 
 
 def _law_lines(efficiency: Efficiency) -> list[str]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from synthjax.evaluate import metrics
 from synthjax.files import DataError
 from synthjax.scaling import coverage, curve, laws
-from synthjax.scaling.efficiency import Multiple, Settings, above, analyse
+from synthjax.scaling.efficiency import Multiple, above, analyse
 from synthjax.scaling.noise import Bootstrap
 from synthjax.scaling.paired import differences
 from synthjax.scaling.resample import Key, Run, resample
