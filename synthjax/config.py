@@ -116,7 +116,7 @@ def _check_data(data: schema.Data) -> None:
            f"a tokenizer that knows the words of task {task!r}: bytes, sentencepiece, hf or gpt2")
   _require(task == "world" or data.traces == "teacher", "data.traces", data.traces,
            f"'teacher' for task {task!r}: only the embedded world has other traces")
-  if task in ("traces", "text"):
+  if task in ("problems", "traces", "text"):
     _require(data.train_path or data.mixture, "data.train_path", data.train_path,
              f"the files of task {task!r}, or the parts of data.mixture")
     _require(data.test_path, "data.test_path", data.test_path, f"the files of task {task!r}")

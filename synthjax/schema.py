@@ -83,7 +83,9 @@ class Tokenizer(Checked):
   eos: str = ""  # end-of-text token of an hf tokenizer.json whose folder does not say it
 
 
-TASK = Literal["world", "gsm8k", "math", "math500", "svamp", "gsm_hard", "aqua", "traces", "text"]
+TASK = Literal[
+  "world", "gsm8k", "math", "math500", "svamp", "gsm_hard", "aqua", "problems", "traces", "text"
+]
 TRACES = Literal["teacher", "clean", "base"]
 
 
@@ -91,6 +93,7 @@ TRACES = Literal["teacher", "clean", "base"]
 class Source(Checked):
   """Where documents come from."""
 
+  # problems: JSONL of {question, answer, solution}, of which test problems need no solution;
   # traces: JSONL of {inputs, targets}; text: JSONL of {id, text}, or plain text with a document a
   # line
   task: TASK = "world"
@@ -124,6 +127,9 @@ class Data(Checked):
   # or by the rules of verify/decontaminate.py: the run stops, they are left out and counted, or
   # nobody looks
   overlap: Literal["error", "drop", "allow"] = "error"
+  # how solutions fall into steps, see data/steps.py: world: at ` ; `; gsm8k: a line; math: a
+  # sentence, or a line, outside LaTeX; task: as the task has it, a line where it has nothing else
+  steps: Literal["task", "world", "gsm8k", "math"] = "task"
   tokenizer: Tokenizer = Tokenizer()  # how text becomes tokens
   row_length: Annotated[int, at_least(2)] = 128  # tokens in a training row
   # what happens to a document longer than a row

@@ -1,9 +1,11 @@
 """Sources of text, without TensorFlow (unless a TFDS name is asked for): shards of rows become examples.
 
-Tasks: the embedded world, GSM8K, MATH, MATH-500, SVAMP, GSM-hard, AQuA, any JSONL of traces {inputs, targets}, any text corpus ({id, text}
-JSONL or a document a line). A file, a glob or `tfds:NAME[#SPLIT]` says where the rows are.
+Tasks: the embedded world, GSM8K, MATH, MATH-500, SVAMP, GSM-hard, AQuA, any JSONL of problems
+{question, answer, solution} or of traces {inputs, targets}, any text corpus ({id, text} JSONL or a
+document a line). A file, a glob or `tfds:NAME[#SPLIT]` says where the rows are.
 """
 
+import collections
 import dataclasses
 import glob
 import itertools
@@ -115,6 +117,15 @@ def of_sources(parts: Sequence[schema.Source], data: schema.Data, world: shop.Wo
         yield example
 
 
+def unusable(data: schema.Data, world: shop.World, split: str) -> dict[str, int]:
+  """How many documents of a split `examples` leaves out, by the reason."""
+  counts: collections.Counter[str] = collections.Counter()
+  for source in of_split(data, split):
+    for shard in shards(source, data, split):
+      counts.update(example.drop for example in read(source, world, split, shard) if example.drop)
+  return dict(counts)
+
+
 def asked(example: Example) -> str:
   """The text that tells a problem or a document from others: what the policy is shown, or all of it."""
   return example.inputs or example.targets
@@ -162,7 +173,10 @@ def _read_file(task, name, split):
     stem = pathlib.Path(name.removesuffix(".gz")).stem if not name.startswith(_TFDS) else split
     if split == "test" and split not in stem:
       stem = f"{stem}-test"  # rows of a training file of the same name are others
-    yield make(_Row(row, name, number, f"{task}-{stem}-{number - 1}"))
+    example = make(_Row(row, name, number, f"{task}-{stem}-{number - 1}"))
+    if split == "train" and not example.targets.strip() and not example.drop:
+      example = example._replace(drop="nothing to train on")
+    yield example
 
 
 def _rows(task, name, split) -> Iterator[Mapping[str, Any]]:
@@ -199,7 +213,8 @@ class _Row(NamedTuple):
     """A JSON number as text, whole ones without a decimal point."""
     value = self.fields.get(name)
     if not isinstance(value, int | float) or isinstance(value, bool):
-      raise files.DataError(f"{self.file}, row {self.number}: field {name!r} is {value!r}; expected a number")
+      raise files.DataError(f"{self.file}, row {self.number}: field {name!r} is {value!r}; expected "
+                            f"a number (found fields: {', '.join(self.fields)})")
     return str(int(value)) if float(value).is_integer() else repr(value)
 
   def id(self, name: str = "id") -> str:
@@ -245,6 +260,20 @@ def _aqua(row: _Row) -> Example:
   return _word_problem(row, row.default_id, question, f"{row.text('rationale')}\n#### {answer}", answer)
 
 
+def _own_problem(row: _Row) -> Example:
+  """A user's problem; without a solution it is a test problem, and is not trained on."""
+  answer = row.fields.get("answer")
+  if not isinstance(answer, str):
+    answer = row.number_text("answer")
+  if not answer.strip():
+    raise files.DataError(f"{row.file}, row {row.number}: field 'answer' is empty; give the final "
+                          "answer, or leave the row out")
+  solution = ""
+  if row.fields.get("solution") is not None:
+    solution = row.text("solution").strip()
+  return _word_problem(row, row.id(), row.text("question"), solution, answer.strip())
+
+
 def _trace(row: _Row) -> Example:
   return Example(row.id(), row.text("inputs"), row.text("targets"), str(row.fields.get("answer", "")))
 
@@ -255,4 +284,6 @@ def _text(row: _Row) -> Example:
 
 
 _MAKERS: dict[str, Callable[[_Row], Example]] = {
-  "gsm8k": _gsm8k, "math": _math, "math500": _math, "svamp": _svamp, "gsm_hard": _gsm_hard, "aqua": _aqua, "traces": _trace, "text": _text}
+  "gsm8k": _gsm8k, "math": _math, "math500": _math, "svamp": _svamp, "gsm_hard": _gsm_hard,
+  "aqua": _aqua,
+  "problems": _own_problem, "traces": _trace, "text": _text}

@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from synthjax import files
+from synthjax import files, schema
 from synthjax.data.tokenizers import Tokenizer
 
 _LINE = re.compile(r"\n(?:[ \t]*\n)*")
@@ -34,11 +34,22 @@ _DISPLAY = re.compile(r"\s*(?:\\\[|\$\$|\\begin\b|\[asy\])")
 _ENDED = re.compile(r"(?:[.!?][\"')\]*]*|\\\]|\$\$|\\end\{\w+\*?\}|\[/asy\])\s*$")  # a sentence, or a display
 
 
+# Of the tasks whose steps are not lines.
+_OF_TASK = {"world": "world", "math": "math", "math500": "math"}
+
+
 class Rule(NamedTuple):
   """How the responses of a task fall into steps."""
 
   cuts: Callable[[str], Iterable[int]]  # places at which a step may begin, in order
   shortest: int  # characters of a step, but for white space at its ends
+
+
+def rule_of(data: schema.Data) -> str:
+  """Name of the rule that `data.steps` asks for: that of the task where it says "task"."""
+  if data.steps != "task":
+    return data.steps
+  return _OF_TASK.get(data.task, "gsm8k")
 
 
 def spans(text: str, rule: str, limit: int) -> list[tuple[int, int]]:

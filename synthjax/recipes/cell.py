@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from synthjax import files, progress, records, schema, stages, workfolder
-from synthjax.data import trees
+from synthjax.data import steps, trees
 from synthjax.data.documents import TokenDocuments
 from synthjax.data.sources import Example
 from synthjax.data.tokenizers import Tokenizer
@@ -30,7 +30,6 @@ from synthjax.train import policies, preference
 from synthjax.verify import extract, pool
 from synthjax.verify.policy import POLICIES
 
-_RULES = {"world": "world", "math": "math", "math500": "math"}  # of steps, by task; others have a step a line
 _ON_STEPS = ("awr", "filtered_sft")  # losses that read `objective.advantage`; the others read `objective.preference`
 
 
@@ -96,7 +95,7 @@ class Cell:
   @property
   def splitting(self) -> Splitting:
     """How responses fall into steps."""
-    return Splitting(_RULES.get(self.experiment.data.task, "gsm8k"), self.study.step_limit)
+    return Splitting(steps.rule_of(self.experiment.data), self.study.step_limit)
 
   @functools.cached_property
   def judging(self) -> list[str]:

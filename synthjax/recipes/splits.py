@@ -111,7 +111,9 @@ def _in_files(experiment, counts) -> dict:
   if searched.hits:
     progress.say(f"{searched.describe()}; they are left out")
   return {"rows": parts.rows, "distinct": len(parts.training) + len(parts.development),
-          "development": len(parts.development), "training": len(found), **searched.report()}
+          "development": len(parts.development), "training": len(found),
+          "unusable": sources.unusable(experiment.data, experiment.world, "train"),
+          **searched.report()}
 
 
 def _in_the_world(experiment, counts) -> dict:
@@ -132,12 +134,19 @@ def _enough(experiment, count: int, found: int, searched: overlap.Found) -> None
     return
   parts = divided(experiment)
   repeated = parts.rows - len(parts.training) - len(parts.development)
+  unusable = sources.unusable(experiment.data, experiment.world, "train")
   raise ConfigError(
     f"config.study.problems or baseline_problems asks for {count:,} problems; task "
     f"{experiment.data.task!r} has {found:,} for training: of {parts.rows:,} rows {repeated:,} "
     f"repeat another row, {len(parts.development):,} problems (a tenth, by hash) are kept for "
-    f"development, and {len(searched.hits):,} repeat an evaluation problem; ask for fewer, or add rows to "
-    "config.data.train_path")
+    f"development, and {len(searched.hits):,} repeat an evaluation problem{_told(unusable)}; "
+    "ask for fewer, or add rows to config.data.train_path")
+
+
+def _told(unusable) -> str:
+  """Rows that no problem could be made of, in words."""
+  reasons = [f"{count:,} ({reason})" for reason, count in unusable.items()]
+  return f"; further rows could not be used: {', '.join(reasons)}" if reasons else ""
 
 
 def _problem(example: Example) -> str:

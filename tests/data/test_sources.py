@@ -56,6 +56,24 @@ def test_traces_from_anywhere_are_read_from_jsonl(tmp_path):
   assert cached.read([0])[0].tolist() == [1, ord("Q"), ord(" "), ord("A"), 257]
 
 
+def test_own_problems_need_an_answer_and_for_training_a_solution(tmp_path):
+  path = tmp_path / "own.jsonl"
+  whole = {"question": "2 + 3?", "answer": 5, "solution": "2 + 3 = 5\n#### 5"}
+  files.write_jsonl(path, [whole, {"id": "b", "question": "1 + 1?", "answer": "2"}])
+  source = schema.Source("problems", str(path))
+  train, test = (list(sources.read(source, WORLD, split, str(path))) for split in ("train", "test"))
+  expected = ("Question: 2 + 3?\nAnswer:", " 2 + 3 = 5\n#### 5", "5", "", "2 + 3?")
+  assert train[0] == sources.Example("problems-own-0", *expected)
+  assert train[1].id == "b" and train[1].drop == "nothing to train on" and [e.drop for e in test] == ["", ""]
+  data = schema.Data(task="problems", train_path=str(path), test_path=str(path))
+  assert sources.unusable(data, WORLD, "train") == {"nothing to train on": 1} and sources.unusable(data, WORLD, "test") == {}
+  for fields, said in (({"answer": " "}, "field 'answer' is empty"), ({}, r"'answer' is None; expected a number \(found fields: question\)"),
+                       ({"answer": "2", "solution": 3}, "field 'solution' is 3; expected text")):
+    files.write_jsonl(path, [{"question": "1 + 1?", **fields}])
+    with pytest.raises(files.DataError, match=f"own.jsonl, row 1: .*{said}"):
+      list(sources.read(source, WORLD, "train", str(path)))
+
+
 def test_a_tfds_name_gives_the_rows_that_the_file_gives(tmp_path, monkeypatch, shared_data):
   import tensorflow_datasets as tfds
 

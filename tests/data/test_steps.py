@@ -112,6 +112,13 @@ def test_sentences_and_lines_of_mathematics(text, expected):
   assert _texts(text, "math") == expected
 
 
+def test_the_config_says_the_rule_and_else_the_task():
+  tasks = ("world", "gsm8k", "math", "math500", "problems", "traces")
+  rules = [steps.rule_of(schema.Data(task=task)) for task in tasks]
+  assert rules == ["world", "gsm8k", "math", "math", "gsm8k", "gsm8k"]
+  assert steps.rule_of(schema.Data(task="problems", steps="math")) == "math"
+
+
 def test_the_last_step_takes_what_is_beyond_the_limit():
   assert _texts("a\nb\n\nc\n#### 4", "gsm8k", 3) == ["a\n", "b\n\n", "c\n#### 4"]
   assert _texts("a\nb\n", "gsm8k", 1) == ["a\nb\n"] and _texts("", "gsm8k", 1) == [] and _texts(" \n ", "math", 4) == [" \n "]
