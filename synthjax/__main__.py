@@ -329,7 +329,7 @@ def _serve(parsed, overrides) -> int:
   list(engine.generate([Request("compiles", prompt_ids=(0,), sampling=Sampling(max_tokens=1))]))
   settings = server.Settings(host=parsed.host, port=parsed.port, queue=parsed.queue, token=parsed.token)
   with stopping.handed_over():
-    server.serve(engine, settings, experiment.name)
+    server.serve(engine, settings, parsed.arm or experiment.name)
   return 0
 
 

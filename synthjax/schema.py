@@ -278,6 +278,18 @@ class Evaluate(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
+class StudyServer(Checked):
+  """A server of the OpenAI protocol that samples a study's start policy; see recipes/served.py."""
+
+  url: str = ""  # with the version: http://HOST:PORT/v1; "": all policies are sampled here
+  # what the server calls the start policy of a cell; {cell} is the cell's folder, such as
+  # n00512_s0, and {policy} is study.start: as `synthjax serve --arm CELL/ARM` calls it
+  model: str = "{cell}/{policy}"
+  key_variable: str = ""  # environment variable that holds the API key; "": none is asked for
+  concurrency: PositiveInt = 64  # requests in flight
+
+
+@dataclasses.dataclass(frozen=True)
 class Study(Checked):
   """Study A, for recipe = "math_rl": what N synthetic problems are worth under each arm.
 
@@ -300,6 +312,8 @@ class Study(Checked):
   # the policy that preference arms sample from, start from and refer to
   start: Literal["sft", "rft"] = "rft"
   sampling: Sampling = Sampling(max_tokens=64, temperature=0.7)  # of the traces
+  # samples traces and rollouts of the start policy, once it is trained and served there
+  server: StudyServer = StudyServer()
   samples: PositiveInt = 8  # traces drawn a problem
   kept: PositiveInt = 4  # most distinct right ones a problem in an RFT set
   kept_many: PositiveInt = 8  # the same for rft_many

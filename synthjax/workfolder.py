@@ -88,6 +88,7 @@ def _folder_neutral_fields() -> set[str]:
   of_train = [name.removeprefix("train.") for name in neutral if name.startswith("train.")]
   for group in ("study.rft", "study.preference"):
     neutral |= {f"{group}.{name}" for name in of_train}
+  neutral |= {f"study.server.{name}" for name in ("url", "key_variable", "concurrency")}
   return neutral | {"study.values.threads", *_ADDED_TO_A_FOLDER}
 
 

@@ -21,9 +21,9 @@ from synthjax.data.tokenizers import Tokenizer
 from synthjax.errors import Error
 from synthjax.evaluate import protocols, score
 from synthjax.evaluate import run as evaluate_lib
-from synthjax.recipes import finetune, splits
+from synthjax.recipes import finetune, served, splits
 from synthjax.records import Verdict
-from synthjax.rollout import journal
+from synthjax.rollout import journal, requests
 from synthjax.rollout.draw import Drawn, Judge, Splitting, draw, right
 from synthjax.rollout.engine import JaxEngine
 from synthjax.train import policies, preference
@@ -174,13 +174,37 @@ class Cell:
               "truncated": sum(not d.complete for d in drawn), "distinct": len({(d.problem_id, d.text) for d in drawn}),
               "tokens": sum(sum(map(len, d.steps)) + d.complete for d in drawn), "accuracy": counts["equal"] / len(drawn)}
 
-    found = self.stage(name, [policy.identity, how.to_json(), n, dataclasses.asdict(self.splitting), self.judging], work)
+    found = self.stage(name, [self.sampled_by(policy), how.to_json(), n, dataclasses.asdict(self.splitting), self.judging], work)
     return list(records.read(Drawn, self.folder / name / "drawn.jsonl")), found["tokens"]
 
   def sampler(self, policy: Policy, folder: pathlib.Path):
     """Samples of a policy, kept in a journal: a killed stage goes on where it was."""
-    engine = engine_of(self.experiment, self.tokenizer, policy.checkpoints, policy.identity)
+    engine: requests.Engine
+    if held := self.held(policy):
+      engine = served.Engine(self.study.server, held, self.tokenizer)
+    else:
+      engine = engine_of(self.experiment, self.tokenizer, policy.checkpoints, policy.identity)
     return functools.partial(journal.generate, engine, path=folder / "journal.jsonl")
+
+  def held(self, policy: Policy) -> served.Held | None:
+    """The policy as `config.study.server` holds it; None where it is sampled here."""
+    server = self.study.server
+    if not server.url or policy.name != self.study.start:
+      return None
+    name = self.folder.name
+    if self.folder.parent.name == "control":
+      name = f"control/{name}"
+    name = server.model.replace("{cell}", name).replace("{policy}", policy.name)
+
+    def load():
+      return finetune.load_policy(self.experiment, self.tokenizer, policy.checkpoints)[:2]
+
+    return served.Held(name, policy.checkpoints, policy.identity, load)
+
+  def sampled_by(self, policy: Policy) -> str:
+    """What samples of a policy depend on: itself, and its name where a server holds it."""
+    held = self.held(policy)
+    return held.fingerprint if held else policy.identity
 
   def right(self, name: str, drawn: Sequence[Drawn], most: int) -> list[Solution]:
     """Distinct right traces, at most so many a problem; what became of the others is in the manifest of stage `right_NAME`."""

@@ -40,7 +40,7 @@ def valued(cell: Cell, policy: Policy, drawn: Sequence[Drawn], right_too: bool) 
     return {**dataclasses.asdict(found.spent), "traces": len(wanted), "pits": dict(collections.Counter(str(pit) for pit in found.pits))}
 
   how = {name: value for name, value in cfg.to_json().items() if name != "threads"}
-  spent = cell.stage(name, [policy.identity, how, files.value_hash([t.to_json() for t in traces]), cell.judging], work)
+  spent = cell.stage(name, [cell.sampled_by(policy), how, files.value_hash([t.to_json() for t in traces]), cell.judging], work)
   return _by_problem(cell, drawn, _sampled(cell, drawn, wanted, cell.folder / name)), spent["tokens"]
 
 

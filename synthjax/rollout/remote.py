@@ -10,9 +10,10 @@ import dataclasses
 import itertools
 import os
 import queue
+import re
 import threading
 import urllib.parse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from synthjax import files
@@ -75,6 +76,24 @@ class Remote:
         if lost > max(_LOST, self.server.concurrency):  # not one request's fault
           raise ServerError(f"{self.server.url}: {lost} requests on end got no answer; is the server up? The last one: {result.error}")
         yield result
+
+  def models(self) -> list[str]:
+    """Names of the models that the server has.
+
+    Raises:
+      ServerError: it does not answer, or refuses the key.
+    """
+    import openai
+
+    async def ask(client) -> list[str]:
+      return [model.id async for model in client.with_options(max_retries=1).models.list()]
+
+    with _loop() as loop, self._client(loop) as client:
+      try:
+        return asyncio.run_coroutine_threadsafe(ask(client), loop).result()
+      except openai.APIError as e:
+        told = f"{self.server.url} does not say which models it has ({e}); is the server up?"
+        raise ServerError(told) from e
 
   @contextlib.contextmanager
   def _client(self, loop) -> Iterator[Any]:
@@ -148,9 +167,25 @@ def _sample(choice) -> Sample:
     raise ValueError(f"sample {choice.index} has finish reason {choice.finish_reason!r} and text {str(text)[:80]!r}; "
                      "expected stop or length and a text")
   log_probs: Iterable[float] = ()
-  if choice.logprobs:
-    log_probs = [token.logprob for token in choice.logprobs.content or ()] if message else choice.logprobs.token_logprobs or ()
-  return Sample(text, log_probs=tuple(map(float, log_probs)), finish=choice.finish_reason)
+  tokens: Sequence[str] = ()
+  if choice.logprobs and message:
+    log_probs = [token.logprob for token in choice.logprobs.content or ()]
+    tokens = [token.token for token in choice.logprobs.content or ()]
+  elif choice.logprobs:
+    log_probs = choice.logprobs.token_logprobs or ()
+    tokens = choice.logprobs.tokens or ()
+  return Sample(text, _ids(tokens), tuple(map(float, log_probs)), choice.finish_reason)
+
+
+def _ids(tokens: Sequence[str]) -> tuple[int, ...]:
+  """Ids of tokens that are named as `token_id:17`; () where some are not.
+
+  `synthjax serve` names them so, with `end` for what ends a sample; vLLM does where it is told to.
+  """
+  if tokens and tokens[-1] == "end":
+    tokens = tokens[:-1]
+  named = [re.fullmatch(r"token_id:(\d+)", token) for token in tokens]
+  return tuple(int(match[1]) for match in named if match) if all(named) else ()
 
 
 async def _close(client) -> None:
