@@ -199,6 +199,10 @@ def _job(parsed, overrides, writes=False):
 
 def _follow(part: str, parsed, overrides) -> int:
   """A part of the config's recipe."""
+  if part != "prepare":
+    from synthjax import config
+
+    config.check_files(_experiment(parsed, overrides))
   job = _job(parsed, overrides, writes=True)
   from synthjax import recipes, workfolder
 

@@ -160,6 +160,24 @@ def profile_steps(train: schema.Train) -> tuple[int, int] | None:
   return first, last
 
 
+def check_files(experiment: schema.Experiment) -> None:
+  """Raises ConfigError naming every checkpoint or tokenizer that a training needs and nobody has put
+  where the config says; without reading them."""
+  missing = []
+  for name in ("init", "continue_from"):
+    path = getattr(experiment.train, name)
+    if path and not pathlib.Path(path).is_dir():
+      missing.append(f"config.train.{name} is {path!r}: there is no such folder; give the checkpoint "
+                     f"to start from, --config.train.{name}=FOLDER, as `synthjax export` writes it")
+  tokenizer = experiment.data.tokenizer
+  given = tokenizer.kind in ("hf", "gpt2") or (tokenizer.kind == "sentencepiece" and tokenizer.path)
+  if given and not (tokenizer.path and pathlib.Path(tokenizer.path).exists()):
+    missing.append(f"config.data.tokenizer.path is {tokenizer.path!r}: there is no such file; give "
+                   f"the {tokenizer.kind} tokenizer of the model, --config.data.tokenizer.path=PATH")
+  if missing:
+    raise ConfigError("\n".join(missing))
+
+
 def describe(experiment: schema.Experiment) -> str:
   """The resolved tree, one line a field, as `synthjax config` prints it."""
   return "\n".join(f"{key} = {value!r}" for key, value in leaves(dataclasses.asdict(experiment)))

@@ -4,7 +4,9 @@ import runpy
 
 import pytest
 
-from synthjax import config
+from synthjax import __main__, config
+from synthjax.model.transformer import sized
+from synthjax.train import plan
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted(str(p) for p in (ROOT / "configs").glob("*.py"))
@@ -18,6 +20,37 @@ def test_every_variant_of_every_config_loads_and_is_valid(path):
   for spec in [path, *(f"{path}:{variant}" for variant in variants)]:
     experiment = config.load(spec)
     assert config.resolve(dataclasses.asdict(experiment)) == experiment
+
+
+@pytest.mark.parametrize("variant", ["", ":smoke", ":7b"])
+def test_every_multiple_of_the_gsm8k_study_has_sfts_curve_above_it(variant):
+  study = config.load(f"{ROOT / 'configs/gsm8k_math_rl.py'}{variant}").study
+  assert max(study.baseline_problems) >= 2 * max(study.problems)
+
+
+def test_a_checkpoint_and_a_tokenizer_that_are_not_there_are_named_before_anything_is_done(tmp_path, capsys):
+  spec = f"{ROOT / 'configs/gsm8k_math_rl.py'}:7b"
+  command = ["run", "--config", spec, "--workdir", str(tmp_path / "run")]
+  assert __main__.main(command) == 1
+  checkpoint, tokenizer = capsys.readouterr().err.splitlines()
+  assert "config.train.init is 'checkpoints/deepseek_math_7b': there is no such folder" in checkpoint
+  assert "--config.data.tokenizer.path=PATH" in tokenizer and not list(tmp_path.iterdir())
+  (tmp_path / "tokenizer.json").write_text("{}")
+  there = [f"train.init={tmp_path}", f"data.tokenizer.path={tmp_path / 'tokenizer.json'}"]
+  config.check_files(config.load(spec, there))
+
+
+def test_the_tokenizer_of_the_7b_study_must_fit_the_model_and_is_not_needed_for_its_plan(shared_data):
+  spec, folder = f"{ROOT / 'configs/gsm8k_math_rl.py'}:7b", shared_data / "tokenizers"
+  assert plan.lacks_tokenizer(config.load(spec))
+  given = {name: config.load(spec, [f"data.tokenizer.path={folder / path}", *more]) for name, path, more in (
+    ("fits", "dolma2/tokenizer.json", ["data.tokenizer.eos=<|endoftext|>"]),
+    ("larger", "deepseek_r1/tokenizer.json.gz", []))}
+  sizes = {name: plan.tokenizer_size(experiment) for name, experiment in given.items()}
+  assert not plan.lacks_tokenizer(given["fits"]) and sizes["fits"] <= 102_400 < sizes["larger"]
+  assert sized(given["fits"].model, sizes["fits"]).vocab_size == 102_400
+  with pytest.raises(config.ConfigError, match="config.model.vocab_size is 102400, but the tokenizer has"):
+    sized(given["larger"].model, sizes["larger"])
 
 
 @pytest.mark.parametrize(("override", "message"), [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import pathlib
 
 import jax
 import numpy as np
@@ -25,12 +26,14 @@ def describe(experiment: schema.Experiment, simulated: bool = False) -> str:
 
   Raises:
     MeshError: the mesh does not fit the devices or the model.
-    DataError: the vocabulary is the tokenizer's, whose file is missing.
+    DataError: the vocabulary is the tokenizer's, whose file is missing. (A model with a vocabulary of
+      its own is planned without it.)
     ConfigError: the vocabulary is smaller than the tokenizer.
   """
   cfg = experiment.train
   layout = sharding.make_layout(experiment.mesh)
-  shape = sized(experiment.model, tokenizer_size(experiment))
+  without = lacks_tokenizer(experiment)
+  shape = sized(experiment.model, 0 if without else tokenizer_size(experiment))
   if simulated and shape.dtype == "auto":
     shape = dataclasses.replace(shape, dtype="bfloat16")
   model = Transformer(shape, layout.constrain)
@@ -43,13 +46,24 @@ def describe(experiment: schema.Experiment, simulated: bool = False) -> str:
   batch = {k: jax.ShapeDtypeStruct(rows, kind, sharding=layout.batch) for k, kind in kinds.items()}
   analysis = trainer.compile(batch).memory_analysis()
   counted = count.parameters(model)
+  told = []
+  if without:
+    told = [f"tokenizer {experiment.data.tokenizer.path!r} is not here: planned with the model's own "
+            f"vocabulary of {model.cfg.vocab_size:,} ids"]
   return "\n".join([
+    *told,
     count.describe(model),
     f"embedding and head: {counted['embedding']:,} of {model.cfg.vocab_size:,} ids; all others: {counted['non_embedding']:,}",
     f"computes in {np.dtype(model.dtype).name}",
     f"training FLOPs a token at {rows[1]} tokens a row: {count.training_flops(model.cfg, rows[1]):.3e}",
     f"mesh {dict(layout.mesh.shape)}: {held / 2**30:.2f} GiB of parameters and optimizer state a device, "
     f"{analysis.temp_size_in_bytes / 2**30:.2f} GiB of temporary memory for a step of {rows[0]} rows"])
+
+
+def lacks_tokenizer(experiment: schema.Experiment) -> bool:
+  """Whether a model with a vocabulary of its own has a tokenizer whose file is not here."""
+  path = experiment.data.tokenizer.path
+  return bool(experiment.model.vocab_size and path) and not pathlib.Path(path).exists()
 
 
 def tokenizer_size(experiment: schema.Experiment) -> int:
