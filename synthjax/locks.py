@@ -112,8 +112,11 @@ def lock_beside(path: Path, what: str, remedy: str) -> Iterator[None]:
 
 
 def check_free(folder: Path, remedy: str = _REMEDY) -> None:
-  """Raises LockError where another start holds the lock of a folder at this moment."""
+  """Raises LockError where another start holds the lock of a folder at this moment, or where the
+  folder is a file.
+  """
   path = pathlib.Path(folder).absolute() / ".lock"
+  _refuse_file(path.parent)
   holder = _read(path)
   if holder is not None and _lives(path, holder):
     raise LockError(_refusal(path, holder, f"{path.parent}: {remedy}"))
@@ -148,7 +151,7 @@ def lock(
   path, mine = pathlib.Path(path).absolute(), _me(what)
   deadline = time.monotonic() + patience
   while True:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make(path.parent)
     try:
       _acquire(path, mine)
       break
@@ -319,15 +322,29 @@ def _started(pid: int) -> str | None:
   return _UNKNOWN
 
 
+def _make(folder: pathlib.Path) -> None:
+  """Makes a folder and its parents. Raises LockError where that cannot be."""
+  _refuse_file(folder)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise LockError(
+      f"{folder}: cannot be made ({e.strerror}); check the permissions of {folder.parent}, or "
+      "choose another --workdir"
+    ) from e
+
+
+def _refuse_file(folder: pathlib.Path) -> None:
+  for path in (folder, *folder.parents):
+    if path.is_file():
+      raise LockError(f"{path}: is a file; expected a folder, choose another --workdir")
+
+
 @contextlib.contextmanager
 def _made(folder: pathlib.Path) -> Iterator[None]:
   """Makes a folder; afterwards removes what it made and is empty."""
   missing = [path for path in (folder, *folder.parents) if not path.exists()]
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError as e:
-    raise LockError(f"{folder}: cannot be made ({e.strerror}); check the permissions of "
-                    f"{folder.parent}, or choose another --workdir") from e
+  _make(folder)
   try:
     yield
   finally:

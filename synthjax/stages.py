@@ -15,10 +15,11 @@ import pathlib
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from synthjax import __version__, files, locks, multihost, progress, workfolder
+from synthjax.errors import Error
 
 _KEPT = r"\.[0-9a-f]{8}(-\d+)?"  # what is added to a stage's name
 
@@ -116,6 +117,8 @@ def run(
     whole: whether a finished version still holds what it made; if not, it goes on as an unfinished
       one.
 
+  Work that is refused (an `Error`, such as a missing file) before it made anything leaves no folder.
+
   Raises:
     DataError: the folder holds files that no stage made.
   """
@@ -124,6 +127,7 @@ def run(
   multihost.meet(f"{folder} before")
   with contextlib.ExitStack() as held:
     if multihost.is_first():
+      held.enter_context(_empty_folders_removed(folder.parent))
       if force or not _is_in_place(folder, inputs, whole):
         held.enter_context(_alone(folder, say))
       _put_in_place(folder, inputs, force, say, whole)
@@ -132,7 +136,12 @@ def run(
       return files.read_json(manifest)["result"]
     if multihost.is_first() or together:
       start = time.monotonic()
-      result = work(folder)
+      try:
+        result = work(folder)
+      except Error:
+        if multihost.is_first() and not _made_in(folder):
+          shutil.rmtree(folder)
+        raise
       if multihost.is_first():
         seconds = round(time.monotonic() - start, 2)
         say(f"[{folder.name}] finished in {seconds:.1f} s")
@@ -249,12 +258,27 @@ def _check_empty(folder: pathlib.Path) -> None:
     scratch.unlink()
 
 
+@contextlib.contextmanager
+def _empty_folders_removed(folder: pathlib.Path) -> Iterator[None]:
+  """Afterwards removes those of a folder and its parents that were not there before and are empty."""
+  missing = [path for path in (folder, *folder.parents) if not path.exists()]
+  try:
+    yield
+  finally:
+    with contextlib.suppress(OSError):
+      for path in missing:
+        path.rmdir()
+
+
+def _made_in(folder: pathlib.Path) -> bool:
+  """Whether the work of a stage left anything in its folder."""
+  names = [path.name for path in folder.iterdir()]
+  return any(name != "begun.json" and not name.startswith(".") for name in names)
+
+
 def _make_room(folder: pathlib.Path, current: Version) -> str:
   """Renames the version in use; says where it lies. One that made nothing yet is removed."""
-  made = [
-    path for path in folder.iterdir() if path.name != "begun.json" and not path.name.startswith(".")
-  ]
-  if current.result is None and not made:
+  if current.result is None and not _made_in(folder):
     shutil.rmtree(folder)
     return ""
   kept = folder.with_name(f"{folder.name}.{current.key[:8]}")

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from synthjax import __main__ as cli
-from synthjax import config, errors, files
+from synthjax import config, errors, locks
 
 CONFIG = ["config", "--config", "configs/world_sft.py"]
 
@@ -40,15 +40,15 @@ def test_a_work_folder_that_cannot_be_written_is_said_in_one_line_before_anythin
   run = ["run", "--config", "configs/gsm8k_sft.py:smoke", "--config.data.folder=nowhere", "--workdir"]
   assert cli.main([*run, str(tmp_path / "file/run")]) == 1
   said = capsys.readouterr().err
-  assert said.count("\n") == 1 and f"{tmp_path / 'file'}" in said and "another --workdir" in said
+  assert said == f"synthjax: {tmp_path / 'file'}: is a file; expected a folder, choose another --workdir\n"
 
-  def full(path, mode="w"):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+  def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "run/.lock"))
 
-  monkeypatch.setattr(files, "replacing", full)
+  monkeypatch.setattr(locks, "_scratch", full)
   assert cli.main([*run, str(tmp_path / "run")]) == 1
   said = capsys.readouterr().err
-  assert said.count("\n") == 1 and "No space left on device" in said
+  assert said.count("\n") == 1 and "No space left on device" in said and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("error", "path"), [

@@ -166,3 +166,22 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
   with pytest.raises(files.DataError, match="holds files that no stage of synthjax made"):
     _stage(tmp_path / "s", {})
   assert (tmp_path / "s/thesis.txt").read_text() == "mine"
+
+
+def test_a_refused_stage_leaves_nothing_and_one_that_made_something_keeps_it(tmp_path):
+  folder = tmp_path / "run" / "stage"
+
+  def refused(folder):
+    raise files.DataError("no such file")
+
+  with pytest.raises(files.DataError):
+    stages.run(folder, 1, refused)
+  assert not list(tmp_path.iterdir())
+
+  def half(folder):
+    (folder / "half").touch()
+    raise files.DataError("no such file")
+
+  with pytest.raises(files.DataError):
+    stages.run(folder, 1, half)
+  assert (folder / "half").exists() and stages.version(folder).result is None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from synthjax import config
+from synthjax import config, shipped
 from synthjax.recipes import cell, finetune, signals
 from synthjax.records import Verdict
 from synthjax.rollout import pits, values
@@ -75,7 +75,13 @@ def run(seconds: float) -> None:
 
 def _on_the_world(problems: int) -> None:
   """The same with a real policy and verifier: wrong traces of the shipped base policy, which knows four of the world's twelve verbs."""
-  experiment = config.load(str(pathlib.Path(__file__).parents[2] / "configs/quickstart.py"))
+  experiment = config.resolve({
+    "recipe": "math_rl",
+    "model": "world_160k",
+    "data": {"task": "world"},
+    "train": {"init": str(shipped.folder("base_policy"))},
+    "evaluate": {"max_new_tokens": 64},
+  })
   with tempfile.TemporaryDirectory() as folder:
     job = finetune.Job(experiment, pathlib.Path(folder))
     on = cell.open_cell(job, finetune.tokenizer_of(job), problems, 0)

@@ -12,7 +12,7 @@ import itertools
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from synthjax import files, schema
@@ -61,10 +61,18 @@ def shards(source: schema.Source, data: schema.Data, split: str) -> list[str]:
     raise files.DataError(f"{_key(source, data, split)} is {source.path!r}: no such file; give a path "
                           f"from {os.getcwd()}, or a whole one")
   if not found:
-    raise files.DataError(f"{pattern}: no such file for the {split} split; see data/README.md for "
-                          f"where to get {source.task}, then set {_key(source, data, split)}, "
-                          "config.data.folder or SYNTHJAX_DATA")
+    raise files.DataError(f"{pattern}: no such file for the {split} split; {_where_to_get(source, data, split)}")
   return [_BETWEEN.join(found)] if source.count else found
+
+
+def _where_to_get(source, data, split) -> str:
+  key = f"{_key(source, data, split)}, "
+  own = ""
+  if split == "test" and source.task != data.task:  # asked by a protocol of another task
+    key = ""
+    own = (f"; it is config.evaluate.protocol that asks the problems of {source.task}: to ask your own test problems, those of "
+           "config.data.test_path, leave it out and set config.evaluate.answer")
+  return f"see data/README.md for where to get {source.task}, then set {key}config.data.folder or SYNTHJAX_DATA{own}"
 
 
 def _key(source, data, split) -> str:
@@ -131,16 +139,35 @@ def asked(example: Example) -> str:
   return example.inputs or example.targets
 
 
+def places(names: Collection[str], parts: Sequence[schema.Source], data: schema.Data, split: str) -> dict[str, str]:
+  """Id -> the file and row of the first example that has it, for those of `names` that stand in files."""
+  found: dict[str, str] = {}
+  if not names:
+    return found
+  for example, place in _placed(parts, data, split):
+    if example.id in names:
+      found.setdefault(example.id, place)
+  return found
+
+
+def _placed(parts, data, split) -> Iterator[tuple[Example, str]]:
+  """Every example of files with its place, also those that `count` leaves out."""
+  for source in parts:
+    if source.task == "world":
+      continue
+    for name in [name for shard in shards(source, data, split) for name in shard.split(_BETWEEN)]:
+      for number, example in enumerate(_read_file(source.task, name, split), 1):
+        yield example, f"{name}, row {number}"
+
+
 def _two_problems(clashing: Example, parts, data, split) -> str:
   """What to say about two problems with one id."""
   first, second = "", ""
-  for source in parts:
-    for name in [name for shard in shards(source, data, split) for name in shard.split(_BETWEEN)]:
-      for number, example in enumerate(_read_file(source.task, name, split), 1):
-        if example.id == clashing.id and not first:
-          first = f"{name}, row {number}"
-        elif example.id == clashing.id and not second and asked(example) == asked(clashing):
-          second = f"{name}, row {number}"
+  for example, place in _placed(parts, data, split):
+    if example.id == clashing.id and not first:
+      first = place
+    elif example.id == clashing.id and not second and asked(example) == asked(clashing):
+      second = place
   return (f"id {clashing.id!r} stands for two problems, in {first} and in {second}; give the rows ids "
           "of their own, or rename one of two files whose rows have no ids and are named after the file")
 

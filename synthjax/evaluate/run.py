@@ -48,7 +48,7 @@ def problems(experiment: schema.Experiment) -> list[sources.Example]:
   Raises:
     DataError: a problem without an answer; two problems with one id; a missing or malformed file.
   """
-  found = list(sources.of_sources([_source(experiment)], experiment.data, experiment.world, "test"))
+  found = list(sources.of_sources([source(experiment)], experiment.data, experiment.world, "test"))
   for example in found:
     if not example.answer:
       raise files.DataError(f"test problem {example.id!r} has no answer to be compared with; give its row "
@@ -58,10 +58,11 @@ def problems(experiment: schema.Experiment) -> list[sources.Example]:
 
 def fingerprint(experiment: schema.Experiment) -> list:
   """JSON that changes when the problems or the protocol do."""
-  return [sources.fingerprint(_source(experiment), experiment.data, experiment.world, "test"), protocols.of(experiment).record()]
+  return [sources.fingerprint(source(experiment), experiment.data, experiment.world, "test"), protocols.of(experiment).record()]
 
 
-def _source(experiment) -> schema.Source:
+def source(experiment: schema.Experiment) -> schema.Source:
+  """Where the test problems of the experiment's protocol lie."""
   protocol, data = protocols.of(experiment), experiment.data
   return schema.Source(protocol.task, data.test_path if protocol.task == data.task else "", data.test_problems, data.traces)
 

@@ -86,11 +86,10 @@ def checkpoints_in(given: str) -> str:
   Raises:
     DataError: a work folder of several policies.
   """
-  for below in ("checkpoints", "train/checkpoints"):
-    if (pathlib.Path(given) / below).is_dir():
-      return str(pathlib.Path(given) / below)
-  refuse_study(given)
-  return given
+  found = str(checkpoint.folder_of(given))
+  if found == given:
+    refuse_study(given)
+  return found
 
 
 def evaluate(job: Job, arm: Arm) -> dict:

@@ -57,16 +57,36 @@ def run(job: Job) -> dict:
 
 def prepare(job: Job) -> tuple[tokenizers.Tokenizer, dict[pathlib.Path, float]]:
   """The tokenizer (trained where the config asks for that) and the folders of the training documents with their rates; caches them all."""
-  sharding.make_layout(job.experiment.mesh)  # a mesh that the devices do not fill is known before anything is written
+  # What cannot be is known before anything is written.
+  sharding.make_layout(job.experiment.mesh)
+  check_start(job.experiment)
+  _check_answers(job.experiment)
+  say_what_is_asked(job.experiment)
+  left_out = overlap.of_documents(job.experiment, job.workdir)
+  tokenizer = tokenizer_of(job)
   if multihost.is_first():
     files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
-  left_out = overlap.of_documents(job.experiment, job.workdir)
-  _check_answers(job.experiment)
-  tokenizer = tokenizer_of(job)
   for (split, source), folder in _caches(job).items():
     cache.cache(source, job.experiment.data, job.experiment.world, split, tokenizer, folder, job.runner, job.force,
                 left_out=left_out if split == "train" else frozenset())
   return tokenizer, {folder: source.rate for (split, source), folder in _caches(job).items() if split == "train"}
+
+
+def check_start(experiment: schema.Experiment) -> None:
+  """Raises CheckpointError where the policy that training starts from is not there."""
+  checkpoint.check_there(experiment.train.init, "config.train.init")
+  checkpoint.check_there(experiment.train.continue_from, "config.train.continue_from")
+
+
+def say_what_is_asked(experiment: schema.Experiment) -> None:
+  """A line where the protocol asks problems of another task than the config's data."""
+  data = experiment.data
+  if data.task == "text" or not data.test_path:
+    return
+  protocol = protocols.of(experiment)
+  if protocol.task != data.task:
+    progress.say(f"config.evaluate.protocol {protocol.name!r} asks the test problems of {protocol.task}, not those of "
+                 f"config.data.test_path ({data.test_path}); to ask those, leave it out and set config.evaluate.answer")
 
 
 def _check_answers(experiment: schema.Experiment) -> None:
@@ -322,7 +342,7 @@ def identity(checkpoints: str, step: int | None = None) -> str:
   """
   if not checkpoints:
     return ""
-  folder = pathlib.Path(checkpoints)
+  folder = checkpoint.folder_of(checkpoints)
   step = checkpoint.newest_step(folder) if step is None else step
   if folder.name != str(step):
     folder = folder / str(step)

@@ -52,8 +52,10 @@ def run(job: Job) -> dict:
   _check(job.experiment)
   if job.force:
     raise ConfigError("recipe 'math_rl' has a stage for every step of every arm; to redo one, remove its folder instead of giving --force")
-  files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
+  finetune.check_start(job.experiment)
+  finetune.say_what_is_asked(job.experiment)
   splits.check(job.experiment, job.workdir, sorted({*study.problems, *study.baseline_problems, *study.control}))
+  files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
   found, differences = _measured(job, study.problems, study.baseline_problems)
   control = None
   if study.control:

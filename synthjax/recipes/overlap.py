@@ -6,6 +6,7 @@ other words are counted.
 """
 
 import collections
+import functools
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -52,13 +53,40 @@ class Found(NamedTuple):
       counts["evaluation_problems_computed_in_training"] = self.same_computation
     return counts
 
-  def describe(self) -> str:
-    """The counts in words."""
+  def describe(self, places: "Places") -> str:
+    """The counts in words, and where the first repetition stands."""
     report, first = self.report(), self.hits[0]
+    document = _at(first.candidate, places.documents)
+    evaluation = _at(first.evaluation, places.evaluation)
     rules = [f"{n:,} by {_RULES[rule]}" for rule, n in report["repeating"].items() if n]
     return (f"{len(self.hits):,} of {self.documents:,} training documents repeat "
             f"{report['evaluation_problems_repeated']:,} of {self.evaluated:,} evaluation problems "
-            f"({', '.join(rules)}; the first, {first.candidate!r}, repeats {first.evaluation!r})")
+            f"({', '.join(rules)}; the first, {document}, repeats {evaluation})")
+
+
+class Places(NamedTuple):
+  """Where documents that repeat evaluation problems stand, and those problems: name -> file and row."""
+
+  documents: Mapping[str, str]
+  evaluation: Mapping[str, str]
+
+
+def places(experiment: schema.Experiment, found: Found) -> Places:
+  """The rows of what was found in the training files of the config and in its evaluation's."""
+  data = experiment.data
+  train, test = sources.of_split(data, "train"), sources.of_split(data, "test")
+  if data.task != "text":
+    test.append(evaluate_lib.source(experiment))
+  documents = {hit.candidate for hit in found.hits}
+  evaluation = {hit.evaluation for hit in found.hits}
+  return Places(
+    documents=sources.places(documents, train, data, "train"),
+    evaluation=sources.places(evaluation, test, data, "test"),
+  )
+
+
+def _at(name: str, places: Mapping[str, str]) -> str:
+  return f"{name!r} in {places[name]}" if name in places else repr(name)
 
 
 def search(documents: Iterable[Document], evaluation: Sequence[Example]) -> Found:
@@ -81,16 +109,17 @@ def search(documents: Iterable[Document], evaluation: Sequence[Example]) -> Foun
   return Found(hits, count, len(evaluation))
 
 
-def refuse(found: Found, overlap: str, key: str) -> None:
+def refuse(found: Found, overlap: str, key: str, where: Callable[[Found], Places]) -> None:
   """Raises DataError where documents repeat evaluation problems and `data.overlap` is "error".
 
   Args:
     found: what a search found.
     overlap: the field's value.
     key: of the config, for what is trained on.
+    where: finds the rows.
   """
   if found.hits and overlap == "error":
-    raise files.DataError(f"{found.describe()}; train on others ({key}), or set "
+    raise files.DataError(f"{found.describe(where(found))}; train on others ({key}), or set "
                           "config.data.overlap to 'drop' to leave these out or to 'allow' to train "
                           "on them")
 
@@ -113,7 +142,9 @@ def of_documents(experiment: schema.Experiment, workdir: pathlib.Path) -> frozen
     return search(documents, evaluation if data.overlap != "allow" else ())
 
   inputs = [sources.fingerprint(source, data, world, "train") for source in parts]
-  return _stage(experiment, workdir, inputs, find, "config.data.train_path or config.data.mixture")
+  key = "config.data.mixture" if data.mixture else "config.data.train_path"
+  where = functools.partial(places, experiment)
+  return _stage(experiment, workdir, inputs, find, key, where)
 
 
 def of_pairs(experiment: schema.Experiment, workdir: pathlib.Path,
@@ -132,8 +163,12 @@ def of_pairs(experiment: schema.Experiment, workdir: pathlib.Path,
     documents = (Document(str(n), pair.problem_id, pair.prefix) for n, pair in pairs.items())
     return search(documents, evaluated(experiment) if experiment.data.overlap != "allow" else ())
 
+  def where(found: Found) -> Places:
+    rows = {hit.candidate: f"{experiment.objective.pairs}, row {hit.candidate}" for hit in found.hits}
+    return places(experiment, found)._replace(documents=rows)
+
   inputs = [files.file_hash(experiment.objective.pairs)]
-  left_out = _stage(experiment, workdir, inputs, find, "config.objective.pairs")
+  left_out = _stage(experiment, workdir, inputs, find, "config.objective.pairs", where)
   return [int(name) for name in left_out]
 
 
@@ -168,8 +203,8 @@ def _texts(evaluation) -> dict[str, str]:
   return {**bare, **asked}
 
 
-def _stage(experiment, workdir, inputs: list, find: Callable[[], Found],
-           key: str) -> frozenset[str]:
+def _stage(experiment, workdir, inputs: list, find: Callable[[], Found], key: str,
+           where: Callable[[Found], Places]) -> frozenset[str]:
   """Names of the documents that are left out.
 
   Counts are in the manifest of WORKDIR/decontaminate, hits beside it.
@@ -180,10 +215,16 @@ def _stage(experiment, workdir, inputs: list, find: Callable[[], Found],
 
   def work(folder: pathlib.Path) -> dict:
     found = find()
-    refuse(found, data.overlap, key)
-    files.write_jsonl(folder / "hits.jsonl", (hit._asdict() for hit in found.hits))
+    refuse(found, data.overlap, key, where)
+    at = where(found)
+    rows = [
+      {**hit._asdict(), "candidate_place": at.documents.get(hit.candidate, ""),
+       "evaluation_place": at.evaluation.get(hit.evaluation, "")}
+      for hit in found.hits
+    ]
+    files.write_jsonl(folder / "hits.jsonl", rows)
     if found.hits:
-      progress.say(f"{found.describe()}; they are left out")
+      progress.say(f"{found.describe(at)}; they are left out, and listed in {folder / 'hits.jsonl'}")
     return found.report()
 
   stages.run(folder, [data.overlap, inputs, test, asked], work, say=quiet)

@@ -53,14 +53,16 @@ def _begin(job) -> tuple[tokenizers.Tokenizer, trees.Plan | None]:
       "recipe 'preference' needs config.objective.pairs (JSONL of pairs) and config.train.init (the "
       "policy that is trained, and the reference)"
     )
-  if multihost.is_first():
-    files.write_json(job.workdir / "config.json", dataclasses.asdict(experiment))
+  finetune.check_start(experiment)
   tokenizer = finetune.tokenizer_of(job)
   done = (
     stages.finished(job.workdir / "train", _inputs(job, tokenizer), finetune.is_whole)
     and not job.force
   )
-  return tokenizer, None if done else _plan(job, tokenizer)
+  plan = None if done else _plan(job, tokenizer)
+  if multihost.is_first():
+    files.write_json(job.workdir / "config.json", dataclasses.asdict(experiment))
+  return tokenizer, plan
 
 
 def _inputs(job, tokenizer) -> dict:

@@ -1,6 +1,7 @@
 """Which problems a study trains on and which it is evaluated on: no problem is in both."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -79,7 +80,8 @@ def cleaned(experiment: schema.Experiment) -> tuple[list[Example], overlap.Found
   data, problems = experiment.data, divided(experiment).training
   evaluation = evaluated(experiment) if data.overlap != "allow" else []
   found = overlap.search(map(overlap.document, problems), evaluation)
-  overlap.refuse(found, data.overlap, "config.data.train_path")
+  overlap.refuse(found, data.overlap, "config.data.train_path",
+                 functools.partial(overlap.places, experiment))
   gone = {hit.candidate for hit in found.hits}
   return [example for example in problems if example.id not in gone], found
 
@@ -109,7 +111,8 @@ def _in_files(experiment, counts) -> dict:
   found, searched = cleaned(experiment)
   _enough(experiment, max(counts), len(found), searched)
   if searched.hits:
-    progress.say(f"{searched.describe()}; they are left out")
+    described = searched.describe(overlap.places(experiment, searched))
+    progress.say(f"{described}; they are left out")
   return {"rows": parts.rows, "distinct": len(parts.training) + len(parts.development),
           "development": len(parts.development), "training": len(found),
           "unusable": sources.unusable(experiment.data, experiment.world, "train"),

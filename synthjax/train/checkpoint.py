@@ -196,6 +196,24 @@ def _scored(journal: pathlib.Path) -> set[int]:
   return {json.loads(line)["step"] for line in journal.read_bytes().split(b"\n")[:-1]}
 
 
+def folder_of(given: files.Path) -> pathlib.Path:
+  """The folder of checkpoints that a folder stands for: itself, or that of a stage or of a work folder's training."""
+  for below in ("checkpoints", "train/checkpoints"):
+    if (pathlib.Path(given) / below).is_dir():
+      return pathlib.Path(given) / below
+  return pathlib.Path(given)
+
+
+def check_there(given: files.Path, key: str) -> None:
+  """Raises CheckpointError where a folder that the field `key` of the config names holds no checkpoint."""
+  if not str(given) or newest_step(given) is not None:
+    return
+  below = sorted(str(path.parent) for path in pathlib.Path(given).glob("*/*/checkpoints"))
+  instead = f"below it there are {', '.join(below)}" if below else f"looked for from {pathlib.Path.cwd()}"
+  raise CheckpointError(f"{key} is {str(given)!r}, which holds no checkpoint; expected a folder of checkpoints, of one step in "
+                        f"it, or of the stage that wrote them ({instead})")
+
+
 def named_step(folder: files.Path) -> int | None:
   """The step that the manifest of a finished training names, for its `checkpoints` folder; None elsewhere."""
   folder = pathlib.Path(folder)
@@ -213,7 +231,7 @@ def is_lost(folder: files.Path) -> bool:
 
 def newest_step(folder: files.Path) -> int | None:
   """The step that readers take from a folder of checkpoints: the manifest's, else the newest one there."""
-  folder = pathlib.Path(folder)
+  folder = folder_of(folder)
   if _is_step(folder):
     return int(folder.name)
   return named_step(folder) or max(_numbers(folder), default=None)
@@ -231,7 +249,7 @@ def load_params(folder: files.Path, abstract: Any, step: int | None = None) -> t
   of a folder that `export_params` wrote, it is the newest step that can be read; damaged ones are said.
 
   Args:
-    folder: a run's `checkpoints` folder, one that `export_params` wrote, or one step in such a folder.
+    folder: a run's `checkpoints` folder, the stage that holds it, one that `export_params` wrote, or one step in such a folder.
     abstract: tree of ShapeDtypeStruct with shardings.
     step: a certain step, and no other.
 
@@ -241,7 +259,7 @@ def load_params(folder: files.Path, abstract: Any, step: int | None = None) -> t
       STEP.damaged where a training can make it anew.
     Exception: as `Checkpoints.restore`.
   """
-  folder = pathlib.Path(folder).absolute()
+  folder = folder_of(folder).absolute()
   if _is_step(folder):
     folder, step = folder.parent, int(folder.name)
   if not folder.is_dir():
@@ -287,13 +305,13 @@ def load_state(folder: files.Path, abstract: Any, step: int | None = None) -> tu
   """The whole state of another run's checkpoint (the newest, or that of `step`): (step, state, about).
 
   Args:
-    folder: of the steps.
+    folder: of the steps, or of the stage that holds it.
     abstract: tree of ShapeDtypeStruct with shardings, on any mesh.
 
   Raises:
     CheckpointError: nothing there, or the trees differ.
   """
-  folder = pathlib.Path(folder).absolute()
+  folder = folder_of(folder).absolute()
   numbers = sorted(_numbers(folder), reverse=True) if folder.is_dir() else []
   if not numbers or (step is not None and step not in numbers):
     raise CheckpointError(f"{folder}: no step {step or ''} to continue from; there are {numbers or 'none'}; see config.train.continue_from")

@@ -9,6 +9,7 @@ import pytest
 
 from synthjax import __main__, config, files, shipped
 from synthjax.recipes import arms, finetune
+from synthjax.train import checkpoint
 
 CONFIG = ("--config", "configs/quickstart.py:smoke")
 LISTED = "n00024_s0/ rft, sft; n00048_s0/ sft"
@@ -101,6 +102,22 @@ def test_a_stage_folder_stands_for_its_checkpoints(study, tmp_path):
   assert arms.checkpoints_in(str(tmp_path)) == str(tmp_path / "train/checkpoints")
   with pytest.raises(files.DataError, match="holds a study of several policies"):
     arms.checkpoints_in(str(study))
+
+
+def test_training_starts_from_a_stage_folder_as_from_its_checkpoints_and_a_missing_start_is_said_first(
+  study, tmp_path
+):
+  stage, checkpoints = study / "n00024_s0/rft", study / "n00024_s0/rft/checkpoints"
+  assert finetune.identity(str(stage)) == finetune.identity(str(checkpoints)) != ""
+  job = finetune.Job(config.load("configs/world_sft.py:smoke", [f"train.init={stage}"]), tmp_path)
+  tokenizer = finetune.tokenizer_of(job)
+  assert finetune.load_policy(job.experiment, tokenizer, str(stage))[2] == 1508
+  for start, said in ((tmp_path / "nowhere", "looked for from"), (study, f"below it there are {stage}, ")):
+    job = finetune.Job(config.load("configs/world_sft.py:smoke", [f"train.init={start}"]), tmp_path)
+    message = rf"config.train.init is '{start}', which holds no checkpoint; .* of the stage that wrote them \({said}"
+    with pytest.raises(checkpoint.CheckpointError, match=message):
+      finetune.run(job)
+  assert not list(tmp_path.iterdir())
 
 
 def test_an_arm_of_the_star_has_the_words_of_its_graph_and_the_width_of_its_attempt(tmp_path):

@@ -1,5 +1,6 @@
 """No recipe trains on the problems that it evaluates on, and no id stands for two problems."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -20,7 +21,7 @@ LONG = ("a farmer has twelve red hens and nine white hens and every hen lays two
 
 
 def _rows(path, *problems, ids=None):
-  rows = [{"inputs": text, "targets": f" {number}", "answer": str(number)}
+  rows = [{"inputs": text, "targets": f"\nAnswer: {number}", "answer": str(number)}
           for number, text in enumerate(problems)]
   for row, name in zip(rows, ids or []):
     row["id"] = name
@@ -64,9 +65,10 @@ def test_a_document_repeats_an_evaluation_problem_by_id_text_or_rule(document, r
 def test_training_on_the_test_problems_stops_every_recipe_before_anything_is_cached(tmp_path, recipe, key):
   path = _rows(tmp_path / "own.jsonl", *_sums(0, 100))
   job = finetune.Job(_experiment(path, path, recipe), tmp_path / "run")
-  with pytest.raises(files.DataError, match=rf"training documents repeat \d+ of 100 evaluation problems .*by their text.*config.data.{key}"):
+  first = r"the first, 'traces-own-(\d+)' in .*/own.jsonl, row (\d+), repeats 'traces-own-test-\1' in .*/own.jsonl, row \2\)"
+  with pytest.raises(files.DataError, match=rf"training documents repeat \d+ of 100 evaluation problems .*by their text; {first}.*config.data.{key}"):
     recipes.part(recipe, "run")(job)
-  assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.json", "decontaminate"]
+  assert not (tmp_path / "run").exists(), "a refused run leaves nothing"
 
 
 def test_pairs_about_test_problems_stop_a_preference_training(tmp_path):
@@ -78,8 +80,10 @@ def test_pairs_about_test_problems_stop_a_preference_training(tmp_path):
   def job(*more):
     return finetune.Job(config.load(str(ROOT / "configs/world_dpo.py:smoke"), [*spec, *more]), tmp_path / "run")
 
-  with pytest.raises(files.DataError, match="2 of 5 training documents repeat 2 of 50 .*by their id.*config.objective.pairs"):
+  message = "2 of 5 training documents repeat 2 of 50 .*by their id.*the first, '4' in .*pairs.jsonl, row 4, .*config.objective.pairs"
+  with pytest.raises(files.DataError, match=message):
     recipes.part("preference", "run")(job())
+  assert not (tmp_path / "run").exists()
   dropping = job("data.overlap=drop")
   numbered = dict(enumerate(pairs, 1))
   assert sorted(overlap.of_pairs(dropping.experiment, dropping.workdir, numbered)) == [4, 5]
@@ -94,7 +98,9 @@ def test_what_repeats_is_left_out_and_counted_where_the_config_says_so(tmp_path)
   assert left_out == {"traces-train-7", "traces-train-8", "traces-train-9"}
   report = json.loads((tmp_path / "decontaminate/manifest.json").read_text())["result"]
   assert (report["documents"], report["evaluation_problems"], report["repeating"]["exact"]) == (10, 5, 3)
-  assert len(list(files.read_jsonl(tmp_path / "decontaminate/hits.jsonl"))) == 3
+  hits = list(files.read_jsonl(tmp_path / "decontaminate/hits.jsonl"))
+  assert [(hit["candidate_place"], hit["evaluation_place"]) for hit in hits] == [
+    (f"{train}, row {row}", f"{tmp_path / 'test.jsonl'}, row {row - 7}") for row in (8, 9, 10)]
   source = sources.of_split(experiment.data, "train")[0]
   counts = cache.cache(source, experiment.data, WORLD, "train", tokenizers.Bytes(), tmp_path / "cache",
                        say=lambda _: None, left_out=left_out)
@@ -173,7 +179,18 @@ def test_a_missing_file_is_named_by_its_key_before_anything_is_cached(tmp_path, 
   experiment = _experiment(paths.pop("train_path"), paths.pop("test_path"), recipe, **paths)
   with pytest.raises(files.DataError, match=message):
     recipes.part(recipe, "run")(finetune.Job(experiment, tmp_path / "run"))
-  assert not [p.name for p in (tmp_path / "run").glob("*") if p.name not in ("config.json", "decontaminate")]
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_protocol_of_another_task_says_whose_problems_it_asks(tmp_path, capsys):
+  own = {name: _rows(tmp_path / f"{name}.jsonl", *_sums(first, 60)) for name, first in (("train", 0), ("test", 80))}
+  experiment = _experiment(own["train"], own["test"], folder=str(tmp_path))
+  experiment = dataclasses.replace(experiment, evaluate=dataclasses.replace(experiment.evaluate, protocol="gsm8k_strict"))
+  advice = "set config.data.folder or SYNTHJAX_DATA; it is config.evaluate.protocol that asks the problems of gsm8k: to ask your own"
+  with pytest.raises(files.DataError, match=advice):
+    recipes.part("finetune", "run")(finetune.Job(experiment, tmp_path / "run"))
+  assert "'gsm8k_strict' asks the test problems of gsm8k, not those of config.data.test_path" in capsys.readouterr().out
+  assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("recipe", ["finetune", "math_rl"])
