@@ -14,7 +14,7 @@ from synthjax.records import Verdict
 from synthjax.rollout import pits, values
 from synthjax.rollout.draw import to_value
 from synthjax.rollout.requests import Request, Result, Sample, Sampling
-from synthjax.rollout.schedules import Values
+from synthjax.rollout.schedules import SCHEDULES, Count, Values, pit_of
 
 
 class Simulated(NamedTuple):
@@ -63,8 +63,64 @@ def simulate(world: str, count: int, seed: int) -> Simulated:
   return found
 
 
+class Rates(NamedTuple):
+  """What a schedule finds in simulated incorrect traces."""
+
+  true: float  # share of the traces whose pit is found
+  false: float  # share of the traces of which another step is named
+  rollouts: float  # a trace
+
+
+# Success probability before the pit and from it on; a single one sinks evenly to 0: no step is to blame.
+FALLS = ((0.6, 0.05), (0.6, 0.2), (0.4, 0.05), (0.8, 0.3), (0.6, 0.0), (0.7,))
+
+
+def rates(levels: tuple[float, ...], steps: int, cfg: Values, count: int) -> Rates:
+  """Of `count` traces with their pit anywhere, or without one; every schedule gets the same outcomes.
+
+  Nothing is sampled: what the rollouts of every prefix say is drawn beforehand.
+  """
+  random = np.random.default_rng([cfg.rollouts, steps])
+  true = false = spent = 0
+  for _ in range(count):
+    pit = int(random.integers(1, steps + 1)) if len(levels) == 2 else None
+    if pit:
+      success = np.where(np.arange(steps) < pit, *levels)
+    else:
+      success = levels[0] * (1 - np.arange(steps) / steps)
+    correct = np.cumsum(random.random((steps, cfg.rollouts)) < success[:, None], axis=1)
+    counts = [Count()] * steps + [Count(ended=True, reward=0)]
+    while more := SCHEDULES[cfg.schedule](counts, cfg):
+      for step, asked in more.items():
+        counts[step] = Count(asked, asked, int(correct[step, asked - 1]))
+    found = pit_of(counts, cfg)
+    true += pit is not None and found == pit
+    false += found not in (None, pit)
+    spent += sum(of_prefix.asked for of_prefix in counts)
+  return Rates(true / count, false / count, spent / count)
+
+
+def _table(count: int) -> None:
+  """Rates of true and false pits of every schedule by rollouts."""
+  print(f"true / false pits in % of {count} incorrect traces of 8 steps (rollouts a trace), by rollouts a prefix")
+  for levels in FALLS:
+    kind = f"success {levels[0]} before the pit, {levels[1]} from it on" if len(levels) == 2 else f"success sinks evenly from {levels[0]}"
+    print(f"  {kind}")
+    for schedule in SCHEDULES:
+      cells = []
+      for rollouts in (8, 16, 32, 64):
+        cfg = Values(rollouts=rollouts, block=max(2, rollouts // 8), schedule=schedule)
+        found = rates(levels, 8, cfg, count)
+        cells.append(f"{rollouts}: {100 * found.true:.0f} / {100 * found.false:.0f} ({found.rollouts:.0f})")
+      print(f"    {schedule:10} {', '.join(cells)}")
+
+
 def run(seconds: float) -> None:
-  """Prints rollouts, agreement with the full schedule's pits and with the true ones, and what repeating the full schedule agrees with."""
+  """Prints rates of true and false pits by rollouts; then rollouts of every schedule, and agreement.
+
+  Agreement is with the full schedule's pits and with the true ones, and that of repeating the full schedule.
+  """
+  _table(max(100, int(seconds * 10)))
   count = max(50, int(seconds * 10))
   for world, (before, after) in WORLDS.items():
     found = simulate(world, count, 0)

@@ -52,9 +52,9 @@ def token_traces(cell: Cell, drawn: Sequence[Drawn]) -> list[values.TokenTrace]:
 
 def _sampled(cell: Cell, drawn: Sequence[Drawn], wanted: Sequence[Drawn], folder: pathlib.Path) -> list[Sampled]:
   """Drawn traces with what `folder` holds about the wanted ones."""
-  q: dict[int, dict[int, float | None]] = collections.defaultdict(dict)
+  rows: dict[int, dict[int, StepValue]] = collections.defaultdict(dict)
   for row in records.read(StepValue, folder / "values.jsonl"):
-    q[row.trace][row.step] = row.q
+    rows[row.trace][row.step] = row
   after: dict[int, dict[int, list[Sampled]]] = collections.defaultdict(dict)
   for row in files.read_jsonl(folder / "continuations.jsonl"):
     after[row["trace"]][row["step"]] = [_continuation(cell, sample) for sample in row["samples"]]
@@ -62,8 +62,9 @@ def _sampled(cell: Cell, drawn: Sequence[Drawn], wanted: Sequence[Drawn], folder
   found = []
   for d in drawn:
     i = number.get(id(d), -1)
-    known = tuple(q[i].get(step) for step in range(len(d.steps) + 1)) if i in q else ()
-    found.append(Sampled(d.steps, d.verdict, d.complete, known, after.get(i, {})))
+    own = [rows[i].get(step) for step in range(len(d.steps) + 1)] if i in rows else []
+    q, counts = values.evidence(own, cell.study.values.best_of)
+    found.append(Sampled(d.steps, d.verdict, d.complete, q, after.get(i, {}), counts))
   return found
 
 

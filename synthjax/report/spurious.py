@@ -18,6 +18,7 @@ from synthjax import files, progress, records, schema, stages
 from synthjax.data import sources
 from synthjax.generate.worlds import shop
 from synthjax.records import StepValue
+from synthjax.rollout import values
 from synthjax.rollout.draw import Drawn, right, to_value
 from synthjax.rollout.pits import first_pit
 
@@ -135,11 +136,11 @@ class _Cell:
       if len(drawn) != files.read_json(folder / "manifest.json")["result"]["traces"]:
         raise files.DataError(f"{folder}: made of other traces than the config chooses; give the config that the work folder was made with")
       kinds = [self._judge(questions, d.problem_id, d.text) for d in drawn]
-      values = [[rows[i].get(step) for step in range(len(d.steps) + 1)] for i, d in enumerate(drawn)]
+      own_rows = [[rows[i].get(step) for step in range(len(d.steps) + 1)] for i, d in enumerate(drawn)]
       yield (policy, "all traces" if every else _WRONG_ONLY), [
         _Valued(judged, [row.advantage if row else None for row in own[1:]],
-                first_pit([row.q if row else None for row in own], study.pairs.guards) if d.reward() == 0 else None)
-        for d, judged, own in zip(drawn, kinds, values)]
+                _pit(own, study) if d.reward() == 0 else None)
+        for d, judged, own in zip(drawn, kinds, own_rows)]
 
   def _finished(self, pattern: str) -> Iterator[tuple[pathlib.Path, Sequence[str]]]:
     """Stages whose names are like that, in order; one that is still at work is left out."""
@@ -158,6 +159,11 @@ class _Cell:
     text = text.strip().removesuffix(";")  # a trace that was cut off after a line has no line after it
     attempts = [len(_OPERATION.findall(line)) > 1 for line in text.split(";")]
     return Judged((self.seed, name), shop.judge_steps(questions[name], text), attempts)
+
+
+def _pit(rows: Sequence[StepValue | None], study: schema.Study) -> int | None:
+  q, counts = values.evidence(rows, study.values.best_of)
+  return first_pit(q, study.pairs.guards, counts)
 
 
 def _shares(traces: Sequence[Judged]) -> dict:
@@ -189,13 +195,13 @@ def _text(result: dict) -> str:
   columns = (*KINDS, "attempt", "attempt_wrong", "traces_with_leap", "traces_with_wrong")
   steps += [[f"{row['problems']:,}", row["of"], f"{row['right']['counted']:,}", *(percent(row[name]) for name in columns)]
             for row in result["steps"]]
-  values = [["N", "values of", "over", *(f"advantage {kind} (steps)" for kind in (*KINDS, "attempt")), "pits",
+  valued = [["N", "values of", "over", *(f"advantage {kind} (steps)" for kind in (*KINDS, "attempt")), "pits",
              *(f"{kind} %" for kind in KINDS)]]
-  values += [[f"{row['problems']:,}", row["policy"], row["traces"], *(plain(e) for e in row["advantage"].values()),
+  valued += [[f"{row['problems']:,}", row["policy"], row["traces"], *(plain(e) for e in row["advantage"].values()),
               f"{row['pits']['right']['counted']:,}", *(percent(row["pits"][kind]) for kind in KINDS)] for row in result["values"]]
   notes = [f"over {_WRONG_ONLY}: a right step or a leap there is one that a failure followed, so its advantage is low by selection",
            "pits: of wrong traces, within the guards of config.study.pairs"]
-  return "\n".join(["cells: " + ", ".join(result["cells"]), *_aligned(steps), "", *_aligned(values), *notes])
+  return "\n".join(["cells: " + ", ".join(result["cells"]), *_aligned(steps), "", *_aligned(valued), *notes])
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

@@ -1,6 +1,6 @@
 """Preference pairs and trees from sampled traces with their step values: what the policies of study A are trained on.
 
-Modes of pairs (design, "Study A in formulas"); a pit is the first step with the lowest value:
+Modes of pairs (design, "Study A in formulas"); a pit is the first step whose fall in value passes the guards:
 - `paper`: prefix = problem; chosen = a right trace, to its end; rejected = the wrong trace cut at the end of its pit, without end-of-text.
 - `branch`: prefix = problem and steps before the pit; chosen = a right continuation sampled from there, to its end; rejected = the pit.
 - `step`: as `branch`, chosen cut to its first step; no end-of-text on either side.
@@ -23,7 +23,7 @@ from synthjax.data.tokenizers import Tokenizer
 from synthjax.data.trees import Node
 from synthjax.records import Pair, Verdict
 from synthjax.rollout.pairing import Pairing
-from synthjax.rollout.pits import first_pit
+from synthjax.rollout.pits import Evidence, first_pit
 
 Ids = tuple[int, ...]
 _KINDS = {1: "right", 0: "wrong", None: "undecided"}  # of traces, by reward
@@ -39,11 +39,14 @@ class Sampled:
   q: tuple[float | None, ...] = ()  # q_0..q_L: of the bare problem and after each of the L steps; None where not known, () where none is
   # Samples from its prefixes, by the number of steps in the prefix; the right ones may be chosen against its pit.
   continuations: Mapping[int, Sequence["Sampled"]] = dataclasses.field(default_factory=dict)
+  counts: tuple[Evidence | None, ...] = ()  # what each q was estimated from; None, or () for all, where it is known exactly
 
   def __post_init__(self):
     if self.q and len(self.q) != len(self.steps) + 1:
       raise files.DataError(f"a trace of {len(self.steps)} steps has {len(self.q)} values q; expected {len(self.steps) + 1}: that of the "
                             "bare problem and one after each step")
+    if self.counts and len(self.counts) != len(self.q):
+      raise files.DataError(f"a trace of {len(self.q)} values q has {len(self.counts)} counts of rollouts; expected one for each, or none")
 
   def reward(self) -> int | None:
     """1 for a right trace, 0 for a wrong one or one without an answer (as in step values), None for another that is undecided."""
@@ -178,7 +181,7 @@ def _candidates(samples: Samples, cfg: Pairing, eos_id: int, counts) -> Iterator
       continue
     pit, better = None, right
     if cfg.mode not in ("random", "distant"):
-      pit = first_pit(trace.q, cfg.guards)
+      pit = first_pit(trace.q, cfg.guards, trace.counts)
       if pit is None:
         counts["dropped"]["trace: no pit within the guards" if any(q is not None for q in trace.q) else "trace: no step values"] += 1
         continue

@@ -3,11 +3,13 @@
 A schedule is called again and again with the counts of the trace's prefixes and answers with what it wants next, until it wants nothing.
 It sees only rollouts that it asked for itself, so a trace's values do not depend on the other traces of the job.
 
-A prefix is dead when all its rollouts fail, alive when one is right. The searches hold that no dead prefix comes before an alive one;
-they agree with the full schedule on every trace for which that is so, up to their confidence.
+The searches hold that the value of a trace is high before its pit and low from it on. They weigh every
+place of the pit by the counts that they have, look where they expect it, and go on elsewhere where the
+fall there does not pass the guards.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Literal, NamedTuple
@@ -15,8 +17,11 @@ from typing import Annotated, Literal, NamedTuple
 from synthjax.evaluate import metrics
 from synthjax.fields import Checked, NonNegativeInt, PositiveInt, from_to
 from synthjax.records import Record
-from synthjax.rollout.pits import Guards
+from synthjax.rollout import pits
+from synthjax.rollout.pits import Evidence, Guards
 from synthjax.rollout.requests import Sampling
+
+_BEFORE, _AFTER = (2.0, 1.0), (0.3, 6.0)  # success probabilities on the two sides of a pit, as Beta
 
 Schedule = Literal["full", "first_fail", "binary", "sequential"]
 
@@ -78,12 +83,14 @@ class Count(NamedTuple):
     average = sum(share * q for share, q in zip(shares, estimates))
     return math.sqrt(sum(share * (q - average)**2 for share, q in zip(shares, estimates)))
 
-  def alive(self) -> bool:
-    return self.reward == 1 or self.c > 0
+  def evidence(self, best_of: int) -> Evidence | None:
+    """What `value` was estimated from; None where it is the reward of a trace that has ended."""
+    return None if self.ended else Evidence(self.n, self.c, best_of)
 
-  def dead(self, rollouts: int) -> bool:
-    """All of its rollouts are in and failed; undecided ones do not count."""
-    return self.reward == 0 or (self.asked >= rollouts and self.n > 0 and self.c == 0)
+  def completed(self, rollouts: int, right: bool) -> "Count":
+    """This count if all rollouts still to come were correct, or none of them."""
+    left = max(rollouts - self.asked, 0)
+    return self._replace(asked=self.asked + left, n=self.n + left, c=self.c + left * right)
 
   def open(self, rollouts: int) -> bool:
     """More rollouts can be asked for."""
@@ -96,72 +103,126 @@ def full(counts: Sequence[Count], cfg: Values) -> dict[int, int]:
 
 
 def first_fail(counts: Sequence[Count], cfg: Values) -> dict[int, int]:
-  """Prefix after prefix, up to the first step after which all rollouts fail. Its pits are those of the full schedule."""
+  """Prefix after prefix, up to the pit or to a prefix at which the trace is lost. Its pits are those of the full schedule."""
   for step, count in enumerate(counts):
     if count.open(cfg.rollouts):
       return {step: cfg.rollouts}
-    if step > 0 and count.dead(cfg.rollouts):
+    if step > 0 and (pit_of(counts[:step + 1], cfg) or pits.is_lost(count.value(cfg.best_of), count.evidence(cfg.best_of), cfg.guards)):
       return {}
   return {}
 
 
 def binary(counts: Sequence[Count], cfg: Values) -> dict[int, int]:
-  """Bisection for the first dead prefix (Luo et al. 2024, OmegaPRM), then the value before it: O(log L) prefixes."""
+  """Bisection for the pit (Luo et al. 2024, OmegaPRM), then the value before it: O(log L) prefixes."""
   return _search(counts, cfg, cfg.rollouts)
 
 
 def sequential(counts: Sequence[Count], cfg: Values) -> dict[int, int]:
-  """The same search, a block of rollouts at a time: one right rollout settles a prefix, and failed ones count by their weight.
+  """The same search, a block of rollouts at a time: no prefix gets more than it takes to say on which side of the pit it is.
 
-  It is meant for pits. A prefix whose rollouts end with a right one is valued too high: unbiased values take a fixed number of rollouts,
-  as the other schedules do.
+  It is meant for pits. The number of rollouts of a prefix depends on their outcome, which biases its value: unbiased values take a
+  fixed number of rollouts, as the other schedules do.
   """
   return _search(counts, cfg, cfg.block)
 
 
+def pit_of(counts: Sequence[Count], cfg: Values) -> int | None:
+  """The pit of a trace of whose prefixes this is known."""
+  values = [count.value(cfg.best_of) for count in counts]
+  return pits.first_pit(values, cfg.guards, [count.evidence(cfg.best_of) for count in counts])
+
+
 def _search(counts: Sequence[Count], cfg: Values, block: int) -> dict[int, int]:
-  """The next block of rollouts in the search for the first dead prefix."""
-  steps = len(counts) - 1
-  last = next((i for i in range(1, steps + 1) if counts[i].dead(cfg.rollouts)), steps + 1)  # the pit is no later; steps + 1: no pit
-  low = max((i for i in range(last) if counts[i].alive()), default=0)  # the pit is later
-  more = lambda *wanted: {i: min(counts[i].asked + block, cfg.rollouts) for i in wanted if counts[i].open(cfg.rollouts)}
-  # Failures before an alive prefix: had they been all, the pit would be there.
-  if doubtful := more(*(i for i in range(1, low) if counts[i].asked and not counts[i].alive())):
-    return doubtful
-  probability = _pit_probability(counts[low + 1:last])
-  candidates = more(*range(low + 1, last))
-  if candidates and probability[0] < cfg.confidence:
-    reached = [sum(probability[:i - low]) for i in candidates]  # that the pit is at i or before
-    _, i = min((abs(share - 0.5), i) for share, i in zip(reached, candidates))
-    return {i: candidates[i]}
-  if low + 1 > steps:
-    return {}
-  return more(*_unsettled(counts, low + 1, cfg))
+  """The next block of rollouts in the search for the pit."""
+  outcomes = {step: _outcome(counts[step - 1], counts[step], cfg) for step in range(1, len(counts))}
+  if True not in outcomes.values():
+    wanted = _where_expected(counts, outcomes, cfg)
+    if wanted:
+      return _block_of(counts, wanted, block, cfg)
+  # A few rollouts, asked for on the way, may look like a pit that all of them would not show.
+  apparent = pit_of(counts, cfg)
+  if apparent and outcomes[apparent] is None:
+    return _block_of(counts, (apparent, apparent - 1), block, cfg)
+  return {}
 
 
-def _pit_probability(before_last: Sequence[Count]) -> list[float]:
-  """Of the pit at each of these prefixes or right after them, from rollouts that all failed.
+def _where_expected(counts: Sequence[Count], outcomes: dict[int, bool | None], cfg: Values) -> Sequence[int]:
+  """Prefixes of which the one with the fewest rollouts is to get more; none where a pit is not to be expected any longer."""
+  share = _pit_probability(counts)
+  share = {step: share[step] for step, outcome in outcomes.items() if outcome is None}
+  total = sum(share.values())
+  if total <= 1 - cfg.confidence:
+    return ()
+  best = max(share, key=lambda step: share[step])
+  if share[best] < cfg.confidence * total:
+    before = list(itertools.accumulate(share.get(step, 0.0) for step in range(1, len(counts))))
+    halving = [
+      (abs(reached / total - 0.5), step)
+      for step, reached in enumerate(before, 1)
+      if counts[step].open(cfg.rollouts) and 0 < reached < total
+    ]
+    if halving:
+      return (min(halving)[1],)
+  return best, best - 1
 
-  Where the pit is later the prefix is alive and its failures were chance: 2 / ((n + 1) (n + 2)) for n of them, with a success probability
-  that is Beta(2, 1) over live prefixes (our choice).
+
+def _block_of(counts: Sequence[Count], wanted: Sequence[int], block: int, cfg: Values) -> dict[int, int]:
+  """The next rollouts of the prefix with the fewest among those that are wanted and can have more."""
+  _, step = min((counts[step].asked, place) for place, step in enumerate(wanted) if counts[step].open(cfg.rollouts))
+  step = wanted[step]
+  return {step: min(counts[step].asked + block, cfg.rollouts)}
+
+
+def _outcome(before: Count, after: Count, cfg: Values) -> bool | None:
+  """Whether a step is the pit; None where that hangs on rollouts still to come.
+
+  It is settled before all rollouts are in where it is `cfg.confidence` certain, or where those to come cannot change it.
   """
-  weights = [1.0]
-  for count in before_last:
-    weights.append(weights[-1] * 2 / ((count.n + 1) * (count.n + 2)))
-  return [weight / sum(weights) for weight in weights]
+  known = _valued(before, cfg), _valued(after, cfg)
+  if known[0] and known[1]:
+    certain = min(pits.credible(known[0], known[1], cfg.guards))
+    if certain >= cfg.confidence and _passes(before, after, cfg):
+      return True
+    if certain <= 1 - cfg.confidence:
+      return False
+  worst = _passes(before.completed(cfg.rollouts, False), after.completed(cfg.rollouts, True), cfg)
+  best = _passes(before.completed(cfg.rollouts, True), after.completed(cfg.rollouts, False), cfg)
+  if worst and not _passes(before, after, cfg) and (before.open(cfg.rollouts) or after.open(cfg.rollouts)):
+    return None  # it will be one, but the rollouts so far are too few to say so
+  return best if worst == best else None
 
 
-def _unsettled(counts: Sequence[Count], pit: int, cfg: Values) -> list[int]:
-  """Which of the pit and the prefix before it need more rollouts: too few for a value, or the guards still hang on those to come."""
-  after, before = counts[pit].value(cfg.best_of), counts[pit - 1]
-  lacking = [i for i in (pit - 1, pit) if counts[i].value(cfg.best_of) is None and counts[i].open(cfg.rollouts)]
-  if lacking or after is None:
-    return lacking
-  if not before.open(cfg.rollouts):
-    return []
-  left = cfg.rollouts - before.asked
-  worst, best = (metrics.pass_at(before.n + left, before.c + right, cfg.best_of) for right in (0, left))
-  return [] if cfg.guards.hold(worst, after) == cfg.guards.hold(best, after) else [pit - 1]
+def _passes(before: Count, after: Count, cfg: Values) -> bool:
+  high, low = _valued(before, cfg), _valued(after, cfg)
+  return high is not None and low is not None and pits.passes(high, low, cfg.guards)
+
+
+def _valued(count: Count, cfg: Values) -> tuple[float, Evidence | None] | None:
+  value = count.value(cfg.best_of)
+  return None if value is None else (value, count.evidence(cfg.best_of))
+
+
+def _pit_probability(counts: Sequence[Count]) -> list[float]:
+  """Probability of the pit at every step, none at 0: the last one is that of no pit.
+
+  Success probabilities before the pit are Beta(2, 1), those from it on Beta(0.3, 6) (our choice), all places are alike before
+  anything is known.
+  """
+  weights = [0.0]
+  for pit in range(1, len(counts) + 1):
+    likelihoods = [_likelihood(count, *(_BEFORE if step < pit else _AFTER)) for step, count in enumerate(counts)]
+    weights.append(math.prod(likelihoods))
+  total = sum(weights)
+  return [weight / total for weight in weights] if total else [0.0] * len(weights)
+
+
+def _likelihood(count: Count, right: float, wrong: float) -> float:
+  """Of a prefix's rollouts where its success probability is Beta(right, wrong); of an end, 0 where it is on the wrong side of the pit."""
+  if count.ended and count.reward is not None:
+    return float(count.reward == (right > wrong))
+  failed = count.n - count.c
+  logarithm = math.lgamma(right + count.c) + math.lgamma(wrong + failed) - math.lgamma(right + wrong + count.n)
+  return math.exp(logarithm - math.lgamma(right) - math.lgamma(wrong) + math.lgamma(right + wrong))
 
 
 SCHEDULES: dict[Schedule, Callable[[Sequence[Count], Values], dict[int, int]]] = {

@@ -15,7 +15,7 @@ from synthjax import files, progress
 from synthjax.records import Record, StepValue, Verdict
 from synthjax.rollout import pits
 from synthjax.rollout.requests import Request, Result, Sample
-from synthjax.rollout.schedules import SCHEDULES, Count, Schedule, Values
+from synthjax.rollout.schedules import SCHEDULES, Count, Schedule, Values, pit_of
 
 Ids = tuple[int, ...]
 Generate = Callable[[Iterable[Request]], Iterator[Result]]
@@ -86,10 +86,16 @@ def estimate(traces: Sequence[TokenTrace], generate: Generate, judge: Judge, cfg
     for i, step, rollouts in asked:
       counts[i][step] = job.count(prefixes[i][step], rollouts)
     unfinished = [i for i in unfinished if more[i]]
-  found = [pits.first_pit([count.value(cfg.best_of) for count in own], cfg.guards) for own in counts]
+  found = [pit_of(own, cfg) for own in counts]
   rows = [_rows(i, trace, own, cfg.best_of) for i, (trace, own) in enumerate(zip(traces, counts))]
   right = [{step: job.right(prefixes[i][step], count.asked) for step, count in enumerate(own) if count.c} for i, own in enumerate(counts)]
   return Valued(rows, found, right, Spent.from_json({**job.spent, "error": job.error}))
+
+
+def evidence(rows: Sequence[StepValue | None], best_of: int) -> tuple[tuple[float | None, ...], tuple[pits.Evidence | None, ...]]:
+  """(values, what each was estimated from) of the prefixes of a trace, as `pits.first_pit` takes them; None where a row is missing."""
+  q = tuple(row.q if row else None for row in rows)
+  return q, tuple(pits.Evidence(row.n, row.c, best_of) if row and row.n else None for row in rows)
 
 
 class Compared(NamedTuple):

@@ -97,7 +97,7 @@ def test_a_trace_that_was_cut_off_is_not_ended():
 
 
 @pytest.mark.parametrize(("q", "guards", "pit"), [
-  ((0.5, 0.75, 0.0, 0.0), Guards(), 2), ((0.5, 0.2, 0.1, 0.1), Guards(), None), ((0.9, 0.8, 0.45, 0.5), Guards(), None),
+  ((0.5, 0.75, 0.0, 0.0), Guards(), 2), ((0.5, 0.2, 0.1, 0.1), Guards(), 1), ((0.2, 0.1, 0.1, 0.1), Guards(), None), ((0.9, 0.8, 0.45, 0.5), Guards(), None),
   ((0.9, 0.8, 0.4, 0.5), Guards(), 2), ((0.2, 0.0, 0.0, 0.0), Guards(), None), ((0.2, 0.0, 0.0, 0.0), Guards(min_before=0.1), 1),
   ((0.9, 0.8, 0.6, 0.7), Guards(min_drop=0.2), 2),
 ])
