@@ -99,7 +99,7 @@ def is_lost(value: float | None, counts: Evidence | None, guards: Guards) -> boo
   import scipy.special  # heavy
 
   most = 1 - (1 - guards.min_before * (1 - guards.min_drop)) ** (1 / counts.best_of)
-  return bool(scipy.special.betainc(0.5, counts.n + 0.5, most) >= guards.confidence_drop)
+  return bool(scipy.special.betainc(0.5, counts.n + 0.5, most) >= guards.confidence_before)
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -335,7 +335,7 @@ def test_where_values_are_known_the_pit_is_the_first_fall_that_passes_the_guards
 
 
 @pytest.mark.parametrize(("counts", "pit"), [
-  ((6, 0), 1), ((3, 0), None), ((6, 2), None), ((8, 2), 1), ((4, 0), 1), ((6, 5, 0), 2), ((5, 3, 0), None), ((0, 6, 0), None)])
+  ((6, 0), 1), ((3, 0), None), ((6, 2), None), ((8, 1), 1), ((4, 0), 1), ((6, 5, 0), 2), ((5, 3, 0), None), ((0, 6, 0), 2), ((2, 0, 6, 0), None)])
 def test_a_fall_by_chance_is_no_pit(counts, pit):
   evidence = [pits.Evidence(8, c) for c in counts]
   assert pits.first_pit([c / 8 for c in counts], Guards(), evidence) == pit
