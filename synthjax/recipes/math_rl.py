@@ -24,7 +24,7 @@ from synthjax.recipes import finetune, leaps, signals, splits
 from synthjax.recipes.cell import Cell, Cost, Policy, Solution, open_cell
 from synthjax.recipes.finetune import Job
 from synthjax.rollout.draw import Drawn
-from synthjax.scaling import compute, efficiency, noise, paired, resample
+from synthjax.scaling import compute, efficiency, noise, paired, power, resample
 from synthjax.scaling import table as tables
 from synthjax.scaling.efficiency import Efficiency
 from synthjax.scaling.paired import Difference
@@ -70,6 +70,7 @@ def _measured(job: Job, problems: Sequence[int], baseline: Sequence[int]) -> tup
   notes: dict[str, None] = {}  # in order
   tokenizer, test = finetune.tokenizer_of(job), splits.evaluated(job.experiment)
   model_cfg = transformer.sized(job.experiment.model, tokenizer.size)
+  progress.say(power.sentence(problems, len(study.seeds), len(test)))
   plan = [(count, seed, study.arms if count in problems else ()) for count in sorted({*problems, *baseline}) for seed in study.seeds]
   # An arm takes about as long as SFT on the same problems, and with its samples more (our choice: twice).
   weights = [count * (1 + 2 * len(set(arms) - {"sft"})) for count, _, arms in plan]

@@ -17,6 +17,7 @@ import numpy as np
 import scipy.special
 import scipy.stats
 
+from synthjax import schema
 from synthjax.scaling import efficiency, paired
 from synthjax.scaling.efficiency import Multiple
 from synthjax.scaling.resample import Bootstrap, Run, resample
@@ -31,8 +32,8 @@ class Design:
 
   baseline: tuple[int, ...]  # sizes of SFT
   sizes: tuple[int, ...]  # of the other arms
-  multiples: tuple[tuple[str, float], ...]  # of the arms
-  seeds: int = 3
+  seeds: int
+  multiples: tuple[tuple[str, float], ...] = (("rft", 2.0), ("dpo", 1.5), ("branch", 4.5))  # of the arms
   test_problems: int = 1000
   coefficient: float = 2.4
   exponent: float = 0.25
@@ -47,13 +48,15 @@ class Design:
     return law * math.exp(-self.curvature * math.log(multiple * problems / 1024)**2)
 
 
-# The structures of configs/quickstart.py and configs/math_scaling_world.py.
-DESIGNS = {
-  "quickstart": Design(baseline=(512, 2048, 4096), sizes=(512,),
-                       multiples=(("rft", 2.0), ("dpo", 1.5), ("branch", 4.5))),
-  "sweep": Design(baseline=(128, 256, 512, 1024, 2048, 4096, 8192), sizes=(128, 256, 512, 1024),
-                  multiples=(("rft", 2.0), ("dpo", 1.5), ("branch", 4.5))),
-}
+def of_study(experiment: schema.Experiment) -> Design:
+  """The structure of an experiment's study: its sizes, seeds and test problems (1,000 where it takes all)."""
+  study = experiment.study
+  return Design(
+    baseline=tuple(sorted({*study.problems, *study.baseline_problems})),
+    sizes=tuple(sorted(study.problems)),
+    seeds=len(study.seeds),
+    test_problems=experiment.data.test_problems or 1000,
+  )
 
 
 def simulate(design: Design, seed: int) -> list[Run]:

@@ -35,20 +35,24 @@ def invert(x_N: np.ndarray, falling_NR: np.ndarray, level_R: np.ndarray) -> np.n
   return np.where(np.isnan(first_R), outside_R, (first_R + last_R) / 2)
 
 
-def bends(x_N: np.ndarray, falling_N: np.ndarray) -> np.ndarray:
+def bends(x_N: np.ndarray, falling_NR: np.ndarray) -> np.ndarray:
   """[N - 1] how much the curve bends between two points: its second derivative, from the error of leaving a point out.
 
   Without point i the straight line between its neighbours misses it by bend * (x_i - x_(i-1)) *
   (x_(i+1) - x_i) / 2. An interval takes the root mean square of its two ends, the first and the
-  last one that of their inner end; zeros where there are two points and nothing can be left out.
+  last one that of their inner end, less the variance that it has in the replicates: points that
+  are uncertain bend without a curve. Zeros where there are two points and nothing can be left out.
   """
   if len(x_N) < 3:
     return np.zeros(len(x_N) - 1)
-  width_N = np.diff(x_N)
-  slope_N = np.diff(falling_N) / width_N
-  inner_N = 2 * np.diff(slope_N) / (width_N[:-1] + width_N[1:])
-  ends_N = np.concatenate([inner_N[:1], inner_N, inner_N[-1:]])
-  return np.sqrt((ends_N[:-1]**2 + ends_N[1:]**2) / 2)
+  width_N1 = np.diff(x_N)[:, None]
+  slope_NR = np.diff(falling_NR, axis=0) / width_N1
+  inner_NR = 2 * np.diff(slope_NR, axis=0) / (width_N1[:-1] + width_N1[1:])
+  square_N = inner_NR[:, 0]**2
+  if inner_NR.shape[1] > 1:
+    square_N = square_N - inner_NR[:, 1:].var(axis=1)
+  ends_N = np.concatenate([square_N[:1], square_N, square_N[-1:]])
+  return np.sqrt(np.maximum((ends_N[:-1] + ends_N[1:]) / 2, 0.0))
 
 
 def sag(x_N: np.ndarray, bend_N: np.ndarray, x_R: np.ndarray) -> np.ndarray:

@@ -199,7 +199,7 @@ class _Reference:
   def match(self, axis_N: np.ndarray, curve_NR: np.ndarray, level_R: np.ndarray) -> np.ndarray:
     """[R] where the curve reaches a level; a replicate's curve bends by as much as leaving points out shows."""
     straight_R = curve.invert(axis_N, curve_NR, level_R)
-    bend_N = curve.bends(axis_N, self.log_error_N)
+    bend_N = curve.bends(axis_N, curve_NR)
     # the same draw for every level: two arms are read off one curve
     bent_R = np.append(0.0, np.random.default_rng(len(level_R)).normal(size=len(level_R) - 1))
     return curve.invert(axis_N, curve_NR, level_R + bent_R * curve.sag(axis_N, bend_N, straight_R))
@@ -338,8 +338,9 @@ def above(efficiency: Efficiency, arm: str, others: Sequence[str]) -> dict[str, 
 def _lowest_ratio(cell: Cell, other: Cell, reference: _Reference, tail: float) -> float:
   """The ratio of two multiples that a share `tail` of the replicates lies below; NaN where they do not reach so far."""
   axis_N = reference.log_problems_N
-  variances = [float(one.log_error_of_seeds()[1:].var()) for one in (cell, other)]
-  freedom = noise.welch(variances, [cell.drawn.freedom, other.drawn.freedom])
+  # A seed's deviations in two arms are no independent estimates: together they are known no better
+  # than one of them (Welch's rule would give the sum of both degrees of freedom).
+  freedom = min(cell.drawn.freedom, other.drawn.freedom)
   curve_NR = reference.curves(np.stack([own.log_error(freedom) for own in reference.baseline]))
   place_R, against_R = (reference.match(axis_N, curve_NR, one.log_error(freedom)) for one in (cell, other))
   # What is known of two places of which one may be off the range: an arm above it is at least at

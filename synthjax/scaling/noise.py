@@ -4,8 +4,10 @@ Two effects are added:
 
 - Test problems are drawn anew, the same draw for all cells, so that arms stay paired. A problem's
   mean mark also holds the luck of single answers. The seeds' deviations hold that luck too, and count
-  it (else it would count twice: Owen 2007, The pigeonhole bootstrap), so what moves here is scaled to
-  the problems' own variance.
+  it (else it would count twice: Owen 2007, The pigeonhole bootstrap), so it is taken out here. What
+  a problem's difficulty explains (its mean mark over all runs of the baseline) has none and stays as
+  it is: cells have it in common. Only the rest is scaled to the problems' own variance. Scaling all
+  would shrink what cells have in common too, and a ratio of two of them would seem less certain.
 - Seeds deviate by a normal draw whose variance is that of their means. It is pooled over the N of an
   arm, in units in which seeds spread alike, and is still known to few degrees of freedom: every
   replicate has its own variance, scaled by freedom / chi-square(freedom), so that a replicate's
@@ -75,8 +77,8 @@ class _Seeds(NamedTuple):
   nested: float  # share of the variance that is correlated over N
 
 
-def replicates(cells: Sequence[Marks], sizes: tuple[int, ...],
-               bootstrap: Bootstrap) -> list[Replicates]:
+def replicates(cells: Sequence[Marks], sizes: tuple[int, ...], bootstrap: Bootstrap,
+               difficulty_P: np.ndarray | None = None) -> list[Replicates]:
   """Replicates of the cells of one arm (or of one difference of arms).
 
   An arm that has one seed everywhere has the problems' part alone.
@@ -85,17 +87,17 @@ def replicates(cells: Sequence[Marks], sizes: tuple[int, ...],
     cells: one a size.
     sizes: all N of the study, rising: arms that are compared share their draws.
     bootstrap: how many replicates.
+    difficulty_P: the problems' mean marks over runs enough for luck to be small; None: unknown.
   """
   seeds = _spread(cells)
   found = []
   for cell in cells:
-    mean_P = cell.marks_SP.mean(axis=0)
-    own = _share_of_problems(cell, seeds)**0.5
-    problems_B = own * (_weights(bootstrap, len(mean_P)) @ mean_P) / len(mean_P)
+    mean_P = _without_luck(cell, seeds, difficulty_P)
+    problems_B = _weights(bootstrap, len(mean_P)) @ mean_P / len(mean_P)
     # over seeds: a mean of S has a variance S times smaller
     step = cell.unit / len(cell.seeds)**0.5
     seeds_B = step * _deviations(cells, seeds, cell.problems, sizes, bootstrap)
-    variance = own**2 * mean_P.var() / len(mean_P) + step**2 * seeds.variance
+    variance = mean_P.var() / len(mean_P) + step**2 * seeds.variance
     found.append(Replicates(
       mean=float(mean_P.mean()),
       problems_B=problems_B,
@@ -122,11 +124,22 @@ def _spread(cells: Sequence[Marks]) -> _Seeds:
   variance = squares / counted
   shared_CC = _correlation([cell.problems for cell in cells])
   nested = _nested(cells, deviations, variance, shared_CC)
+  return _Seeds(deviations, variance, counted, freedom(freedom_C, [cell.problems for cell in cells], nested), nested)
+
+
+def freedom(counted_C: Sequence[float], problems: Sequence[int], nested: float) -> float:
+  """Degrees of freedom of a variance that is pooled over cells.
+
+  Args:
+    counted_C: seeds of each cell less one.
+    problems: N of each cell.
+    nested: share of the variance that is correlated over N.
+  """
+  freedom_C = np.asarray(counted_C, float)
   # a mean of chi-squares whose deviations correlate by r has 1 / sum(r^2) of their freedom
   together_CC = np.minimum(freedom_C[:, None], freedom_C[None, :])
-  correlation_CC = np.where(np.eye(len(cells)), 1.0, nested * shared_CC)
-  freedom = counted**2 / float((together_CC * correlation_CC**2).sum())
-  return _Seeds(deviations, variance, counted, freedom, nested)
+  correlation_CC = np.where(np.eye(len(freedom_C)), 1.0, nested * _correlation(problems))
+  return float(freedom_C.sum())**2 / float((together_CC * correlation_CC**2).sum())
 
 
 def _correlation(problems: Sequence[int]) -> np.ndarray:
@@ -151,16 +164,31 @@ def _nested(cells: Sequence[Marks], deviations: Sequence[np.ndarray], variance: 
   return min(1.0, max(0.0, found / expected)) if expected else 0.0
 
 
-def _share_of_problems(cell: Marks, seeds: _Seeds) -> float:
-  """Of the variance of problems' means, what is not the luck of single answers; 1 where seeds do not count that."""
+def _without_luck(cell: Marks, seeds: _Seeds, difficulty_P: np.ndarray | None) -> np.ndarray:
+  """[P] problems' mean marks with the variance that they have without the luck of single answers.
+
+  As they are where the seeds' deviations do not count that luck.
+  """
   count_S, count_P = cell.marks_SP.shape
-  variance = float(cell.marks_SP.mean(axis=0).var())
+  mean_P = cell.marks_SP.mean(axis=0)
+  explained_P = _explained(mean_P, difficulty_P)
+  rest_P = mean_P - explained_P
+  variance = float(rest_P.var())
   if count_S == 1 or not seeds.variance or not variance:
-    return 1.0
-  luck_SP = cell.marks_SP - cell.marks_SP.mean(axis=0)
+    return mean_P
+  luck_SP = cell.marks_SP - mean_P
   luck_SP = luck_SP - luck_SP.mean(axis=1, keepdims=True)
   luck = float((luck_SP**2).sum()) / (count_S - 1) / count_P
-  return max(0.0, 1 - luck / count_S / variance)
+  return explained_P + max(0.0, 1 - luck / count_S / variance)**0.5 * rest_P
+
+
+def _explained(mean_P: np.ndarray, difficulty_P: np.ndarray | None) -> np.ndarray:
+  """[P] what a cubic in the problems' difficulty says of their marks, by least squares; their mean where it is unknown."""
+  if difficulty_P is None or not difficulty_P.std():
+    return np.full_like(mean_P, mean_P.mean())
+  scaled_P = (difficulty_P - difficulty_P.mean()) / difficulty_P.std()
+  powers_P4 = np.vander(scaled_P, 4)
+  return powers_P4 @ np.linalg.lstsq(powers_P4, mean_P, rcond=None)[0]
 
 
 def _deviations(cells: Sequence[Marks], seeds: _Seeds, problems: int, sizes: tuple[int, ...],

@@ -74,25 +74,34 @@ class Cell:
     return np.log(np.maximum(_on_the_logit_scale(self.error, moves_B), self.half_answer))
 
 
-def resample(runs: Sequence[Run], bootstrap: Bootstrap) -> dict[Key, Cell]:
+def resample(runs: Sequence[Run], bootstrap: Bootstrap, baseline: str = "sft") -> dict[Key, Cell]:
   """Every cell with its error and B replicates of it, in order of arm (as first seen) and N. All is float64.
 
   A replicate draws the test problems anew, the same draw for every cell, and the seeds' deviations
   as `noise.replicates` says: scaled for their degrees of freedom, correlated over N and over the
   arms of a seed. Errors are moved on the logit scale, where seeds of a policy that is nearly always
   wrong and of one that is nearly always correct spread alike (docs/log.md), so that none leaves 0..1.
-  No arm moves the interval of another one (`paired` compares two of them seed by seed).
+  No arm but the baseline, whose runs say how difficult the test problems are, moves the interval of
+  another one (`paired` compares two of them seed by seed).
+
+  Args:
+    runs: of all arms.
+    bootstrap: how they are resampled.
+    baseline: the arm that all are compared with.
 
   Raises:
     DataError: no runs, two runs with one name, test problems that differ in number, or an accuracy outside 0..1.
   """
   groups = grouped(runs)
   sizes = tuple(sorted({key.problems for key in groups}))
+  difficulty_P = None
+  if of_baseline := [run.accuracy_P for run in runs if run.arm == baseline]:
+    difficulty_P = 1 - np.mean(of_baseline, axis=0)
   cells = {}
   for arm in dict.fromkeys(key.arm for key in groups):
     keys = [key for key in groups if key.arm == arm]
     marks = [_marks(groups[key]) for key in keys]
-    for key, found in zip(keys, noise.replicates(marks, sizes, bootstrap)):
+    for key, found in zip(keys, noise.replicates(marks, sizes, bootstrap, difficulty_P)):
       cells[key] = _cell(key, groups[key], found)
   return cells
 
