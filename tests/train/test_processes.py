@@ -187,6 +187,23 @@ def test_an_error_of_one_process_ends_all_of_them_with_its_sentence(tmp_path):
     assert "row 1: field 'text' is None; expected text" in output.splitlines()[-1]
 
 
+def test_the_held_out_loss_comes_at_its_own_steps_and_is_one_whatever_process_holds_what(tmp_path):
+  """A tensor axis over two processes: both hold every row. No checkpoint falls due where it is measured."""
+  often = ["--config.train.steps=3", "--config.train.eval_every=2", "--config.train.checkpoint_every=100", "--config.train.log_every=1",
+           "--config.train.batch_size=8"]
+  _finish(_start("train", tmp_path / "one", *often))
+  for run in _pair("train", tmp_path / "two", *often, "--config.mesh.fsdp=1", "--config.mesh.tensor=2"):
+    _finish(run)
+  losses = []
+  for name in ("one", "two"):
+    rows = [json.loads(line) for line in (tmp_path / name / "train/metrics.jsonl").read_text().splitlines()]
+    measured = {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
+    assert list(measured) == [2]
+    end = json.loads((tmp_path / name / "train/manifest.json").read_text())["result"]["eval_loss"]
+    losses.append([*_losses(tmp_path / name).values(), *measured.values(), end])
+  np.testing.assert_allclose(losses[1], losses[0], atol=1e-4)
+
+
 def test_a_killed_process_ends_the_other_one_with_its_name(tmp_path):
   runs = _pair("train", tmp_path, "--config.train.steps=100000", "--config.train.log_every=1")
   for line in runs[0].stdout:
