@@ -24,6 +24,7 @@ _POLL_SECONDS = 0.2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _WAKE = signal.SIGUSR2  # takes the main thread out of a wait
 _SWALLOWING = ("__del__", "_xla_gc_callback")  # functions out of which Python lets no exception
+_CALLBACK = ("asyncio.events", "_run")  # an event loop logs what its callbacks raise, and goes on
 
 
 class Stopped(BaseException):
@@ -149,10 +150,20 @@ def _raise(_number: int, frame) -> None:
   """The main thread's part."""
   if not _state.number or _state.deferring or _state.raised:
     return
-  if frame and frame.f_code.co_name in _SWALLOWING:
+  if _is_swallowed(frame):
     return  # the next call comes when the main thread is elsewhere
   _state.raised = True
   raise Stopped(_state.number)
+
+
+def _is_swallowed(frame) -> bool:
+  """Whether an exception raised in `frame` would be lost on its way up."""
+  while frame:
+    name = frame.f_code.co_name
+    if name in _SWALLOWING or (frame.f_globals.get("__name__"), name) == _CALLBACK:
+      return True
+    frame = frame.f_back
+  return False
 
 
 def _wake() -> None:
