@@ -81,12 +81,14 @@ def test_arrays_are_well_formed(seed):
   np.testing.assert_array_equal(np.bincount(segment_E[real], minlength=limits.segments), tokens_S)
 
 
-def test_groups_of_rows_are_laid_out_as_each_would_be_alone():
+@pytest.mark.parametrize("groups", [3, 6, 256])
+def test_groups_of_rows_are_laid_out_as_each_would_be_alone(groups):
+  """A group is what one device holds of a batch."""
   random = np.random.default_rng(1)
-  rows = [[_random_tree(random)] for _ in range(6)]
+  rows = [[_random_tree(random)] for _ in range(2 * groups)]
   limits = trees.bounds(rows, 2, 128)
   together = trees.layout(rows, limits)
-  for group in range(3):
+  for group in range(groups):
     alone = trees.layout(rows[2 * group:2 * group + 2], limits)
     for name, array in alone.items():
       np.testing.assert_array_equal(together[name][len(array) * group:][:len(array)], array, err_msg=name)
