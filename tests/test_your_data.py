@@ -97,7 +97,7 @@ def test_a_starter_is_a_config_and_says_its_own_name(starter, tmp_path, capsys):
 
 
 def test_the_rows_that_the_page_shows_are_rows_of_the_task():
-  (shown,) = re.findall(r'^    (\{"inputs".*)$', PAGE, re.M)
+  (shown,) = re.findall(r'^    (\{"question".*)$', PAGE, re.M)
   (example,) = files.read_jsonl(shipped.folder("examples") / "problems_train.jsonl", 1)
   assert json.loads(shown).keys() == example.keys() - {"id"}
 

@@ -126,9 +126,12 @@ def _in_the_world(experiment, counts) -> dict:
   for seed in experiment.study.seeds:
     world = dataclasses.replace(experiment.world, seed=experiment.world.seed + seed)
     problems = training(dataclasses.replace(experiment, world=world), max(counts))
-    for count in counts:
+    for count in sorted(counts):
       found = overlap.of_the_world([problem.question for problem in problems[:count]], evaluation)
       report[f"n{count:05}_s{seed}"] = found.report()
+    progress.say(f"seed {seed}: {found.same_computation:,} of {found.evaluated:,} evaluation "
+                 "problems share start and amounts, in other words, with one of "
+                 f"{max(counts):,} training problems")
   return report
 
 

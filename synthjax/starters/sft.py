@@ -1,9 +1,8 @@
 """Supervised fine-tuning on problems with worked solutions, and evaluation by their final answers.
 
 Command:   synthjax run --config THIS_FILE --workdir runs/my_sft
-Data:      JSONL, a problem a row: {"inputs": what the policy is shown, "targets": what it shall
-           write, "answer": the final answer}, optionally "id". In "targets" the answer stands as
-           evaluate.answer says.
+Data:      JSONL, a problem a row: {"question", "solution", "answer"}, optionally "id". The answer
+           ends the solution as evaluate.answer says. Test problems need no solution.
 Expected:  the loop, in minutes: a tiny model from random parameters learns the form and answers next
            to no test problem. For numbers that mean something start from a policy (train.init).
 Change:    any field here, or in the command: --config.train.epochs=5. What there is:
@@ -23,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     "recipe": "finetune",
     "model": "world_160k",  # tiny; `synthjax config --explain model` lists presets
     "data": {
-      "task": "traces",
+      "task": "problems",
       "train_path": str(EXAMPLES / "problems_train.jsonl"),  # a file or a glob
       "test_path": str(EXAMPLES / "problems_test.jsonl"),  # never trained on: overlap stops the run
       "tokenizer": {"kind": "bytes"},  # for real text: sentencepiece (learned from it), hf or gpt2

@@ -1,9 +1,9 @@
 """Study A on problems with worked solutions: what N of them are worth under SFT, RFT and DPO.
 
 Command:   synthjax run --config THIS_FILE --workdir runs/my_study
-Data:      JSONL, a problem a row: {"inputs": what the policy is shown, "targets": what it shall
-           write, "answer": the final answer}, optionally "id". In "targets" the answer stands as
-           evaluate.answer says, and a step is a line.
+Data:      JSONL, a problem a row: {"question", "solution", "answer"}, optionally "id". The answer
+           ends the solution as evaluate.answer says, and steps are those of data.steps. Test
+           problems need no solution.
 Change:    any field here, or in the command: --config.study.seeds="(0,1,2)". What there is:
            synthjax config --explain, or --explain study
 Expected:  the loop, in minutes: a tiny model from random parameters answers no test problem. For
@@ -25,9 +25,10 @@ def get_config() -> ml_collections.ConfigDict:
     "recipe": "math_rl",
     "model": "world_160k",
     "data": {
-      "task": "traces",
+      "task": "problems",
       "train_path": str(EXAMPLES / "problems_train.jsonl"),  # a tenth is kept for development
       "test_path": str(EXAMPLES / "problems_test.jsonl"),
+      "steps": "gsm8k",  # a step is a line; math: a sentence, outside LaTeX
       "tokenizer": {"kind": "bytes"},
       "row_length": 256,
     },
@@ -45,5 +46,8 @@ def get_config() -> ml_collections.ConfigDict:
       "rft": {"batch_size": 8, "epochs": 10.0, "optimizer": {"learning_rate": 3e-3}, **rare},
       "preference": {"batch_size": 8, "epochs": 2.0, "optimizer": {"learning_rate": 2e-4}, **rare},
     },
-    "evaluate": {"answer": "hash", "max_new_tokens": 64},
+    "evaluate": {
+      "answer": "hash",  # after '####'; also answer_is, final_line, boxed
+      "max_new_tokens": 64,
+    },
   })
