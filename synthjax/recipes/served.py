@@ -18,7 +18,7 @@ from synthjax.rollout import parity
 from synthjax.rollout.remote import Remote, Server, ServerError
 from synthjax.rollout.requests import Request, Result, Sample
 
-_COMPARED = 16  # requests of a stage whose log-probs are compared with the checkpoint's
+_COMPARED = 16  # answers of a stage whose log-probs are compared with the checkpoint's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +66,11 @@ class Engine:
       self._refuse_unknown()
     results = map(self._in_ids, self._remote.generate(asked.values()))
     if not self._checked:
-      first = list(itertools.islice(results, _COMPARED))
-      self._compare([(asked[result.id], result) for result in first])
-      self._checked = True
+      first = _until_answered(results, _COMPARED)
+      answered = [(asked[result.id], result) for result in first if result.samples]
+      if answered:
+        self._compare(answered)
+        self._checked = True
       results = itertools.chain(first, results)
     samples = 0
     others = 0
@@ -129,6 +131,18 @@ class Engine:
         f"{found.mean:.2g} on average and {found.largest:.2g} at most over {found.tokens:,} sampled "
         f"tokens, allowed are {bounds.mean:g} and {bounds.largest:g}: it holds another policy; serve "
         "this checkpoint")
+
+
+def _until_answered(results: Iterator[Result], count: int) -> list[Result]:
+  """The first results up to the `count`-th that is no error: errors say nothing about a policy."""
+  found = []
+  answered = 0
+  for result in results:
+    found.append(result)
+    answered += bool(result.samples)
+    if answered == count:
+      break
+  return found
 
 
 def _are_others(sample: Sample) -> bool:

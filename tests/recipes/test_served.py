@@ -19,7 +19,7 @@ from synthjax.data import tokenizers
 from synthjax.generate.worlds import shop
 from synthjax.recipes import finetune, math_rl, served
 from synthjax.rollout.remote import ServerError
-from synthjax.rollout.requests import Request, Result, Sample
+from synthjax.rollout.requests import Request, Result, Sample, Sampling
 
 ROOT = pathlib.Path(__file__).parents[2]
 RARE = {"checkpoint_every": 10_000, "log_every": 10_000}
@@ -132,8 +132,11 @@ def _refuses_another_policy(url):
   )
   prompt = tuple(words.encode("A shop has 11 apples . gets 2 . sells 5 . ?"))
   engine = served.Engine(schema.StudyServer(url), held, words)
+  too_long, good = Sampling(max_tokens=64), Sampling(max_tokens=32)
+  (refused,) = engine.generate([Request("long", prompt_ids=prompt, sampling=too_long)])
+  assert "refuses the request" in refused.error, "an error says nothing about the policy"
   with pytest.raises(ServerError, match="it holds another policy; serve this checkpoint"):
-    next(engine.generate([Request("a", prompt_ids=prompt, n=16)]))
+    next(engine.generate([Request("good", prompt_ids=prompt, sampling=good, n=16)]))
 
 
 class _Texts:
