@@ -59,6 +59,6 @@ def test_words_are_single_tokens_and_a_problem_with_its_trace_takes_at_most_45()
 
 def test_wrong_lines_are_seen():
   problem = shop.problems(shop.World(), "train", 1)[0]
-  start, events = shop.parse(problem.question)
+  start, events, _ = shop.parse(problem.question)
   assert shop.judge_steps(problem.question, f"{start} + 99 = {start + 99} ; Answer: 3")[0] == "wrong"
   assert len(events) >= 2

@@ -18,7 +18,7 @@ RIGHT, WRONG = Verdict("equal"), Verdict("different")
 
 def _texts(problem):
   """The three operations one by one; two of them fused; and one by one, the second of them wrong from then on."""
-  start, events = shop.parse(problem.question)
+  start, events, _ = shop.parse(problem.question)
   moves = [e.sign * e.amount for e in events]
   operation = lambda move: f"{'+' if move > 0 else '-'} {abs(move)}"
   totals = [start + sum(moves[:i]) for i in range(4)]

@@ -400,7 +400,7 @@ def test_a_reward_that_cannot_be_is_refused(reward, complete):
 # A policy of the shop whose lines go on from the line before with a result that may be off by one: two errors may cancel.
 def _lines(question, text):
   """{next line: probability} after a text, {} at its end."""
-  total, events = shop.parse(question)
+  total, events, _ = shop.parse(question)
   lines = [line.split() for line in text.split(" ;") if line.strip()]
   if lines and lines[-1][0] == "Answer:":
     return {}
