@@ -16,7 +16,7 @@ import ml_collections
 VARIANTS = ("smoke", "facts", "facts_smoke")
 
 # The world of configs/math_scaling_world.py, where the argument for its numbers stands.
-FACTS = {
+FACTS = {  # as configs/math_scaling_world.py
   "leap": 0.0,
   "misread": 0.3,
   "verbs": 512,

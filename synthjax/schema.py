@@ -277,6 +277,34 @@ class Evaluate(Checked):
   ] = "task"
 
 
+Positives = Annotated[tuple[PositiveFloat, ...], not_empty(), distinct()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tune(Checked):
+  """How the settings of study A's arms are chosen: every combination on development problems.
+
+  The best mean accuracy wins, and of equal ones the first in the order of the grid, which rises.
+  Grids are our choice.
+  """
+
+  problems: NonNegativeInt = 0  # N of the cell that is tuned on; 0: nothing is tuned
+  # of that cell; not one of study.seeds: its training problems are of the study's distribution and
+  # not of its cells
+  seed: NonNegativeInt = 1000
+  dev_problems: PositiveInt = 500  # that every trial answers
+  samples: PositiveInt = 2  # answers a problem, at the temperature of study.sampling
+  rates: Positives = (3e-5, 1e-4, 3e-4, 1e-3)  # learning rates of arms that learn from pairs
+  betas: Positives = (0.03, 0.1, 0.3)  # of these; each without and with the anchor
+  epochs: Positives = (2.0, 6.0)  # of these
+  # of arms by likelihood over whole solutions; their grid is as large as that of pairs
+  likelihood_rates: Positives = (5e-4, 1e-3, 2e-3, 4e-3)
+  likelihood_epochs: Positives = (5.0, 10.0, 20.0, 40.0)
+  # of arms that go on by likelihood from the start policy
+  short_rates: Positives = (3e-5, 1e-4, 3e-4, 1e-3, 2e-3, 4e-3)
+  short_epochs: Positives = (1.0, 2.0, 6.0, 12.0)
+
+
 @dataclasses.dataclass(frozen=True)
 class StudyServer(Checked):
   """A server of the OpenAI protocol that samples a study's start policy; see recipes/served.py."""
@@ -302,15 +330,23 @@ class Study(Checked):
   baseline_problems: tuple[PositiveInt, ...] = ()
   # each draws its own problems and trains anew
   seeds: Annotated[tuple[NonNegativeInt, ...], not_empty(), distinct()] = (0, 1, 2)
-  # see recipes/math_rl.py; NAME*k is k on-policy rounds
-  arms: Annotated[tuple[str, ...], distinct()] = ("sft", "rft", "rft2", "dpo", "step_dpo.paper")
+  # see recipes/study_arms.py; NAME*k is k on-policy rounds
+  arms: Annotated[tuple[str, ...], distinct()] = (
+    "sft", "rft", "rft2", "chosen_only", "dpo", "rpo", "step_dpo.paper", "step_dpo.branch"
+  )
   # world only: N at which everything is run again with a teacher that never leaps, the negative
   # control
   control: tuple[PositiveInt, ...] = ()
   # which problems the arms are evaluated on; choose settings on dev
   split: Literal["test", "dev"] = "test"
-  # the policy that preference arms sample from, start from and refer to
-  start: Literal["sft", "rft"] = "rft"
+  # the policy that preference arms sample from, start from and refer to; sft as in the paper
+  start: Literal["sft", "rft"] = "sft"
+  tune: Tune = Tune()  # chooses every arm's settings before the study
+  # tuned.json of a study that chose them, instead of tuning; "" and no tuning: as the config says
+  tuned: str = ""
+  # answers a test problem, at the temperature of `sampling`: marks are their means; greedy answers
+  # are given beside
+  marked: PositiveInt = 4
   sampling: Sampling = Sampling(max_tokens=64, temperature=0.7)  # of the traces
   # samples traces and rollouts of the start policy, once it is trained and served there
   server: StudyServer = StudyServer()

@@ -141,7 +141,7 @@ def _on_the_world(problems: int) -> None:
   with tempfile.TemporaryDirectory() as folder:
     job = finetune.Job(experiment, pathlib.Path(folder))
     on = cell.open_cell(job, finetune.tokenizer_of(job), problems, 0)
-    base = cell.Policy("base", experiment.train.init, 0, 0)
+    base = cell.Policy("base", experiment.train.init, cell.Cost(), cell.Cost())
     drawn, _ = on.sample(base, experiment.study.samples)
     traces = signals.token_traces(on, to_value(drawn, 1, right_too=False))
     right = sum(d.verdict.reward for d in drawn) / len(drawn)

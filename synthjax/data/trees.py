@@ -46,6 +46,19 @@ class Node:
     return sum(len(node.tokens) for node in nodes(self))
 
 
+def chosen_alone(root: Node) -> Node:
+  """A pair's tree without its rejected side; every chosen step has advantage 1, on neither side."""
+  children = tuple(_chosen_chain(child) for child in root.children if child.side > 0)
+  return dataclasses.replace(root, children=children)
+
+
+def _chosen_chain(node: Node) -> Node:
+  below: tuple[Node, ...] = ()
+  for step in reversed(list(nodes(node))):
+    below = (dataclasses.replace(step, children=below, side=0, advantage=1.0, weight=1.0),)
+  return below[0]
+
+
 def pair(
   prefix: Sequence[int],
   chosen: Sequence[Sequence[int]],

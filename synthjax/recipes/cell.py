@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from synthjax import files, progress, records, schema, stages, workfolder
+from synthjax import files, keys, progress, records, schema, stages, workfolder
 from synthjax.data import steps, trees
 from synthjax.data.documents import TokenDocuments
 from synthjax.data.sources import Example
@@ -21,11 +21,13 @@ from synthjax.data.tokenizers import Tokenizer
 from synthjax.errors import Error
 from synthjax.evaluate import protocols, score
 from synthjax.evaluate import run as evaluate_lib
+from synthjax.model import transformer
 from synthjax.recipes import finetune, served, splits
 from synthjax.records import Verdict
 from synthjax.rollout import journal, requests
 from synthjax.rollout.draw import Drawn, Judge, Splitting, draw, right
 from synthjax.rollout.engine import JaxEngine
+from synthjax.scaling import compute
 from synthjax.train import policies, preference
 from synthjax.verify import extract, pool
 from synthjax.verify.policy import POLICIES
@@ -33,25 +35,33 @@ from synthjax.verify.policy import POLICIES
 _ON_STEPS = ("awr", "filtered_sft")  # losses that read `objective.advantage`; the others read `objective.preference`
 
 
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """Tokens that were computed; stages that follow one another are added."""
+
+  trained: int = 0  # targets of training
+  passed: int = 0  # in the passes of training: targets and prompts
+  sampled: int = 0
+  read: int = 0  # prompts and prefixes before something is sampled
+  reference: int = 0  # scored by the reference policy
+
+  def __add__(self, other: "Cost") -> "Cost":
+    names = [field.name for field in dataclasses.fields(self)]
+    return Cost(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+
 class Policy(NamedTuple):
-  """A trained policy and what it took, with the stages that it starts from."""
+  """A trained policy and what it took."""
 
   name: str
   checkpoints: str  # folder
-  trained: int  # target tokens
-  sampled: int  # tokens
+  own: Cost  # its training alone
+  cost: Cost  # with all stages that it stands on
   notes: tuple[str, ...] = ()  # what a reader of its numbers must know
 
   @property
   def identity(self) -> str:
     return finetune.identity(self.checkpoints)
-
-
-class Cost(NamedTuple):
-  """What a policy took before its own training."""
-
-  trained: int = 0  # target tokens
-  sampled: int = 0  # tokens
 
 
 class Solution(NamedTuple):
@@ -102,6 +112,23 @@ class Cell:
     """What verdicts depend on, for the inputs of a stage."""
     return [files.value_hash([[p.id, p.inputs, p.answer] for p in self.problems]), self.judge.mode, self.experiment.evaluate.policy]
 
+  def seed(self, *names: str) -> int:
+    """The random seed of one purpose in this cell."""
+    return keys.named(self.experiment.seed, *names)
+
+  @property
+  def base_identity(self) -> str:
+    """Of the policy that all training begins with; "" where it begins from scratch."""
+    init = self.experiment.train.init
+    return str(finetune.identity(init)) if init else ""
+
+  def flops(self, cost: Cost) -> float:
+    """Of all tokens of a cost together."""
+    model_cfg = transformer.sized(self.experiment.model, self.tokenizer.size)
+    seen = self.study.sampling.max_tokens / 2 + 1  # positions, on average
+    return compute.flops(model_cfg, trained=cost.passed, reference=cost.reference, read=cost.read, sampled=cost.sampled,
+                         mean_context=seen).total
+
   def stage(self, name: str, inputs: list | dict, work: Callable[[pathlib.Path], dict]) -> dict:
     """A stage of the cell; its config is what it is told here."""
     key = {"stage": name, "seed": self.experiment.seed, "model": workfolder.decisive("model", self.experiment.model),
@@ -140,7 +167,8 @@ class Cell:
   def by_likelihood(self, name: str, solutions: Sequence[Solution], cfg: schema.Train, start: Policy | None, cost: Cost) -> Policy:
     """Trains on distinct solutions, from a policy or from where the config says; those that do not fit a row are left out and noted."""
     init = start.checkpoints if start else self.experiment.train.init
-    experiment = dataclasses.replace(self.experiment, train=dataclasses.replace(cfg, init=init))
+    seed = self.seed("train", name)
+    experiment = dataclasses.replace(self.experiment, seed=seed, train=dataclasses.replace(cfg, init=init))
     distinct = dict.fromkeys(solutions)
     documents = [(self.prompts[s.problem_id], (*s.ids, self.tokenizer.eos_id)) for s in distinct if self._fits(s)]
 
@@ -150,22 +178,27 @@ class Cell:
               "too_long": len(distinct) - len(documents)}
 
     inputs = {"train": workfolder.decisive("train", cfg), "init": finetune.identity(init), "documents": files.value_hash(documents),
-              "row_length": self.experiment.data.row_length}
-    return self._trained(name, self.stage(name, inputs, work), cost, f"of {len(distinct)} solutions")
+              "row_length": self.experiment.data.row_length, "seed": seed}
+    made = self.stage(name, inputs, work)
+    targets = sum(len(response) for _, response in documents)
+    whole = targets + sum(len(prompt) for prompt, _ in documents)
+    own = Cost(trained=made["tokens"], passed=round(made["tokens"] * whole / targets))
+    return self._trained(name, made, own, cost, f"of {len(distinct)} solutions")
 
   def _fits(self, solution: Solution) -> bool:
     return len(self.prompts[solution.problem_id]) + len(solution.ids) < self.experiment.data.row_length  # end-of-text comes after it
 
-  def _trained(self, name: str, found: dict, cost: Cost, whole: str) -> Policy:
+  def _trained(self, name: str, found: dict, own: Cost, cost: Cost, whole: str) -> Policy:
     notes = (f"{self.folder.name}, {name!r}: {found['too_long']} {whole} do not fit a row and were left out",) if found["too_long"] else ()
-    return Policy(name, str(self.folder / name / "checkpoints"), cost.trained + found["tokens"], cost.sampled, notes)
+    return Policy(name, str(self.folder / name / "checkpoints"), own, cost + own, notes)
 
-  def sample(self, policy: Policy, n: int) -> tuple[list[Drawn], int]:
-    """(n traces of every problem, tokens sampled)."""
+  def sample(self, policy: Policy, n: int) -> tuple[list[Drawn], Cost]:
+    """(n traces of every problem, what they took). The first of more are those of fewer."""
     how, name = self.study.sampling, f"draw{n}_{policy.name}"
+    seed = self.seed("draw", policy.name)
 
     def work(folder: pathlib.Path) -> dict:
-      drawn = list(draw(self.problems, self.sampler(policy, folder), self.judge, how, n, self.experiment.seed, self.splitting))
+      drawn = list(draw(self.problems, self.sampler(policy, folder), self.judge, how, n, seed, self.splitting))
       order = {p.id: i for i, p in enumerate(self.problems)}
       drawn.sort(key=lambda d: order[d.problem_id])
       records.write(folder / "drawn.jsonl", drawn)
@@ -174,8 +207,10 @@ class Cell:
               "truncated": sum(not d.complete for d in drawn), "distinct": len({(d.problem_id, d.text) for d in drawn}),
               "tokens": sum(sum(map(len, d.steps)) + d.complete for d in drawn), "accuracy": counts["equal"] / len(drawn)}
 
-    found = self.stage(name, [self.sampled_by(policy), how.to_json(), n, dataclasses.asdict(self.splitting), self.judging], work)
-    return list(records.read(Drawn, self.folder / name / "drawn.jsonl")), found["tokens"]
+    found = self.stage(name, [self.sampled_by(policy), how.to_json(), n, dataclasses.asdict(self.splitting), self.judging, seed], work)
+    prompts = sum(len(prompt) for prompt in self.prompts.values())
+    drawn = list(records.read(Drawn, self.folder / name / "drawn.jsonl"))
+    return drawn, Cost(sampled=found["tokens"], read=prompts)
 
   def sampler(self, policy: Policy, folder: pathlib.Path):
     """Samples of a policy, kept in a journal: a killed stage goes on where it was."""
@@ -206,8 +241,8 @@ class Cell:
     held = self.held(policy)
     return held.fingerprint if held else policy.identity
 
-  def right(self, name: str, drawn: Sequence[Drawn], most: int) -> list[Solution]:
-    """Distinct right traces, at most so many a problem; what became of the others is in the manifest of stage `right_NAME`."""
+  def correct(self, name: str, drawn: Sequence[Drawn], most: int) -> list[Solution]:
+    """Distinct correct traces, at most so many a problem; what became of the others is in the manifest of stage `right_NAME`."""
     kept, distinct = right(drawn, most), right(drawn, len(drawn))
     every = [d for d in drawn if d.verdict.reward]
     ended = sum(d.complete for d in every)
@@ -225,14 +260,15 @@ class Cell:
                          f"{100 * self.study.least_accuracy:.0f} % pits are noise. Train {policy.name!r} on more problems or for longer, "
                          "or lower config.study.least_accuracy and expect nothing of the step arms")
 
-  def by_preference(self, name: str, roots: Sequence[trees.Node], objective: schema.Objective, start: Policy, cost: Cost,
-                    splittable: bool) -> Policy:
+  def by_preference(self, name: str, roots: Sequence[trees.Node], objective: schema.Objective, train: schema.Train, start: Policy,
+                    cost: Cost, splittable: bool) -> Policy:
     """Trains on trees from `start`, which is the reference; without trees the arm stays there, and a note says so."""
     if not roots:
       note = f"{self.folder.name}: the samples of {start.name!r} gave {name!r} nothing to learn from; it is {start.name!r} unchanged"
-      return Policy(name, start.checkpoints, cost.trained, cost.sampled, (note,))
-    cfg, length = dataclasses.replace(self.study.preference, init=start.checkpoints), self.experiment.data.row_length
-    experiment = dataclasses.replace(self.experiment, train=cfg, objective=objective)
+      return Policy(name, start.checkpoints, Cost(), cost, (note,))
+    cfg, length = dataclasses.replace(train, init=start.checkpoints), self.experiment.data.row_length
+    seed = self.seed("train", name)
+    experiment = dataclasses.replace(self.experiment, seed=seed, train=cfg, objective=objective)
     content = files.value_hash([_plain(root) for root in roots])
 
     def work(folder: pathlib.Path) -> dict:
@@ -247,24 +283,45 @@ class Cell:
 
     knobs = dataclasses.asdict(objective.advantage if objective.loss in _ON_STEPS else objective.preference)
     inputs = {"train": workfolder.decisive("train", cfg), "loss": objective.loss, "objective": knobs, "init": start.identity,
-              "trees": content, "row_length": length}
+              "trees": content, "row_length": length, "seed": seed}
     found = self.stage(name, inputs, work)
-    return self._trained(name, found, cost, f"of {len(roots)} trees")
+    whole = sum(root.size() for root in roots)
+    targets = sum(len(node.tokens) for root in roots for node in trees.nodes(root) if node.predicted)
+    passed = round(found["tokens"] * whole / max(targets, 1))
+    own = Cost(trained=found["tokens"], passed=passed, reference=whole)
+    return self._trained(name, found, own, cost, f"of {len(roots)} trees")
 
-  def evaluate(self, policy: Policy, test: Sequence[Example]) -> np.ndarray:
-    """For every test problem the share of the policy's answers that are right."""
+  def mark(self, policy: Policy, problems: Sequence[Example], split: str, samples: int) -> np.ndarray:
+    """For every problem the share of the policy's answers that are correct.
+
+    Args:
+      policy: that answers.
+      problems: of the split.
+      split: its name, of the stage.
+      samples: answers a problem at the temperature of the study's sampling; 0: the greedy one.
+    """
     protocol = protocols.of(self.experiment)
+    cfg = self.experiment.evaluate
+    if samples:
+      cfg = dataclasses.replace(cfg, samples=samples, temperature=self.study.sampling.temperature)
+    experiment = dataclasses.replace(self.experiment, seed=self.seed("evaluate", split), evaluate=cfg)
 
     def work(folder: pathlib.Path) -> dict:
       engine = engine_of(self.experiment, self.tokenizer, policy.checkpoints, policy.identity)
-      return evaluate_lib.answer(engine, test, self.experiment, folder)
+      return evaluate_lib.answer(engine, problems, experiment, folder)
 
-    name = f"evaluate_{self.study.split}_{policy.name}"
-    asked = files.value_hash([[p.id, protocol.prompt(p), p.answer] for p in test])
-    cfg = workfolder.decisive("evaluate", self.experiment.evaluate)
-    self.stage(name, {"policy": policy.identity, "evaluate": cfg, "protocol": protocol.record(), "problems": asked}, work)
+    name = f"{'evaluate' if samples else 'greedy'}_{split}_{policy.name}"
+    asked = files.value_hash([[p.id, protocol.prompt(p), p.answer] for p in problems])
+    how = workfolder.decisive("evaluate", cfg)
+    inputs = {"policy": policy.identity, "evaluate": how, "protocol": protocol.record(), "problems": asked, "seed": experiment.seed}
+    self.stage(name, inputs, work)
     shares = score.shares(self.folder / name / "responses.jsonl")
-    return np.array([shares[p.id] for p in test])
+    return np.array([shares[p.id] for p in problems])
+
+  def looks(self, policy: Policy) -> int:
+    """How many different policies of this name have answered the test problems in this cell."""
+    kept = stages.versions(self.folder / f"evaluate_test_{policy.name}")
+    return len({json.dumps((each.inputs or {}).get("inputs", {}).get("policy")) for each in kept})
 
 
 def open_cell(job: finetune.Job, tokenizer: Tokenizer, count: int, seed: int) -> Cell:

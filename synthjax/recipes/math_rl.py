@@ -1,45 +1,44 @@
 """Study A: what N synthetic maths problems are worth under SFT, RFT, DPO, per-step DPO and advantage-weighted RL (Setlur et al. 2024).
 
-problems, none of them of the evaluation, + teacher traces -> SFT -> its samples -> RFT -> its
-samples -> step values -> pairs -> preference arms -> evaluation -> multiples.
+problems, none of them of the evaluation, + teacher traces -> SFT -> its samples -> RFT, step values,
+pairs -> preference arms -> evaluation -> multiples.
 
-Arms (`config.study.arms`); `sft` and, where preference arms start from it, `rft` are always trained:
-  sft, sft_long (with as many tokens as rft), rft, rft_many (more right traces a problem), rft_clean and rft_spurious (world only: right
-  traces without leaps, or with them, equally many of a problem), rft2 (a second round of likelihood on the same samples as the preference
-  arms: the control), dpo, dpo_distant, step_dpo.paper|branch|step|weighted, awr, filtered_sft.
-`NAME*k` is k on-policy rounds of rft2 or a preference arm: each samples and starts from the policy of the round before.
+The arms are in `study_arms.py`. Every arm's settings are chosen alike on development problems
+(`tuning.py`) before the first test problem is answered.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
+import numpy as np
 
-from synthjax import files, locks, progress, schema
+from synthjax import files, locks, progress, schema, stats
+from synthjax.data.sources import Example
 from synthjax.errors import ConfigError
-from synthjax.model import transformer
-from synthjax.recipes import finetune, leaps, signals, splits
-from synthjax.recipes.cell import Cell, Cost, Policy, Solution, open_cell
+from synthjax.recipes import finetune, settings, splits, study_arms, tuning
+from synthjax.recipes.cell import Cell, Cost, Policy, open_cell
 from synthjax.recipes.finetune import Job
-from synthjax.rollout.draw import Drawn
-from synthjax.scaling import compute, efficiency, noise, paired, power, resample
+from synthjax.recipes.settings import Tuned
+from synthjax.recipes.study_arms import Arms, Learn
+from synthjax.scaling import efficiency, noise, paired, power, resample
 from synthjax.scaling import table as tables
 from synthjax.scaling.efficiency import Efficiency
 from synthjax.scaling.paired import Difference
 
-# mode of the pairs, whether steps are weighted by their |advantage|, and the loss
-_PAIRED: dict[str, tuple[Any, bool, Any]] = {
-  "dpo": ("random", False, "dpo"), "dpo_distant": ("distant", False, "dpo"), "step_dpo.paper": ("paper", False, "step_dpo"),
-  "step_dpo.branch": ("branch", False, "step_dpo"), "step_dpo.step": ("step", False, "step_dpo"),
-  "step_dpo.weighted": ("random", True, "step_dpo"),
-}
-_ON_TREES = ("awr", "filtered_sft")  # every sampled trace with the values of all its steps
-_VALUED = tuple(name for name, (mode, weighted, _) in _PAIRED.items() if weighted or mode not in ("random", "distant"))
-_PICKED = ("rft_clean", "rft_spurious")
-_FIRST = ("sft", "sft_long", "rft", "rft_many", *_PICKED)  # arms that need no samples of the start policy
-ARMS = (*_FIRST, "rft2", *_PAIRED, *_ON_TREES)
+_BASE = "base"  # the policy before any training, in tables
+
+
+class Measured(NamedTuple):
+  """All arms at every N and seed."""
+
+  efficiency: Efficiency  # of the marks: means over samples
+  differences: list[Difference]  # between arms, paired by seed and problem
+  greedy: list[resample.Run]  # the same policies' greedy answers
+  base_P: np.ndarray | None  # marks of the untrained policy; None: training is from scratch
+  sft: list[Difference]  # of SFT and the base, at every N
 
 
 def run(job: Job) -> dict:
@@ -56,45 +55,99 @@ def run(job: Job) -> dict:
   finetune.say_what_is_asked(job.experiment)
   splits.check(job.experiment, job.workdir, sorted({*study.problems, *study.baseline_problems, *study.control}))
   files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
-  found, differences = _measured(job, study.problems, study.baseline_problems)
+  progress.say(power.sentence(study.problems, len(study.seeds), len(splits.evaluated(job.experiment))))
+  tuned = tuning.tuned(job, finetune.tokenizer_of(job), study.arms)
+  found = _measured(job, tuned, study.problems, study.baseline_problems)
   control = None
   if study.control:
-    experiment = dataclasses.replace(job.experiment, world=dataclasses.replace(job.experiment.world, leap=0.0))
-    control = _measured(job._replace(experiment=experiment, workdir=job.workdir / "control"), study.control, ())[0]
-  return report(job, found, differences, control)
+    world = dataclasses.replace(job.experiment.world, leap=0.0, misread=0.0)
+    experiment = dataclasses.replace(job.experiment, world=world)
+    control = _measured(job._replace(experiment=experiment, workdir=job.workdir / "control"), tuned, study.control, ())
+  return report(job, found, control)
 
 
-def _measured(job: Job, problems: Sequence[int], baseline: Sequence[int]) -> tuple[Efficiency, list[Difference]]:
-  """All arms at every N and seed: multiples, and paired differences between arms."""
-  study, runs = job.experiment.study, []
+def _measured(job: Job, tuned: Mapping[str, Tuned], problems: Sequence[int], baseline: Sequence[int]) -> Measured:
+  study = job.experiment.study
+  runs: list[resample.Run] = []
+  greedy: list[resample.Run] = []
   notes: dict[str, None] = {}  # in order
+  looks: dict[str, int] = {}
   tokenizer, test = finetune.tokenizer_of(job), splits.evaluated(job.experiment)
-  model_cfg = transformer.sized(job.experiment.model, tokenizer.size)
-  progress.say(power.sentence(problems, len(study.seeds), len(test)))
   plan = [(count, seed, study.arms if count in problems else ()) for count in sorted({*problems, *baseline}) for seed in study.seeds]
   # An arm takes about as long as SFT on the same problems, and with its samples more (our choice: twice).
   weights = [count * (1 + 2 * len(set(arms) - {"sft"})) for count, _, arms in plan]
+  base_P = None
   with progress.study(weights, f"{job.workdir.name}, cell") as begin:
     for count, seed, arms in plan:
       begin()
       cell = open_cell(job, tokenizer, count, seed)
       with _alone(cell):
-        for arm, policy in train_arms(cell, arms).items():
-          marks = cell.evaluate(policy, test)
+        if base_P is None:
+          base_P = _base(cell, test)
+        for arm, policy in train_arms(cell, arms, tuned).items():
+          marks_P = cell.mark(policy, test, study.split, study.marked)
+          greedy_P = cell.mark(policy, test, study.split, 0)
           notes |= dict.fromkeys(policy.notes)
-          took = compute.flops(model_cfg, trained=policy.trained, sampled=policy.sampled, mean_context=study.sampling.max_tokens / 2)
-          runs.append(resample.Run(arm, count, seed, marks, policy.trained, policy.sampled, flops=took.total))
-          progress.say(f"{job.workdir.name}, N={count:,} seed {seed}: {arm:18} {100 * marks.mean():5.1f} %")
+          looks[arm] = max(looks.get(arm, 1), cell.looks(policy))
+          cost, flops = policy.cost, cell.flops(policy.cost)
+          for kept, accuracy_P in ((runs, marks_P), (greedy, greedy_P)):
+            kept.append(resample.Run(arm, count, seed, accuracy_P, cost.trained, cost.sampled, flops=flops))
+          progress.say(f"{job.workdir.name}, N={count:,} seed {seed}: {arm:18} {100 * marks_P.mean():5.1f} %, "
+                       f"greedy {100 * greedy_P.mean():5.1f} %")
+  notes |= dict.fromkeys(_looked(looks))
+  if not tuned:
+    notes["settings are those of the config: nothing was tuned, and arms may differ by how well their settings suit them"] = None
   cells = resample.resample(runs, noise.Bootstrap())
-  steps = [arm for arm in study.arms if arm.startswith("step_dpo")]
-  contrasts = [("sft", "rft"), *[("rft", arm) for arm in ("rft_many", *_PICKED, "filtered_sft")], _PICKED[::-1],
-               *[(other, arm) for arm in steps for other in study.arms if other.startswith(("rft", "dpo"))]]
-  measured = {run.arm for run in runs}
-  differences = [d for arm, other in contrasts if {arm, other} <= measured for d in paired.differences(runs, arm, other)]
-  found = efficiency.analyse(cells)
+  found = efficiency.analyse(cells, tuning=_compute(tuned, runs))
   on_purpose = {str(resample.Key(arm, count)) for arm in study.arms for count in {*baseline} - {*problems}}
   missing = tuple(cell for cell in found.missing if cell not in on_purpose)
-  return dataclasses.replace(found, missing=missing, notes=(*found.notes, *notes)), differences
+  found = dataclasses.replace(found, missing=missing, notes=(*found.notes, *notes))
+  improved = [] if base_P is None else paired.differences([*runs, *_as_runs(base_P, runs)], _BASE, "sft")
+  return Measured(found, _differences(runs, study.arms), greedy, base_P, improved)
+
+
+def _differences(runs: Sequence[resample.Run], arms: Sequence[str]) -> list[Difference]:
+  """SFT against RFT, and every arm that knows the step against its controls."""
+  measured = {run.arm for run in runs}
+  pairs = [("sft", arm) for arm in arms if arm.partition("*")[0] in ("rft", "rft2", "dpo")]
+  pairs += [("rft", arm) for arm in ("rft_many", *study_arms.PICKED)] + [study_arms.PICKED[::-1]]
+  for arm in arms:
+    if arm.partition("*")[0] in study_arms.CREDITED:
+      pairs += [(other, arm) for other in _controls(arms)]
+  return [each for one, other in pairs if {one, other} <= measured for each in paired.differences(runs, one, other)]
+
+
+def _controls(arms: Sequence[str]) -> list[str]:
+  return [arm for arm in arms if arm.partition("*")[0] in study_arms.CONTROLS]
+
+
+def _base(cell: Cell, test: Sequence[Example]) -> np.ndarray | None:
+  """Marks of the policy that all training begins with."""
+  init = cell.experiment.train.init
+  if not init:
+    return None
+  return cell.mark(Policy(_BASE, init, Cost(), Cost()), test, cell.study.split, cell.study.marked)
+
+
+def _as_runs(base_P: np.ndarray, runs: Sequence[resample.Run]) -> list[resample.Run]:
+  """The base beside every run of SFT: it is the same policy at every N and seed."""
+  return [dataclasses.replace(run, arm=_BASE, accuracy_P=base_P, tokens_trained=0, tokens_sampled=0, flops=0.0)
+          for run in runs if run.arm == "sft"]
+
+
+def _looked(looks: Mapping[str, int]) -> list[str]:
+  """A note where test problems were answered by an arm that was changed afterwards."""
+  again = [f"{arm} ({count} times)" for arm, count in looks.items() if count > 1]
+  if not again:
+    return []
+  return [f"test problems were looked at more than once, with other settings: {', '.join(again)}; "
+          "their numbers are not those of a first look"]
+
+
+def _compute(tuned: Mapping[str, Tuned], runs: Sequence[resample.Run]) -> dict[str, float]:
+  """FLOPs of choosing the settings of every arm; {} where they are not known."""
+  found = {arm: tuned[arm.partition("*")[0]].flops for arm in dict.fromkeys(run.arm for run in runs) if arm.partition("*")[0] in tuned}
+  return found if len(found) == len({run.arm for run in runs}) else {}
 
 
 def _alone(cell: Cell) -> contextlib.AbstractContextManager[None]:
@@ -107,12 +160,15 @@ def _check(experiment: schema.Experiment) -> None:
   study = experiment.study
   for arm in study.arms:
     name, _, rounds = arm.partition("*")
-    if name not in ARMS or (rounds and not (rounds.isdigit() and int(rounds) > 1 and name not in _FIRST)):
-      raise ConfigError(f"config.study.arms has {arm!r}; expected one of {', '.join(ARMS)}, or NAME*k (k of 2 and more) for rounds of rft2 "
-                       "or a preference arm")
-    if name in _PICKED and experiment.data.task != "world":
+    if name not in study_arms.ARMS or (rounds and not (rounds.isdigit() and int(rounds) > 1 and name in study_arms.ON_POLICY)):
+      raise ConfigError(f"config.study.arms has {arm!r}; expected one of {', '.join(study_arms.ARMS)}, or NAME*k (k of 2 and more) for "
+                        "rounds of rft2 or a preference arm")
+    if name in study_arms.PICKED and experiment.data.task != "world":
       raise ConfigError(f"config.study.arms has {arm!r}, which picks traces by their leaps; those are known in the embedded world "
                        f"alone (data.task='world'), not in task {experiment.data.task!r}: leave the arm out")
+  if study.tune.problems and study.tune.seed in study.seeds:
+    raise ConfigError(f"config.study.tune.seed is {study.tune.seed}, one of config.study.seeds: settings are chosen on other training "
+                      "problems than the study's; give another seed")
   if len({*study.problems, *study.baseline_problems}) < 2:
     raise ConfigError(f"config.study.problems is {study.problems} and baseline_problems {study.baseline_problems}: a multiple is read off "
                       "SFT at two sizes at least; name more in baseline_problems")
@@ -127,97 +183,81 @@ def _check(experiment: schema.Experiment) -> None:
                       "once")
 
 
-def train_arms(cell: Cell, arms: Sequence[str]) -> dict[str, Policy]:
-  """The policies of one cell, by arm; `sft`, the unit of all multiples, is always there."""
-  study, train = cell.study, cell.experiment.train
-  teacher = cell.teacher()
-  sft = cell.by_likelihood("sft", teacher, train, None, Cost())
-  found = {"sft": sft}
-  if set(arms) <= {"sft"}:
-    return found
+def train_arms(cell: Cell, arms: Sequence[str], tuned: Mapping[str, Tuned]) -> dict[str, Policy]:
+  """The policies of one cell, by arm; `sft`, the unit of all multiples, is always there.
 
-  drawn, tokens = cell.sample(sft, study.samples)
-  own = cell.right("rft", drawn, study.kept)
-  rft = found["rft"] = cell.by_likelihood("rft", teacher + own, study.rft, None, Cost(sft.trained, tokens))
-  if "sft_long" in arms:
-    times = (rft.trained - sft.trained) / max(sft.trained, 1)
-    longer = dataclasses.replace(train, epochs=train.epochs * times, steps=round(train.steps * times))
-    found["sft_long"] = cell.by_likelihood("sft_long", teacher, longer, None, Cost())
-  if "rft_many" in arms:
-    many, more = cell.sample(sft, study.samples_many)
-    picked = cell.right("rft_many", many, study.kept_many)
-    found["rft_many"] = cell.by_likelihood("rft_many", teacher + picked, study.rft, None, Cost(sft.trained, more))
-  if {*_PICKED} & {*arms}:
-    many, more = cell.sample(sft, study.samples_many)
-    picks = leaps.picks({p.id: p.question for p in cell.problems}, many, study.kept)
-    for arm, traces in zip(_PICKED, picks):
-      if arm in arms:
-        picked = cell.right(arm, traces, study.kept)
-        found[arm] = cell.by_likelihood(arm, teacher + picked, study.rft, None, Cost(sft.trained, more))
+  Raises:
+    ConfigError: settings were tuned, but not those of an arm.
+  """
+  def choose(arm: str, learn: Learn) -> Policy:
+    name = arm.partition("*")[0]
+    known = "sft" if name == "sft_long" else name
+    if not tuned:
+      return learn(arm, settings.of_config(cell.experiment, study_arms.kind_of(name)))
+    if known not in tuned:
+      raise ConfigError(f"config.study.arms has {arm!r}, and the tuned settings know {', '.join(tuned)}; tune it too (config.study.tune), "
+                        "or leave the arm out")
+    return learn(arm, tuned[known].setting)
 
-  start = found[study.start]
-  if set(arms) - set(_FIRST):
-    on_policy, tokens = (drawn, tokens) if study.start == "sft" else cell.sample(start, study.samples)
-    known = teacher if study.start == "sft" else teacher + own  # what the start policy was trained on
-    cell.check(on_policy, start)
-    for arm in arms:
-      if arm not in _FIRST:
-        found[arm] = _rounds(cell, arm, start, on_policy, Cost(start.trained, start.sampled + tokens), known)
-  return {arm: found[arm] for arm in ("sft", *arms)}
+  made = Arms(cell, choose)
+  return {arm: made.policy(arm) for arm in dict.fromkeys(["sft", *arms])}
 
 
-def _rounds(cell: Cell, arm: str, start: Policy, drawn: list[Drawn], cost: Cost, solutions: list[Solution]) -> Policy:
-  """As many on-policy rounds of an arm as its name says."""
-  name, _, rounds = arm.partition("*")
-  policy = start
-  notes: tuple[str, ...] = ()
-  for number in range(1, int(rounds or 1) + 1):
-    if number > 1:
-      drawn, tokens = cell.sample(policy, cell.study.samples)
-      cost = Cost(policy.trained, policy.sampled + tokens)
-    called = name if number == 1 else f"{name}*{number}"
-    if name == "rft2":
-      solutions = solutions + cell.right(called, drawn, cell.study.kept)
-      policy = cell.by_likelihood(called, solutions, cell.study.rft, policy, cost)
-    else:
-      policy = _preference(cell, name, called, policy, drawn, cost)
-    notes += policy.notes
-  return policy._replace(notes=notes)
-
-
-def _preference(cell: Cell, arm: str, called: str, start: Policy, drawn: list[Drawn], cost: Cost) -> Policy:
-  """Values where the arm needs them, pairs or trees, training from `start`."""
-  objective = cell.experiment.objective
-  samples = signals.unvalued(cell, drawn)
-  if arm in _VALUED or arm in _ON_TREES:
-    samples, tokens = signals.valued(cell, start, drawn, right_too=arm in _ON_TREES or arm == "step_dpo.weighted")
-    cost = Cost(cost.trained, cost.sampled + tokens)
-  if arm in _ON_TREES:
-    roots = signals.merged(cell, called, samples)
-    return cell.by_preference(called, roots, dataclasses.replace(objective, loss=arm), start, cost, splittable=True)  # type: ignore[arg-type]
-  mode, weighted, loss = _PAIRED[arm]
-  roots = signals.paired(cell, called, samples, dataclasses.replace(cell.study.pairs, mode=mode, weighted=weighted))
-  return cell.by_preference(called, roots, dataclasses.replace(objective, loss=loss), start, cost, splittable=False)
-
-
-def report(job: Job, found: Efficiency, differences: Sequence[Difference], control: Efficiency | None) -> dict:
+def report(job: Job, found: Measured, control: Measured | None) -> dict:
   """Multiples with their intervals, paired differences, table and figure, in the work folder; one start at a time."""
   with locks.folder_lock(job.workdir, "study A, its table,", patience=60.0):
-    return _report(job, found, differences, control)
+    return _report(job, found, control)
 
 
-def _report(job: Job, found: Efficiency, differences: Sequence[Difference], control: Efficiency | None) -> dict:
-  result = {**found.to_json(), "differences": [dataclasses.asdict(d) for d in differences], "control": control and control.to_json()}
+def _report(job: Job, found: Measured, control: Measured | None) -> dict:
+  study = job.experiment.study
+  greedy = _greedy(found.greedy)
+  base = None if found.base_P is None else float(found.base_P.mean())
+  result = {**found.efficiency.to_json(), "differences": [dataclasses.asdict(d) for d in found.differences], "greedy": greedy, "base": base,
+            "sft_less_base": [dataclasses.asdict(d) for d in found.sft], "control": control and control.efficiency.to_json()}
   files.write_json(job.workdir / "results.json", result)
   from synthjax.report import plots
 
-  figures = plots.efficiency_figure(found, job.workdir / "multiples", control)
-  steps, controls = ([arm for arm in job.experiment.study.arms if arm.startswith(kind)] for kind in ("step_dpo", "rft"))
-  lines = [tables.table(found), "", *map(str, differences), "", *tables.lower_bounds(found, steps, controls)]
+  figures = plots.efficiency_figure(found.efficiency, job.workdir / "multiples", control and control.efficiency, base)
+  credited = [arm for arm in study.arms if arm.partition("*")[0] in study_arms.CREDITED]
+  lines = [*_first_lines(found), "", tables.table(found.efficiency), "", *_greedy_lines(greedy), "", *map(str, found.differences), "",
+           *tables.lower_bounds(found.efficiency, credited, _controls(study.arms))]
   if control:
-    lines += ["", "negative control, a teacher that never leaps:", tables.table(control)]
+    lines += ["", "negative control, a teacher that neither leaps nor misreads:", *_first_lines(control),
+              tables.table(control.efficiency)]
   lines.append(f"everything is in {job.workdir}: table.txt, results.json, {', '.join(path.name for path in figures)}; a folder a cell")
   with files.replacing(job.workdir / "table.txt") as f:
     f.write("\n".join(lines) + "\n")
   progress.say("\n".join(lines))
   return result
+
+
+def _first_lines(found: Measured) -> list[str]:
+  """Whether SFT is better than the policy that it starts from: without that a multiple says how fast damage is undone."""
+  if found.base_P is None:
+    return ["every policy is trained from scratch: there is no base to improve on"]
+  marks = found.base_P
+  error = float(marks.std(ddof=1) / len(marks)**0.5)
+  head = f"base policy, untrained: {stats.percent(float(marks.mean()), error, len(marks))} %"
+  worse = [f"{each.problems:,} ({100 * each.value:+.1f} points, {100 * each.low:+.1f} to {100 * each.high:+.1f})"
+           for each in found.sft if each.low <= 0]
+  if worse:
+    return [f"SFT DOES NOT IMPROVE ON ITS BASE at N = {', '.join(worse)}: there, multiples say how fast an arm undoes damage", head]
+  return [f"{head}; SFT improves on it at every N: " + ", ".join(f"{each.problems:,} {100 * each.value:+.1f}" for each in found.sft)]
+
+
+def _greedy(runs: Sequence[resample.Run]) -> list[dict]:
+  """Accuracy of greedy answers by arm and N."""
+  cells = resample.resample(runs, noise.Bootstrap())
+  return [{"arm": cell.key.arm, "problems": cell.key.problems, "accuracy": 1 - cell.error, "standard_error": cell.standard_error,
+           "test_problems": cell.test_problems} for cell in cells.values()]
+
+
+def _greedy_lines(greedy: Sequence[dict]) -> list[str]:
+  """A line an arm."""
+  lines = ["greedy answers, accuracy %:"]
+  for arm in dict.fromkeys(each["arm"] for each in greedy):
+    shown = [f"N={each['problems']:,} {stats.percent(each['accuracy'], each['standard_error'], each['test_problems'])}"
+             for each in greedy if each["arm"] == arm]
+    lines.append(f"  {arm:18} {', '.join(shown)}")
+  return lines

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from synthjax import files, records
 from synthjax.data import steps, trees
 from synthjax.data.pair_trees import tree_of
-from synthjax.recipes.cell import Cell, Policy
+from synthjax.recipes.cell import Cell, Cost, Policy
 from synthjax.records import StepValue, Verdict
 from synthjax.rollout import pairs, values
 from synthjax.rollout.draw import Drawn, to_value
@@ -21,15 +21,16 @@ def unvalued(cell: Cell, drawn: Sequence[Drawn]) -> list[Samples]:
   return _by_problem(cell, drawn, [Sampled(d.steps, d.verdict, d.complete) for d in drawn])
 
 
-def valued(cell: Cell, policy: Policy, drawn: Sequence[Drawn], right_too: bool) -> tuple[list[Samples], int]:
-  """(drawn traces by problem, the wrong ones with step values, and the right ones where asked; tokens that the rollouts took).
+def valued(cell: Cell, policy: Policy, drawn: Sequence[Drawn], correct_too: bool) -> tuple[list[Samples], Cost]:
+  """(drawn traces by problem, the incorrect ones with step values, and the correct ones where asked; what the rollouts took).
 
-  With the right ones every step of a trace is needed, whatever schedule looks for pits.
+  With the correct ones every step of a trace is needed, whatever schedule looks for pits.
   """
-  cfg = dataclasses.replace(cell.study.values, schedule="full") if right_too else cell.study.values
-  wanted = to_value(drawn, cell.study.wrong, right_too)
+  cfg = dataclasses.replace(cell.study.values, schedule="full") if correct_too else cell.study.values
+  wanted = to_value(drawn, cell.study.wrong, correct_too)
+  cfg = dataclasses.replace(cfg, seed=cell.seed("values", policy.name))
   traces = token_traces(cell, wanted)
-  name = f"values_{policy.name}" + ("_all" if right_too else "")
+  name = f"values_{policy.name}" + ("_all" if correct_too else "")
 
   def work(folder: pathlib.Path) -> dict:
     found = values.estimate(traces, cell.sampler(policy, folder), cell.judge, cfg)
@@ -37,11 +38,18 @@ def valued(cell: Cell, policy: Policy, drawn: Sequence[Drawn], right_too: bool) 
     continuations = [{"trace": i, "step": step, "samples": [{"ids": list(s.ids), "complete": s.finish == "stop"} for s in kept]}
                      for i, right in enumerate(found.right) for step, kept in right.items()]
     files.write_jsonl(folder / "continuations.jsonl", continuations)
-    return {**dataclasses.asdict(found.spent), "traces": len(wanted), "pits": dict(collections.Counter(str(pit) for pit in found.pits))}
+    read = sum(_prefix(traces[row.trace], row.step) for rows in found.values for row in rows if row.n)
+    pits = dict(collections.Counter(str(pit) for pit in found.pits))
+    return {**dataclasses.asdict(found.spent), "read": read, "traces": len(wanted), "pits": pits}
 
   how = {name: value for name, value in cfg.to_json().items() if name != "threads"}
   spent = cell.stage(name, [cell.sampled_by(policy), how, files.value_hash([t.to_json() for t in traces]), cell.judging], work)
-  return _by_problem(cell, drawn, _sampled(cell, drawn, wanted, cell.folder / name)), spent["tokens"]
+  return _by_problem(cell, drawn, _sampled(cell, drawn, wanted, cell.folder / name)), Cost(sampled=spent["tokens"], read=spent["read"])
+
+
+def _prefix(trace: values.TokenTrace, step: int) -> int:
+  """Tokens that are read before a rollout after so many steps."""
+  return len(trace.prompt_ids) + sum(map(len, trace.steps[:step]))
 
 
 def token_traces(cell: Cell, drawn: Sequence[Drawn]) -> list[values.TokenTrace]:

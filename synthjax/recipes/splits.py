@@ -55,6 +55,13 @@ def evaluated(experiment: schema.Experiment) -> list[Example]:
   return divided(experiment).development[:data.test_problems or None]
 
 
+def development(experiment: schema.Experiment, count: int) -> list[Example]:
+  """The first `count` development problems, on which settings are chosen."""
+  study = dataclasses.replace(experiment.study, split="dev")
+  data = dataclasses.replace(experiment.data, test_problems=count)
+  return evaluated(dataclasses.replace(experiment, study=study, data=data))
+
+
 def divided(experiment: schema.Experiment) -> Divided:
   """Problems of a task in files: a tenth, by the hash of the problem, is for development.
 

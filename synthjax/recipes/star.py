@@ -217,7 +217,8 @@ def _trained(lab: Lab, arm: str, name: str, start: Policy, samples: list[Samples
   else:
     roots = signals.paired(cell, name, samples, dataclasses.replace(pairing, mode="branch"))
   loss: Any = arm if on_trees else "step_dpo"
-  return cell.by_preference(name, roots, dataclasses.replace(cell.experiment.objective, loss=loss), start, Cost(), on_trees)
+  objective = dataclasses.replace(cell.experiment.objective, loss=loss)
+  return cell.by_preference(name, roots, objective, cell.study.preference, start, Cost(), splittable=on_trees)
 
 
 def _table(result: dict) -> str:

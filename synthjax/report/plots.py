@@ -17,7 +17,8 @@ _DOTS_PER_INCH = 160
 STYLE: Any = {"svg.hashsalt": "synthjax", "svg.fonttype": "none", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 
 
-def efficiency_figure(efficiency: Efficiency, path: files.Path, control: Efficiency | None = None) -> list[pathlib.Path]:
+def efficiency_figure(efficiency: Efficiency, path: files.Path, control: Efficiency | None = None,
+                      base: float | None = None) -> list[pathlib.Path]:
   """Error against N beside the data-efficiency multiple against N, all with intervals; and the multiples of a negative control.
 
   Left: test error with its 95 % bars, the baseline's curve as it is interpolated, and its law where it is supported (else the panel
@@ -27,7 +28,8 @@ def efficiency_figure(efficiency: Efficiency, path: files.Path, control: Efficie
   Args:
     efficiency: what `scaling.efficiency.analyse` found.
     path: of the figure without a suffix.
-    control: the same arms where they should be worth nothing (no spurious leaps): a third panel.
+    control: the same arms where they should be worth nothing (a faultless teacher): a third panel.
+    base: accuracy of the untrained policy, a line in the left panel; None: there is none.
 
   Returns:
     The files written, PATH.png and PATH.svg.
@@ -41,6 +43,8 @@ def efficiency_figure(efficiency: Efficiency, path: files.Path, control: Efficie
     figure = Figure(figsize=(5.2 * panels, 4.6), layout="constrained")
     axes = figure.subplots(1, panels)
     _errors(axes[0], efficiency, styles)
+    if base is not None:
+      axes[0].axhline(100 * (1 - base), color="0.5", linestyle="-.", linewidth=1, label="base, untrained")
     if control is not None:
       axes[2].sharey(axes[1])
       _multiples(axes[2], control, styles, "Negative control")
