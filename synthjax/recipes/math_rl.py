@@ -220,7 +220,8 @@ def _report(job: Job, found: Measured, control: Measured | None) -> dict:
 
   figures = plots.efficiency_figure(found.efficiency, job.workdir / "multiples", control and control.efficiency, base)
   credited = [arm for arm in study.arms if arm.partition("*")[0] in study_arms.CREDITED]
-  lines = [*_first_lines(found), "", tables.table(found.efficiency), "", *_greedy_lines(greedy), "", *map(str, found.differences), "",
+  lines = [*_first_lines(found), "", tables.table(found.efficiency), "", *_greedy_lines(greedy), ""]
+  lines += [*tables.differences(found.differences), "",
            *tables.lower_bounds(found.efficiency, credited, _controls(study.arms))]
   if control:
     lines += ["", "negative control, a teacher that neither leaps nor misreads:", *_first_lines(control),

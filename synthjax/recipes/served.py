@@ -64,7 +64,7 @@ class Engine:
       return
     if not self._checked:
       self._refuse_unknown()
-    results = map(self._in_ids, self._remote.generate(asked.values()))
+    results: Iterator[Result] = map(self._in_ids, self._remote.generate(asked.values()))
     if not self._checked:
       first = _until_answered(results, _COMPARED)
       answered = [(asked[result.id], result) for result in first if result.samples]

@@ -48,10 +48,11 @@ def _all(job: Job, tokenizer, wanted, begin) -> dict[str, Tuned]:
   cell = open_cell(job._replace(workdir=job.workdir / "tune"), tokenizer, study.tune.problems, study.tune.seed)
   problems = splits.development(job.experiment, study.tune.dev_problems)
   chooser = _Chooser(cell, problems, wanted, begin)
-  with locks.folder_lock(cell.folder, "study A, its tuning,", patience=3600.0):
-    arms = Arms(cell, chooser.choose)
-    for arm in wanted:
-      arms.policy(arm)
+  arms = Arms(cell, chooser.choose)
+  for arm in wanted:
+    arms.policy(arm)
+  # Starts with other arms may share the work folder: each adds its own.
+  with locks.folder_lock(job.workdir / "tune", "study A, its tuned settings,", patience=60.0):
     path = job.workdir / FILE
     found = settings.load(path) if path.is_file() else {}
     found |= chooser.found

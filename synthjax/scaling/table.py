@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from synthjax import stats
 from synthjax.scaling.efficiency import BOUND, Efficiency, Point, above
+from synthjax.scaling.paired import Difference
 
 
 def table(efficiency: Efficiency) -> str:
@@ -30,18 +31,42 @@ def table(efficiency: Efficiency) -> str:
 
 
 def lower_bounds(efficiency: Efficiency, arms: Sequence[str], controls: Sequence[str]) -> list[str]:
-  """A line for every arm and control: at which N the arm's multiple is larger, by the interval of their ratio."""
+  """For every arm: which controls it is worth more than, at which N, by the interval of the ratio of multiples."""
   lines = []
   for arm in arms:
-    for control, rows in above(efficiency, arm, controls).items():
-      sizes = ", ".join(f"{row.problems:,} (> {row.low:.2f} times)" for row in rows if row.above)
-      where = "nowhere"
-      if sizes:
-        where = f"at N = {sizes}"
-      lines.append(f"multiple of {arm} above that of {control}: {where} (of {len(rows)} sizes)")
+    bounds = above(efficiency, arm, controls)
+    if not bounds:
+      continue
+    sizes = {control: [row.problems for row in rows if row.above] for control, rows in bounds.items()}
+    everywhere = set.intersection(*map(set, sizes.values()))
+    if everywhere:
+      shown = ", ".join(f"{size:,}" for size in sorted(everywhere))
+      lines.append(f"{arm} is worth more than every control at N = {shown}")
+    else:
+      lines.append(f"{arm} is not shown to be worth more than every control at any N")
+    for control, rows in bounds.items():
+      shown = ", ".join(f"{row.problems:,} (> {row.low:.2f} times)" for row in rows if row.above)
+      if shown:
+        lines.append(f"  more than {control}: at N = {shown}, of {len(rows)} sizes")
+    if others := [control for control, found in sizes.items() if not found]:
+      lines.append(f"  not more than {', '.join(others)}")
   if lines:
-    lines.append("above: by the lower end of the ratio's interval, at a level shared by all sizes and controls of the arm")
+    lines.append("more: by the lower end of the ratio's interval, at a level shared by all sizes and controls of the arm")
   return lines
+
+
+def differences(found: Sequence[Difference]) -> list[str]:
+  """Paired differences in points with their 95 % intervals, a row for two arms and a column for an N."""
+  sizes = sorted({each.problems for each in found})
+  cells = {(each.other, each.arm, each.problems): each for each in found}
+  pairs = list(dict.fromkeys((each.other, each.arm) for each in found))
+  rows = [["difference in points"] + [f"N={size:,}" for size in sizes]]
+  for one, other in pairs:
+    shown = [cells.get((one, other, size)) for size in sizes]
+    texts = ["-" if each is None else f"{100 * each.value:+.1f} ({100 * each.low:+.1f} to {100 * each.high:+.1f})" for each in shown]
+    rows.append([f"{one} - {other}", *texts])
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  return [row[0].ljust(widths[0]) + "".join("  " + text.rjust(width) for text, width in zip(row[1:], widths[1:])) for row in rows]
 
 
 def _row(point: Point, efficiency: Efficiency) -> list[str]:

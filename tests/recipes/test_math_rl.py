@@ -20,7 +20,7 @@ import pytest
 from synthjax import config, files, locks, stages
 from synthjax.data import sources, tokenizers
 from synthjax.model.transformer import Transformer, sized
-from synthjax.recipes import cell, finetune, math_rl, splits
+from synthjax.recipes import cell, finetune, math_rl, splits, study_arms
 from synthjax.recipes.cell import TooWeakError
 from synthjax.train import checkpoint, loop
 
@@ -33,7 +33,7 @@ TINY = {
   "train": {"batch_size": 8, "init": str(ROOT / "data/base_policy"), "epochs": 20.0, "optimizer": {"learning_rate": 1e-3}, **RARE},
   "objective": {"preference": {"beta": 0.1, "nll": 1.0}, "advantage": {"beta": 0.15}},
   "study": {
-    "problems": (24,), "baseline_problems": (48,), "seeds": (0,), "arms": (*math_rl.ARMS, "step_dpo.branch*2"), "split": "dev",
+    "problems": (24,), "baseline_problems": (48,), "seeds": (0,), "start": "rft", "marked": 1, "arms": (*study_arms.ARMS, "step_dpo.branch*2"), "split": "dev",
     "least_accuracy": 0.1, "samples": 6, "samples_many": 8, "sampling": HOW, "wrong": 3, "kept": 2,
     "values": {"rollouts": 4, "block": 4, "keep": 2, "sampling": HOW}, "pairs": {"guards": {"min_before": 0.1}},
     "rft": {"batch_size": 8, "epochs": 4.0, "optimizer": {"learning_rate": 1e-3}, **RARE},
@@ -102,12 +102,38 @@ def _redone(before, workdir):
 
 def test_every_arm_is_trained_and_evaluated(whole):
   result, workdir = whole
-  arms = (*math_rl.ARMS, "step_dpo.branch*2")
+  arms = (*study_arms.ARMS, "step_dpo.branch*2")
   assert set(_points(result)) == set(arms) and set(_points(result, 48)) == {"sft"}
   for arm in arms:
-    assert _made(workdir, f"evaluate_dev_{arm}")["problems"] == 20
+    assert _made(workdir, f"evaluate_dev_{arm}")["problems"] == _made(workdir, f"greedy_dev_{arm}")["problems"] == 20
     assert _points(result)[arm]["accuracy"] == pytest.approx(_made(workdir, f"evaluate_dev_{arm}")["accuracy"])
   assert not any("nothing to learn" in note for note in result["notes"])
+  assert {(each["arm"], each["problems"]) for each in result["greedy"]} == {(arm, 24) for arm in arms} | {("sft", 48)}
+  base = _made(workdir, "evaluate_dev_base")["accuracy"]
+  assert result["base"] == pytest.approx(base)
+  assert [each["value"] for each in result["sft_less_base"]] == [pytest.approx(_points(result, n)["sft"]["accuracy"] - base) for n in (24, 48)]
+  assert (workdir / "table.txt").read_text().startswith("SFT DOES NOT IMPROVE ON ITS BASE")
+
+
+def test_every_purpose_and_round_draws_its_own_random_numbers(whole):
+  _, workdir = whole
+  drawn = [_rows(workdir, f"{stage}/drawn.jsonl") for stage in ("draw6_sft", "draw6_rft", "draw6_step_dpo.branch")]
+  one = cell.open_cell(finetune.Job(_experiment(), workdir), finetune.tokenizer_of(finetune.Job(_experiment(), workdir)), 24, 0)
+  purposes = [one.seed("draw", "rft"), one.seed("draw", "step_dpo.branch"), one.seed("values", "rft"), one.seed("evaluate", "dev")]
+  assert len(set(purposes)) == 4 and all(0 <= purpose < 2**31 for purpose in purposes)
+  assert len({str([d["text"] for d in each]) for each in drawn}) == 3
+  few = {d["text"] for d in _rows(workdir, "draw6_sft/drawn.jsonl") if d["problem_id"] == drawn[0][0]["problem_id"]}
+  many = [d["text"] for d in _rows(workdir, "draw8_sft/drawn.jsonl") if d["problem_id"] == drawn[0][0]["problem_id"]]
+  assert few == set(many[:6])  # more samples begin with fewer ones
+
+
+def test_equal_sampling_draws_as_many_tokens_as_samples_and_values_together(whole):
+  _, workdir = whole
+  for policy, stage in (("sft", "right_rft_equal"), ("rft", "right_rft2_equal")):
+    each = _made(workdir, stage)["traces"] // 24
+    drawn = _made(workdir, f"draw{each}_{policy}")["tokens"]
+    wanted = _made(workdir, f"draw6_{policy}")["tokens"] + _made(workdir, f"values_{policy}")["tokens"]
+    assert each > 6 and drawn == pytest.approx(wanted, rel=0.25)  # the texts are others
 
 
 def test_counts_of_traces_add_up(whole):
@@ -134,7 +160,10 @@ def test_counts_of_traces_add_up(whole):
 
 def test_counts_of_pairs_and_pits_add_up(whole):
   _, workdir = whole
-  for arm, (mode, *_) in math_rl._PAIRED.items():
+  for arm, paired in study_arms.PAIRED.items():
+    if paired.equal:
+      continue
+    mode = paired.mode
     made, rows = _made(workdir, f"pairs_{arm}"), _rows(workdir, f"pairs_{arm}/pairs.jsonl")
     wrong, dropped = made["traces"]["wrong"], made["dropped"]
     assert made["mode"] == mode and made["pairs"] == len(rows) == _made(workdir, arm)["trees"] > 0
@@ -147,7 +176,7 @@ def test_counts_of_pairs_and_pits_add_up(whole):
       assert all(str(row["metadata"]["pit"]) in made["pits"] for row in rows)
     most = max(collections.Counter((row["problem_id"], row["metadata"]["trace"]) for row in rows).values())
     assert most == 1
-  for arm in math_rl._ON_TREES:
+  for arm in study_arms.ON_TREES:
     made = _made(workdir, f"trees_{arm}")
     assert made["traces"] + sum(made["dropped"].values()) == 24 * 6 and made["trees"] == _made(workdir, arm)["trees"] <= made["problems"] == 24
     assert made["traces"] == _made(workdir, "values_rft_all")["traces"]  # the full schedule values every step
@@ -160,14 +189,18 @@ def test_tokens_are_those_that_were_drawn_and_an_arm_pays_for_all_that_it_starts
   for stage, tokens in sampled.items():
     drawn = [sample for row in _rows(workdir, f"{stage}/journal.jsonl") for sample in row["result"]["samples"]]
     assert tokens == sum(len(sample["log_probs"]) for sample in drawn)  # one a token, end-of-text among them
-  own = {arm: _made(workdir, arm)["tokens"] for arm in [*math_rl.ARMS, "step_dpo.branch*2"]}
+  own = {arm: _made(workdir, arm)["tokens"] for arm in [*study_arms.ARMS, "step_dpo.branch*2"]}
   trained, drawn = {"sft": ("sft",), "sft_long": ("sft_long",)}, {"sft": (), "sft_long": (), "rft": ("draw6_sft",)}
-  trained |= {arm: ("sft", arm) for arm in ("rft", "rft_many", "rft_clean", "rft_spurious")}
+  trained |= {arm: ("sft", arm) for arm in ("rft", "rft_many", "rft_equal", "rft_clean", "rft_spurious")}
+  more = {arm: _made(workdir, f"right_{arm}")["traces"] // 24 for arm in ("rft_equal", "rft2_equal")}
+  drawn["rft_equal"] = (f"draw{more['rft_equal']}_sft",)
   drawn |= dict.fromkeys(("rft_many", "rft_clean", "rft_spurious"), ("draw8_sft",))
-  for arm in ("rft2", *math_rl._PAIRED, *math_rl._ON_TREES):
-    every = arm == "step_dpo.weighted" or arm in math_rl._ON_TREES
-    values = ("values_rft_all",) if every else ("values_rft",) if arm.startswith("step_dpo") else ()
-    trained[arm], drawn[arm] = ("sft", "rft", arm), ("draw6_sft", "draw6_rft", *values)
+  for arm in ("rft2", "rft2_equal", *study_arms.PAIRED, *study_arms.ON_TREES):
+    every = arm == "step_dpo.weighted" or arm in study_arms.ON_TREES
+    needs_pits = arm in study_arms.PAIRED and study_arms.PAIRED[arm].mode not in ("random", "distant")
+    values = ("values_rft_all",) if every else ("values_rft",) if needs_pits else ()
+    draws = f"draw{more['rft2_equal']}_rft" if arm in ("rft2_equal", "dpo_equal") else "draw6_rft"
+    trained[arm], drawn[arm] = ("sft", "rft", arm), ("draw6_sft", draws, *values)
   trained["step_dpo.branch*2"] = (*trained["step_dpo.branch"], "step_dpo.branch*2")
   drawn["step_dpo.branch*2"] = (*drawn["step_dpo.branch"], "draw6_step_dpo.branch", "values_step_dpo.branch")
   for arm, point in _points(result).items():
@@ -183,7 +216,9 @@ def test_sides_of_pairs_are_the_sampled_tokens_and_end_of_text_stands_where_the_
   for row in _rows(workdir, "draw6_rft/drawn.jsonl"):
     drawn[row["problem_id"]].append(row)
   ended = {"random": (True, True), "distant": (True, True), "paper": (True, False), "branch": (True, False), "step": (False, False)}
-  for arm, (mode, *_) in math_rl._PAIRED.items():
+  for arm, (mode, *_) in study_arms.PAIRED.items():
+    if study_arms.PAIRED[arm].equal:
+      continue
     for row in _rows(workdir, f"pairs_{arm}/pairs.jsonl"):
       about = row["metadata"]
       wrong, ids = drawn[row["problem_id"]][about["trace"]], {}
@@ -220,7 +255,7 @@ def test_preference_arms_start_from_and_refer_to_the_policy_that_the_config_says
 
   _, workdir = whole
   shapes = Transformer(sized(_experiment().model, tokenizers.load(_experiment().data.tokenizer, _experiment().world).size)).abstract()
-  assert {start(workdir, arm) for arm in (*math_rl._PAIRED, *math_rl._ON_TREES)} == {"rft"}
+  assert {start(workdir, arm) for arm in (*study_arms.PAIRED, *study_arms.ON_TREES)} == {"rft"}
   result = _run(copied, study__start="sft", study__arms=("rft2", "dpo"), study__least_accuracy=0.0)
   assert start(copied, "dpo") == "sft"
   assert _made(copied, "rft2")["solutions"] == 24 + _made(copied, "right_rft2")["kept"]  # the samples of SFT, once
@@ -260,10 +295,44 @@ def test_a_changed_setting_redoes_the_stages_that_it_decides_and_no_others(copie
   before = _state(copied)
   _run(copied, study__arms=FEW, objective__preference__beta=0.3, objective__pairs="elsewhere.jsonl", evaluate__slots=8,
        study__values__threads=1, train__log_every=5)
-  assert _redone(before, copied) == {"dpo", "evaluate_dev_dpo"}
+  assert _redone(before, copied) == {"dpo", "evaluate_dev_dpo", "greedy_dev_dpo"}
   before = _state(copied)
   _run(copied, study__arms=("sft",), evaluate__max_new_tokens=24)
-  assert _redone(before, copied) == {"evaluate_dev_sft"}
+  assert _redone(before, copied) == {"evaluate_dev_sft", "greedy_dev_sft", "evaluate_dev_base"}
+
+
+def test_settings_are_chosen_on_development_problems_by_the_best_accuracy_and_can_be_given_to_another_study(copied, tmp_path):
+  tune = {"problems": 24, "dev_problems": 16, "samples": 1, "rates": (1e-5, 1e-3), "betas": (0.1,), "epochs": (1.0,),
+          "likelihood_rates": (1e-5, 1e-3), "likelihood_epochs": (2.0,)}
+  result = _run(copied, study__arms=("sft", "rpo"), study__start="sft", study__tune=tune)
+  found = files.read_json(copied / "tuned.json")
+  assert set(found["arms"]) == {"sft", "rpo"} and found["provenance"]["base"]
+  table = (copied / "tune/table.txt").read_text().splitlines()[1:]
+  for arm, chosen in found["arms"].items():
+    rows = [line.replace("<- chosen", "").split() for line in table if line.startswith(f"{arm} ")]
+    best = next(line.split() for line in table if line.startswith(f"{arm} ") and "<- chosen" in line)
+    assert len(rows) == chosen["trials"] == 2 and chosen["flops"] > 0
+    assert float(best[5]) == max(float(row[5]) for row in rows) == pytest.approx(100 * chosen["accuracy"], abs=0.06)
+    assert float(best[1]) == chosen["setting"]["learning_rate"] and chosen["at_edge"] == ["learning_rate"]
+    trained = files.read_json(copied / "n00024_s0" / arm / "manifest.json")["config"]["inputs"]["train"]
+    assert trained["optimizer"]["learning_rate"] == chosen["setting"]["learning_rate"]
+  assert {row[4] for row in (line.split() for line in table if line.startswith("rpo "))} == {"1"}  # never without the anchor
+  assert all(point["tuned_multiple"] for point in result["points"])
+  assert not [*copied.glob("tune/n*/evaluate_test*")]
+  before = _state(copied) | {path.parent.name: path.stat().st_mtime_ns for path in copied.glob("tune/n*/*/manifest.json")}
+  again = _run(copied, study__arms=("sft", "rpo"), study__start="sft", study__tuned=str(copied / "tuned.json"))
+  assert again["points"] == result["points"] and not _redone(before, copied)
+  with pytest.raises(config.ConfigError, match="has 'dpo', and the tuned settings know sft, rpo; tune it too"):
+    _run(copied, study__arms=("sft", "dpo"), study__start="sft", study__tuned=str(copied / "tuned.json"))
+  with pytest.raises(config.ConfigError, match="config.study.tuned is .*nowhere.json.*no such file"):
+    _run(tmp_path / "other", study__tuned="nowhere.json")
+
+
+def test_a_second_look_at_the_test_problems_with_other_settings_is_said(copied):
+  once = _run(copied, study__arms=("sft",), study__split="test")
+  assert not any("looked at more than once" in note for note in once["notes"])
+  again = _run(copied, study__arms=("sft",), study__split="test", train__epochs=10.0)
+  assert any("looked at more than once, with other settings: sft (2 times)" in note for note in again["notes"])
 
 
 def test_an_arm_with_nothing_to_learn_stays_where_it_starts_and_says_so(copied):
@@ -296,6 +365,7 @@ def test_a_policy_that_is_too_weak_stops_the_study_with_advice(copied):
   ({"study__arms": ("dpo*1",)}, "has 'dpo\\*1'.*k of 2 and more"),
   ({**TEXT, "study__arms": ("rft_clean",), "data__task": "gsm8k"}, "'rft_clean', which picks traces by their leaps"),
   ({"study__baseline_problems": ()}, r"config.study.problems is \(24,\).*SFT at two sizes"),
+  ({"study__tune": {"problems": 24, "seed": 0}}, "config.study.tune.seed is 0, one of config.study.seeds"),
   ({"study__control": (24,)}, r"config.study.control is \(24,\)"),
   ({**TEXT, "study__control": (24, 48), "data__task": "gsm8k"}, "in the embedded world, or none"),
   ({"study__seeds": ()}, r"config.study.seeds is \(\); expected .*not empty"),
