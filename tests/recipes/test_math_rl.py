@@ -303,7 +303,7 @@ def test_a_changed_setting_redoes_the_stages_that_it_decides_and_no_others(copie
 
 def test_settings_are_chosen_on_development_problems_by_the_best_accuracy_and_can_be_given_to_another_study(copied, tmp_path):
   tune = {"problems": 24, "dev_problems": 16, "samples": 1, "rates": (1e-5, 1e-3), "betas": (0.1,), "epochs": (1.0,),
-          "likelihood_rates": (1e-5, 1e-3), "likelihood_epochs": (2.0,)}
+          "likelihood_rates": (5e-4, 1e-3), "likelihood_epochs": (20.0,)}
   result = _run(copied, study__arms=("sft", "rpo"), study__start="sft", study__tune=tune)
   found = files.read_json(copied / "tuned.json")
   assert set(found["arms"]) == {"sft", "rpo"} and found["provenance"]["base"]
