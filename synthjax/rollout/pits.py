@@ -68,8 +68,8 @@ def first_pit(values: Sequence[float | None], guards: Guards, counts: Counts = (
   counts = counts or [None] * len(values)
   for step in range(1, len(values)):
     before, after = values[step - 1], values[step]
-    known = before is not None and after is not None
-    if known and passes((before, counts[step - 1]), (after, counts[step]), guards):
+    if (before is not None and after is not None
+        and passes((before, counts[step - 1]), (after, counts[step]), guards)):
       return step
     if is_lost(after, counts[step], guards):
       return None

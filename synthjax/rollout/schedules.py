@@ -148,8 +148,8 @@ def _search(counts: Sequence[Count], cfg: Values, block: int) -> dict[int, int]:
 
 def _where_expected(counts: Sequence[Count], outcomes: dict[int, bool | None], cfg: Values) -> Sequence[int]:
   """Prefixes of which the one with the fewest rollouts is to get more; none where a pit is not to be expected any longer."""
-  share = _pit_probability(counts)
-  share = {step: share[step] for step, outcome in outcomes.items() if outcome is None}
+  probability = _pit_probability(counts)
+  share = {step: probability[step] for step, outcome in outcomes.items() if outcome is None}
   total = sum(share.values())
   if total <= 1 - cfg.confidence:
     return ()
