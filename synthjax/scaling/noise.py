@@ -127,7 +127,7 @@ def _spread(cells: Sequence[Marks]) -> _Seeds:
   return _Seeds(deviations, variance, counted, freedom(freedom_C, [cell.problems for cell in cells], nested), nested)
 
 
-def freedom(counted_C: Sequence[float], problems: Sequence[int], nested: float) -> float:
+def freedom(counted_C: Sequence[float] | np.ndarray, problems: Sequence[int], nested: float) -> float:
   """Degrees of freedom of a variance that is pooled over cells.
 
   Args:
