@@ -18,20 +18,14 @@ Variants: `leaps` is the world of the earlier study, whose teacher skips steps; 
 ten events; `smoke` takes a minute.
 """
 
+import dataclasses
+
 import ml_collections
 
 from synthjax import shipped
+from synthjax.generate.worlds import shop
 
 VARIANTS = ("smoke", "leaps", "chains")
-FACTS = {
-  "leap": 0.0,
-  "misread": 0.3,
-  "verbs": 512,
-  "base_verbs": 2,
-  "zipf": 1.5,
-  "largest": 99,
-  "box": 10,
-}
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -41,7 +35,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     "name": "math_scaling_world",
     "recipe": "math_rl",
     "model": "world_160k",
-    "world": FACTS,
+    "world": dataclasses.asdict(shop.FACTS),
     "data": {"task": "world", "test_problems": 1000},
     "train": {"batch_size": 8, "init": str(shipped.folder("facts_policy")), **rare},
     "study": {

@@ -11,20 +11,14 @@ Hardware:  2 CPU cores; 10 minutes each.
 Source:    the embedded world is ours; sizes and steps are our choice.
 """
 
+import dataclasses
+
 import ml_collections
+
+from synthjax.generate.worlds import shop
 
 VARIANTS = ("smoke", "facts", "facts_smoke")
 
-# The world of configs/math_scaling_world.py, where the argument for its numbers stands.
-FACTS = {  # as configs/math_scaling_world.py
-  "leap": 0.0,
-  "misread": 0.3,
-  "verbs": 512,
-  "base_verbs": 2,
-  "zipf": 1.5,
-  "largest": 99,
-  "box": 10,
-}
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -48,7 +42,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     "evaluate": {"max_new_tokens": 40, "before": False},
   })
   if variant.startswith("facts"):
-    config.world = ml_collections.ConfigDict(FACTS)
+    config.world = ml_collections.ConfigDict(dataclasses.asdict(shop.FACTS))
     config.train.epochs = 8.0
   if variant.endswith("smoke"):
     config.data.train_problems = 200

@@ -60,6 +60,11 @@ class World(Checked):
       self.require(getattr(self, name) <= most, name, f"at most {bound}={most}")
 
 
+# The main world of study A: many facts with Zipf frequencies, a teacher that misreads some of them,
+# and an answer so coarse that an incorrect step can be lucky. configs/math_scaling_world.py says why.
+FACTS = World(leap=0.0, misread=0.3, verbs=512, base_verbs=2, zipf=1.5, largest=99, box=10)
+
+
 class Event(NamedTuple):
   """One event: +1 or -1, its verb, how many things."""
 
