@@ -222,7 +222,13 @@ def _create(path: pathlib.Path, mine: Holder) -> bool:
 
 def _scratch(path: pathlib.Path, mine: Holder) -> pathlib.Path:
   scratch = path.with_name(f"{path.name}.{mine.token}.{secrets.token_hex(4)}")
-  scratch.write_text(json.dumps(dataclasses.asdict(mine)))
+  try:
+    scratch.write_text(json.dumps(dataclasses.asdict(mine)))
+  except OSError as e:
+    with contextlib.suppress(OSError):
+      scratch.unlink()
+    e.filename = e.filename or str(path)  # a full disk is reported without one
+    raise
   return scratch
 
 

@@ -1,12 +1,13 @@
 import errno
 import os
+import pathlib
 import subprocess
 import sys
 
 import pytest
 
 from synthjax import __main__ as cli
-from synthjax import config, errors, locks
+from synthjax import config, errors
 
 CONFIG = ["config", "--config", "configs/world_sft.py"]
 
@@ -42,13 +43,13 @@ def test_a_work_folder_that_cannot_be_written_is_said_in_one_line_before_anythin
   said = capsys.readouterr().err
   assert said == f"synthjax: {tmp_path / 'file'}: is a file; expected a folder, choose another --workdir\n"
 
-  def full(*_):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "run/.lock"))
+  def full(*_):  # as the kernel reports it
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-  monkeypatch.setattr(locks, "_scratch", full)
+  monkeypatch.setattr(pathlib.Path, "write_text", full)
   assert cli.main([*run, str(tmp_path / "run")]) == 1
   said = capsys.readouterr().err
-  assert said.count("\n") == 1 and "No space left on device" in said and not (tmp_path / "run").exists()
+  assert said.count("\n") == 1 and said.startswith(f"synthjax: {tmp_path / 'run/.lock'}: No space left on device; ") and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("error", "path"), [

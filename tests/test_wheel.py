@@ -78,3 +78,5 @@ def test_an_installed_wheel_has_the_worked_examples_and_the_base_policy_and_need
   assert str(installed) in init and list(
     (installed / "synthjax/shipped_data/base_policy").iterdir()
   )
+  benching = "from synthjax.bench import pits; print(pits.of_the_world().train.init)"
+  assert str(installed) in _run(["-c", benching], empty, **here)

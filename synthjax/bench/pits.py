@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from synthjax import config, shipped
+from synthjax import config, schema, shipped
 from synthjax.recipes import cell, finetune, signals
 from synthjax.records import Verdict
 from synthjax.rollout import pits, values
@@ -129,15 +129,20 @@ def run(seconds: float) -> None:
   _on_the_world(max(64, int(seconds * 10)))
 
 
-def _on_the_world(problems: int) -> None:
-  """The same with a real policy and verifier: wrong traces of the shipped base policy, which knows four of the world's twelve verbs."""
-  experiment = config.resolve({
+def of_the_world() -> schema.Experiment:
+  """Study A's settings for the shipped base policy; no file of the repository is read."""
+  return config.resolve({
     "recipe": "math_rl",
     "model": "world_160k",
     "data": {"task": "world"},
     "train": {"init": str(shipped.folder("base_policy"))},
     "evaluate": {"max_new_tokens": 64},
   })
+
+
+def _on_the_world(problems: int) -> None:
+  """The same with a real policy and verifier: wrong traces of the shipped base policy, which knows four of the world's twelve verbs."""
+  experiment = of_the_world()
   with tempfile.TemporaryDirectory() as folder:
     job = finetune.Job(experiment, pathlib.Path(folder))
     on = cell.open_cell(job, finetune.tokenizer_of(job), problems, 0)

@@ -86,6 +86,7 @@ async def _serve(session, settings, model_name, token):
     await runner.cleanup()
   if driver.failure:
     raise driver.failure
+  progress.say("server stopped")
 
 
 class _Server:

@@ -7,6 +7,9 @@ import json
 import os
 import pathlib
 import random
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -271,7 +274,7 @@ def test_sigterm_finishes_what_is_in_flight_and_refuses_what_is_new():
     text += "".join(piece.choices[0].text for piece in stream)
     assert text == _text("p", 1, max_tokens=100)
     out, _ = server.process.communicate(timeout=10)
-  assert server.process.returncode == 0 and "1 requests in flight have 30 s" in out and json.loads(out.splitlines()[-1])["requests"] == 0
+  assert server.process.returncode == 0 and "1 requests in flight have 30 s" in out and "server stopped" in out and json.loads(out.splitlines()[-1])["requests"] == 0
 
 
 async def _failures(server, ending, match):
@@ -284,6 +287,23 @@ async def _failures(server, ending, match):
       async for _ in stream:
         pass
     return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def test_the_clients_that_the_page_on_your_data_shows_get_answers(server, capsys):
+  page = (ROOT / "docs/your_data.md").read_text()
+  (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+  (curl,) = re.findall(r"^    (curl .*)$", page, re.M)
+
+  def here(text):  # the session of these tests draws by seeds whatever the temperature
+    text = text.replace("http://127.0.0.1:8000/v1", server.url).replace("my_study", "letters")
+    return text.replace("temperature=0", "seed=1").replace('"temperature": 0', '"seed": 1')
+
+  exec(compile(here(code), "docs/your_data.md", "exec"), {})  # noqa: S102 - our own page
+  told = capsys.readouterr().out.strip()
+  assert told
+  if shutil.which("curl"):
+    answered = subprocess.run(shlex.split(here(curl)), capture_output=True, text=True, check=True).stdout
+    assert json.loads(answered)["choices"][0]["text"].strip() == told
 
 
 def test_what_is_not_finished_in_time_after_sigterm_is_told_so():

@@ -64,7 +64,7 @@ def test_pairs_that_do_not_fit_are_known_before_a_stage_begins(tmp_path, capsys)
   records.write(tmp_path / "pairs.jsonl", _pairs(5))
   assert _run(tmp_path, "--config.data.row_length=8") == 1
   assert "no pair fits a row of data.row_length=8 tokens (5 are longer)" in capsys.readouterr().err
-  assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.json", "decontaminate"]
+  assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["decontaminate"]
 
 
 def test_a_segment_that_skips_and_an_id_beyond_the_vocabulary_are_named():
@@ -112,7 +112,7 @@ def test_pairs_that_a_loss_cannot_learn_from_are_refused_before_a_stage_begins(t
   records.write(tmp_path / "pairs.jsonl", _pairs(5, **metadata))
   assert _run(tmp_path, f"--config.objective.loss={loss}", *settings) == 1
   assert says in capsys.readouterr().err
-  assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.json", "decontaminate"]
+  assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["decontaminate"]
 
 
 def test_the_recipe_without_pairs_or_start_says_what_it_needs(tmp_path, capsys):
