@@ -181,14 +181,21 @@ def _experiment(parsed, overrides):
   return config.load(parsed.config, [*overrides, *profile])
 
 
-def _job(parsed, overrides, writes=False):
-  """The experiment in its folder, with all processes connected. Whoever `writes` there is refused early where it is taken."""
+def _job(parsed, overrides, writes=False, trains=False):
+  """The experiment in its folder, with all processes connected.
+
+  Before jax is loaded, whoever `writes` there is refused where it is taken, and whoever `trains` where a file is missing.
+  """
   experiment = _experiment(parsed, overrides)
   from synthjax import workfolder
 
   folder = workfolder.choose(experiment, parsed.workdir)
   if writes:
     workfolder.check_free(experiment, folder)
+  if trains:
+    from synthjax.data import sources
+
+    sources.check_there(experiment)
   from synthjax import multihost, progress
   from synthjax.recipes import finetune
 
@@ -203,7 +210,7 @@ def _follow(part: str, parsed, overrides) -> int:
     from synthjax import config
 
     config.check_files(_experiment(parsed, overrides))
-  job = _job(parsed, overrides, writes=True)
+  job = _job(parsed, overrides, writes=True, trains=True)
   from synthjax import recipes, workfolder
 
   work = recipes.part(job.experiment.recipe, part)

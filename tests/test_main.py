@@ -47,9 +47,18 @@ def test_a_work_folder_that_cannot_be_written_is_said_in_one_line_before_anythin
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
   monkeypatch.setattr(pathlib.Path, "write_text", full)
+  run[2] = "configs/world_sft.py:smoke"
   assert cli.main([*run, str(tmp_path / "run")]) == 1
   said = capsys.readouterr().err
   assert said.count("\n") == 1 and said.startswith(f"synthjax: {tmp_path / 'run/.lock'}: No space left on device; ") and not (tmp_path / "run").exists()
+
+
+def test_a_missing_file_is_said_before_jax_is_loaded():
+  code = ("import sys; from synthjax import __main__ as cli; code = cli.main(sys.argv[1:]); "
+          "assert code == 1 and 'jax' not in sys.modules")
+  run = ["run", "--config", "configs/gsm8k_sft.py:smoke", "--config.data.test_path=nowhere.jsonl", "--workdir", "/nowhere"]
+  done = subprocess.run([sys.executable, "-c", code, *run, "--config.data.train_path=README.md"], capture_output=True, text=True)
+  assert done.returncode == 0 and done.stderr.startswith("synthjax: config.data.test_path is 'nowhere.jsonl': no such file")
 
 
 @pytest.mark.parametrize(("error", "path"), [

@@ -24,6 +24,8 @@ _PLACES = {"math500": "math/math500.jsonl", "svamp": "wordproblems/svamp_test.js
            "aqua": "wordproblems/aqua_test.jsonl"}
 _TFDS = "tfds:"
 _BETWEEN = "\n"  # the files of a shard
+# By these fields a row is told to be of another task than the config says.
+_FIELDS = {"traces": {"inputs", "targets"}, "problems": {"question", "solution"}, "text": {"text"}}
 
 
 class Example(NamedTuple):
@@ -63,6 +65,14 @@ def shards(source: schema.Source, data: schema.Data, split: str) -> list[str]:
   if not found:
     raise files.DataError(f"{pattern}: no such file for the {split} split; {_where_to_get(source, data, split)}")
   return [_BETWEEN.join(found)] if source.count else found
+
+
+def check_there(experiment: schema.Experiment) -> None:
+  """Raises DataError where a file of the config's data is missing, as `shards`; reads none and imports nothing heavy."""
+  splits = ["test"] if experiment.recipe == "preference" else ["train", "test"]
+  for split in splits:
+    for source in of_split(experiment.data, split):
+      shards(source, experiment.data, split)
 
 
 def _where_to_get(source, data, split) -> str:
@@ -233,8 +243,15 @@ class _Row(NamedTuple):
     value = self.fields.get(name)
     if not isinstance(value, str):
       raise files.DataError(f"{self.file}, row {self.number}: field {name!r} is {value!r}; expected text (found fields: "
-                            f"{', '.join(self.fields)})")
+                            f"{', '.join(self.fields)}){self._other_task()}")
     return value
+
+  def _other_task(self) -> str:
+    """The end of an error: the task whose rows have these fields, if they are rows of ours."""
+    for task, names in _FIELDS.items():
+      if names <= self.fields.keys():
+        return f"; rows of {', '.join(sorted(names))} are task {task!r}: set config.data.task, or a mixture's part's"
+    return ""
 
   def number_text(self, name: str) -> str:
     """A JSON number as text, whole ones without a decimal point."""

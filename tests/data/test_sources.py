@@ -56,6 +56,15 @@ def test_traces_from_anywhere_are_read_from_jsonl(tmp_path):
   assert cached.read([0])[0].tolist() == [1, ord("Q"), ord(" "), ord("A"), 257]
 
 
+def test_rows_of_another_task_are_told_to_be_that():
+  rows = [({"question": "2 + 2?", "solution": "4", "answer": "4"}, "traces", "problems"),
+          ({"inputs": "2 + 2?", "targets": " 4", "answer": "4"}, "problems", "traces"),
+          ({"text": "Once"}, "traces", "text")]
+  for row, said, meant in rows:
+    with pytest.raises(files.DataError, match=rf"\(found fields: .*\); rows of .* are task '{meant}': set config.data.task"):
+      sources._MAKERS[said](sources._Row(row, "own.jsonl", 1, "x"))
+
+
 def test_own_problems_need_an_answer_and_for_training_a_solution(tmp_path):
   path = tmp_path / "own.jsonl"
   whole = {"question": "2 + 3?", "answer": 5, "solution": "2 + 3 = 5\n#### 5"}
