@@ -125,11 +125,17 @@ def _parser() -> argparse.ArgumentParser:
   serving.add_argument("--max-tokens", type=int, default=512, help="tokens of the longest sample")
   doctor = work("doctor", _doctor, "check a policy")
   doctor.add_argument("--logprob-parity", action="store_true", required=True, help="do sampled log-probs equal the trainer's?")
+  diagnosing = work("values", _values, "say from a few of a policy's own traces and rollouts which arm is worth its sampling")
+  diagnosing.add_argument("--diagnose", action="store_true", required=True, help="place the policy's problems in the phase diagram")
+  diagnosing.add_argument("--problems", type=int, default=100, help="how many are sampled")
+  diagnosing.add_argument("--traces", type=int, default=8, help="of each problem")
+  diagnosing.add_argument("--rollouts", type=int, default=8, help="from every prefix of up to three traces a problem")
+  diagnosing.add_argument("--checkpoint", default="", help="folder of checkpoints, or of the stage that holds them (default: train.init)")
   for added in (sampling, serving, doctor):
     added.add_argument("--checkpoint", default="",
                        help="folder of checkpoints, or of the stage that holds them (default: the workdir's, else train.init)")
     added.add_argument("--slots", type=int, default=128, help="sequences that are sampled together")
-  for added in (evaluating, exporting, sampling, serving, doctor):
+  for added in (evaluating, exporting, sampling, serving, doctor, diagnosing):
     added.add_argument("--arm", default="", metavar="CELL/ARM",
                        help="which policy of a study: its folder below the workdir, such as n00512_s0/rft")
   reporting = verb("report", _report, "count the leaps and wrong steps of a finished study A on the embedded world, and their advantages")
@@ -367,6 +373,16 @@ def _doctor(parsed, overrides) -> int:
   print(f"{found.tokens:,} sampled tokens of {len(requests)} problems, {bounds.dtype}: log-probs of engine and trainer differ by "
         f"{found.largest:.2g} at most, {found.mean:.2g} on average; {verdict} {bounds.largest:g} and {bounds.mean:g}")
   return int(not good)
+
+
+def _values(parsed, overrides) -> int:
+  _devices()
+  job = _job(parsed, overrides)
+  from synthjax.recipes import diagnose
+
+  size = diagnose.Sampled(problems=parsed.problems, traces=parsed.traces, rollouts=parsed.rollouts)
+  diagnose.run(job, parsed.arm, parsed.checkpoint, size)
+  return 0
 
 
 def _init(parsed, overrides) -> int:
