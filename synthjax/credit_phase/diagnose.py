@@ -44,6 +44,9 @@ QUICK = Tuning(
 _MOST_TRACES = 8192  # of all problems of a replicate: beyond it problems and decisions are scaled
 
 
+LEAST_UNSURE = 30  # prefixes below which nothing is advised (our choice)
+
+
 class Prefix(NamedTuple):
   """A prefix of a trace, and what its rollouts did."""
 
@@ -85,6 +88,7 @@ class Estimates(NamedTuple):
   figures: dict[str, Interval]
   point: Setting
   draws: list[Setting]  # of the bootstrap, for what is computed from them
+  unsure: int  # prefixes seen whose rollouts differ in their next step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +124,8 @@ def estimate(problems: Sequence[Problem], replicates: int = 200, seed: int = 0) 
   draws = [_setting(problems, table_PG, weight_P, random) for weight_P in weight_BP]
   figures = {name: _interval(value, draws_of) for name, value, draws_of in zip(Setting._fields, point, zip(*draws))}
   figures["precision"] = _precision(problems, weight_BP)
-  return Estimates(figures=figures, point=point, draws=draws)
+  unsure = sum(_differ(prefix) for problem in problems for prefix in problem.prefixes)
+  return Estimates(figures=figures, point=point, draws=draws, unsure=unsure)
 
 
 def place(found: Estimates, budget: Budget, draws: int = 6, seed: int = 0, quick: Tuning = QUICK) -> Placed:
@@ -180,8 +185,11 @@ def chain_of(setting: Setting, budget: Budget, traces: int | None = None) -> Cha
   )
 
 
-def advice(placed: Placed) -> str:
-  """Which arm is worth its sampling, in a sentence."""
+def advice(placed: Placed, unsure: int) -> str:
+  """Which arm is worth its sampling, in a sentence; `unsure` as in Estimates."""
+  if unsure < LEAST_UNSURE:
+    return (f"none: only {unsure} prefixes were seen at which the policy goes on in more than one way, and fewer than {LEAST_UNSURE} say "
+            "nothing; sample more problems or rollouts")
   sampling, traces = placed.at_equal_sampling, placed.at_equal_traces
   best = placed.best["sampling"]
   if sampling.low > diagram.WORTHWHILE:
@@ -237,6 +245,10 @@ def _uncertain_share(problems, weight_P, top) -> float:
   return float(weight_P @ uncertain_P / max(weight_P @ steps_P, 1))
 
 
+def _differ(prefix: Prefix) -> bool:
+  return len(set(prefix.steps)) > 1
+
+
 def _mean(values: Sequence[Sequence[float]], weight_P) -> float:
   sums = np.array([sum(of) for of in values], float)
   counts = np.array([len(of) for of in values])
@@ -249,7 +261,7 @@ def _decisions(problems, weight_P) -> float:
   Of prefixes where the rollouts differ in their next step. Where none repeats: a third of the
   pairs, the number at which seeing none has a probability of 5 %.
   """
-  counts_P = [collections.Counter(p.decision for p in problem.prefixes if len(set(p.steps)) > 1) for problem in problems]
+  counts_P = [collections.Counter(p.decision for p in problem.prefixes if _differ(p)) for problem in problems]
   total_P = weight_P * np.array([of.total() for of in counts_P])
   pairs = total_P.sum() ** 2 - (total_P**2).sum()
   seen: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0])

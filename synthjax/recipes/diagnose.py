@@ -82,7 +82,7 @@ def run(job: Job, arm: str, checkpoint: str, sampled: Sampled) -> dict:
       "budget": dataclasses.asdict(budget),
       "estimates": {name: figure._asdict() for name, figure in found.figures.items()},
       "placed": {**placed._asdict(), "chain": dataclasses.asdict(placed.chain)},
-      "advice": diagnose.advice(placed),
+      "advice": diagnose.advice(placed, found.unsure),
     }
     files.write_json(cell.folder / "results.json", result)
     with files.replacing(cell.folder / "diagnosis.txt") as f:
@@ -116,7 +116,7 @@ def report(found: diagnose.Estimates, placed: diagnose.Placed, budget: Budget, s
     f"  distinct decisions                       {plain(figures['contexts'])}",
     f"  pit precision, by fresh rollouts         {share(figures['precision'])}",
     f"in the tabular model, with N = {budget.problems}, S = {budget.traces}, n = {budget.rollouts} (computed with N = {chain.problems} and "
-    f"{chain.contexts} decisions, u = {chain.survival:.2f}), credit of steps less the best control:",
+    f"{chain.contexts} decisions, u = {chain.survival:.2f}), credit of steps less the best control, and the range over draws of the estimates:",
     f"  for equal traces                         {points(placed.at_equal_traces)}; best: {ARMS[placed.best['traces']]}",
     f"  for equal sampling                       {points(placed.at_equal_sampling)}; best: {ARMS[placed.best['sampling']]}",
   ]
@@ -124,7 +124,7 @@ def report(found: diagnose.Estimates, placed: diagnose.Placed, budget: Budget, s
     ordered = sorted(of, key=lambda name: -of[name])
     listed = ", ".join(f"{ARMS[name]} {100 * of[name]:.0f}" for name in ordered)
     lines.append(f"  success in %, equal {equal}: {listed}")
-  lines.append(f"advice: {diagnose.advice(placed)}")
+  lines.append(f"advice: {diagnose.advice(placed, found.unsure)}")
   return "\n".join(lines)
 
 

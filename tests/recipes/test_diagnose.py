@@ -103,7 +103,7 @@ def test_every_estimate_is_a_chain_that_can_be_computed(setting):
 
 def test_placed_where_credit_pays_for_equal_traces_it_is_said_to():
   setting = Setting(success=0.3, survival=0.5, length=6.0, contexts=20.0)
-  found = diagnose.Estimates({}, setting, [setting] * 2)
+  found = diagnose.Estimates({}, setting, [setting] * 2, 100)
   placed = diagnose.place(found, Budget(problems=24, traces=8, rollouts=4), draws=2, quick=TINY)
   assert placed.at_equal_traces.value > 0.05 and placed.at_equal_sampling.value < placed.at_equal_traces.value
   assert placed.chain == Chain(success=0.3, survival=0.5, length=6, contexts=20, traces=8, rollouts=4, problems=24)
@@ -120,7 +120,8 @@ def test_placed_where_credit_pays_for_equal_traces_it_is_said_to():
 def test_advice_says_what_the_intervals_say(traces, sampling, says):
   best = {"traces": "step", "sampling": "branch"}
   placed = Placed(Interval(*traces), Interval(*sampling), best, {}, Chain())
-  assert re.search(says, diagnose.advice(placed))
+  assert re.search(says, diagnose.advice(placed, 100))
+  assert "only 3 prefixes were seen" in diagnose.advice(placed, 3)
 
 
 def test_a_policy_is_diagnosed_from_the_command_line_and_sampled_once(tmp_path, capsys, monkeypatch):
