@@ -116,7 +116,8 @@ def report(found: diagnose.Estimates, placed: diagnose.Placed, budget: Budget, s
     f"  distinct decisions                       {plain(figures['contexts'])}",
     f"  pit precision, by fresh rollouts         {share(figures['precision'])}",
     f"in the tabular model, with N = {budget.problems}, S = {budget.traces}, n = {budget.rollouts} (computed with N = {chain.problems} and "
-    f"{chain.contexts} decisions, u = {chain.survival:.2f}), credit of steps less the best control, and the range over draws of the estimates:",
+    f"{chain.contexts} decisions, u = {chain.survival:.2f}),",
+    "credit of steps less the best control, and the range over draws of the estimates:",
     f"  for equal traces                         {points(placed.at_equal_traces)}; best: {ARMS[placed.best['traces']]}",
     f"  for equal sampling                       {points(placed.at_equal_sampling)}; best: {ARMS[placed.best['sampling']]}",
   ]
