@@ -28,14 +28,17 @@ ROOT = pathlib.Path(__file__).parents[2]
 RARE = {"checkpoint_every": 10_000, "log_every": 10_000}
 TEXT = {"study__arms": ("sft",), "data__tokenizer__kind": "bytes"}  # of a task that is not the world
 HOW = {"max_tokens": 32, "temperature": 0.7}
+# What the others differ in is a row of PAIRED, which tests/rollout/test_pairs.py holds.
+PAIRED = {arm: paired for arm, paired in study_arms.PAIRED.items() if arm not in ("dpo_distant", "last_step", "rpo")}
+ARMS = tuple(arm for arm in study_arms.ARMS if arm in PAIRED or arm not in study_arms.PAIRED)
 TINY = {
-  "name": "tiny", "recipe": "math_rl", "model": "world_160k", "data": {"task": "world", "test_problems": 20},
+  "name": "tiny", "recipe": "math_rl", "model": "world_160k", "world": {"leap": 0.3}, "data": {"task": "world", "test_problems": 20},
   "train": {"batch_size": 8, "init": str(ROOT / "data/base_policy"), "epochs": 20.0, "optimizer": {"learning_rate": 1e-3}, **RARE},
   "objective": {"preference": {"beta": 0.1, "nll": 1.0}, "advantage": {"beta": 0.15}},
   "study": {
-    "problems": (24,), "baseline_problems": (48,), "seeds": (0,), "start": "rft", "marked": 1, "arms": (*study_arms.ARMS, "step_dpo.branch*2"), "split": "dev",
+    "problems": (24,), "baseline_problems": (48,), "seeds": (0,), "start": "rft", "marked": 1, "arms": (*ARMS, "step_dpo.branch*2"), "split": "dev",
     "least_accuracy": 0.1, "samples": 6, "samples_many": 8, "sampling": HOW, "wrong": 3, "kept": 2,
-    "values": {"rollouts": 4, "block": 4, "keep": 2, "sampling": HOW}, "pairs": {"guards": {"min_before": 0.1}},
+    "values": {"rollouts": 4, "block": 4, "keep": 2, "sampling": HOW}, "pairs": {"guards": {"min_before": 0.1, "confidence_before": 0.0, "confidence_drop": 0.0}},
     "rft": {"batch_size": 8, "epochs": 4.0, "optimizer": {"learning_rate": 1e-3}, **RARE},
     "preference": {"batch_size": 8, "epochs": 2.0, "optimizer": {"learning_rate": 1e-4}, **RARE}},
   "evaluate": {"max_new_tokens": 32, "slots": 16}}
@@ -102,7 +105,7 @@ def _redone(before, workdir):
 
 def test_every_arm_is_trained_and_evaluated(whole):
   result, workdir = whole
-  arms = (*study_arms.ARMS, "step_dpo.branch*2")
+  arms = (*ARMS, "step_dpo.branch*2")
   assert set(_points(result)) == set(arms) and set(_points(result, 48)) == {"sft"}
   for arm in arms:
     assert _made(workdir, f"evaluate_dev_{arm}")["problems"] == _made(workdir, f"greedy_dev_{arm}")["problems"] == 20
@@ -160,7 +163,7 @@ def test_counts_of_traces_add_up(whole):
 
 def test_counts_of_pairs_and_pits_add_up(whole):
   _, workdir = whole
-  for arm, paired in study_arms.PAIRED.items():
+  for arm, paired in PAIRED.items():
     if paired.equal:
       continue
     mode = paired.mode
@@ -189,15 +192,15 @@ def test_tokens_are_those_that_were_drawn_and_an_arm_pays_for_all_that_it_starts
   for stage, tokens in sampled.items():
     drawn = [sample for row in _rows(workdir, f"{stage}/journal.jsonl") for sample in row["result"]["samples"]]
     assert tokens == sum(len(sample["log_probs"]) for sample in drawn)  # one a token, end-of-text among them
-  own = {arm: _made(workdir, arm)["tokens"] for arm in [*study_arms.ARMS, "step_dpo.branch*2"]}
+  own = {arm: _made(workdir, arm)["tokens"] for arm in [*ARMS, "step_dpo.branch*2"]}
   trained, drawn = {"sft": ("sft",), "sft_long": ("sft_long",)}, {"sft": (), "sft_long": (), "rft": ("draw6_sft",)}
   trained |= {arm: ("sft", arm) for arm in ("rft", "rft_many", "rft_equal", "rft_clean", "rft_spurious")}
   more = {arm: _made(workdir, f"right_{arm}")["traces"] // 24 for arm in ("rft_equal", "rft2_equal")}
   drawn["rft_equal"] = (f"draw{more['rft_equal']}_sft",)
   drawn |= dict.fromkeys(("rft_many", "rft_clean", "rft_spurious"), ("draw8_sft",))
-  for arm in ("rft2", "rft2_equal", *study_arms.PAIRED, *study_arms.ON_TREES):
+  for arm in ("rft2", "rft2_equal", *PAIRED, *study_arms.ON_TREES):
     every = arm == "step_dpo.weighted" or arm in study_arms.ON_TREES
-    needs_pits = arm in study_arms.PAIRED and study_arms.PAIRED[arm].mode not in ("random", "distant")
+    needs_pits = arm in PAIRED and PAIRED[arm].mode not in ("random", "distant")
     values = ("values_rft_all",) if every else ("values_rft",) if needs_pits else ()
     draws = f"draw{more['rft2_equal']}_rft" if arm in ("rft2_equal", "dpo_equal") else "draw6_rft"
     trained[arm], drawn[arm] = ("sft", "rft", arm), ("draw6_sft", draws, *values)
@@ -216,7 +219,7 @@ def test_sides_of_pairs_are_the_sampled_tokens_and_end_of_text_stands_where_the_
   for row in _rows(workdir, "draw6_rft/drawn.jsonl"):
     drawn[row["problem_id"]].append(row)
   ended = {"random": (True, True), "distant": (True, True), "paper": (True, False), "branch": (True, False), "step": (False, False)}
-  for arm, (mode, *_) in study_arms.PAIRED.items():
+  for arm, (mode, *_) in PAIRED.items():
     if study_arms.PAIRED[arm].equal:
       continue
     for row in _rows(workdir, f"pairs_{arm}/pairs.jsonl"):
@@ -255,7 +258,7 @@ def test_preference_arms_start_from_and_refer_to_the_policy_that_the_config_says
 
   _, workdir = whole
   shapes = Transformer(sized(_experiment().model, tokenizers.load(_experiment().data.tokenizer, _experiment().world).size)).abstract()
-  assert {start(workdir, arm) for arm in (*study_arms.PAIRED, *study_arms.ON_TREES)} == {"rft"}
+  assert {start(workdir, arm) for arm in (*PAIRED, *study_arms.ON_TREES)} == {"rft"}
   result = _run(copied, study__start="sft", study__arms=("rft2", "dpo"), study__least_accuracy=0.0)
   assert start(copied, "dpo") == "sft"
   assert _made(copied, "rft2")["solutions"] == 24 + _made(copied, "right_rft2")["kept"]  # the samples of SFT, once
