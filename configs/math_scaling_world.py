@@ -39,8 +39,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     "data": {"task": "world", "test_problems": 1000},
     "train": {"batch_size": 8, "init": str(shipped.folder("facts_policy")), **rare},
     "study": {
-      "problems": (128, 256, 512),
-      "baseline_problems": (1024, 2048, 4096),
+      "problems": (128, 256),
+      "baseline_problems": (512, 1024),
       "seeds": tuple(range(8)),
       "arms": (
         "sft",

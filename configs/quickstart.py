@@ -25,7 +25,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     "recipe": "math_rl",
     "model": "world_160k",
     "world": dataclasses.asdict(shop.FACTS),
-    "data": {"task": "world", "test_problems": 500},
+    "data": {"task": "world", "test_problems": 1000},
     "train": {"batch_size": 8, "init": str(shipped.folder("facts_policy")), **rare},
     "study": {
       "problems": (256,),
