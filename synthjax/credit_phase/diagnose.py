@@ -16,6 +16,7 @@ Shapes: P problems, G points of the grid, B bootstrap replicates.
 import collections
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -66,11 +67,11 @@ class Problem(NamedTuple):
 
 
 class Interval(NamedTuple):
-  """A figure with its 95 % interval; all None where nothing was seen."""
+  """A figure with its 95 % interval; all NaN where nothing was seen."""
 
-  value: float | None
-  low: float | None
-  high: float | None
+  value: float
+  low: float
+  high: float
 
 
 class Setting(NamedTuple):
@@ -279,7 +280,7 @@ def _precision(problems, weight_BP) -> Interval:
   named_P = np.array([len(problem.pits) for problem in problems])
   confirmed_P = np.array([sum(problem.pits) for problem in problems])
   if not named_P.sum():
-    return Interval(None, None, None)
+    return Interval(math.nan, math.nan, math.nan)
   draws = [weight @ confirmed_P / (weight @ named_P) for weight in weight_BP if weight @ named_P]
   return _interval(confirmed_P.sum() / named_P.sum(), draws)
 

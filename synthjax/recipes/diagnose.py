@@ -7,6 +7,7 @@ table. Stages lie in WORKDIR/diagnose/NAME; what is finished is skipped, what wa
 
 import collections
 import dataclasses
+import math
 import pathlib
 import re
 import threading
@@ -19,7 +20,7 @@ from synthjax.data import steps
 from synthjax.data.tokenizers import Tokenizer
 from synthjax.errors import ConfigError
 from synthjax.recipes import arms, finetune, signals
-from synthjax.recipes.cell import Cell, Policy, open_cell
+from synthjax.recipes.cell import Cell, Cost, Policy, open_cell
 from synthjax.recipes.finetune import Job
 from synthjax.records import StepValue, Verdict
 from synthjax.rollout import values
@@ -80,7 +81,7 @@ def run(job: Job, arm: str, checkpoint: str, sampled: Sampled) -> dict:
       "policy": {"name": arm or policy.checkpoints, "identity": policy.identity},
       "sampled": dataclasses.asdict(sampled),
       "budget": dataclasses.asdict(budget),
-      "estimates": {name: figure._asdict() for name, figure in found.figures.items()},
+      "estimates": {name: _plain(figure) for name, figure in found.figures.items()},
       "placed": {**placed._asdict(), "chain": dataclasses.asdict(placed.chain)},
       "advice": diagnose.advice(placed, found.unsure),
     }
@@ -89,6 +90,11 @@ def run(job: Job, arm: str, checkpoint: str, sampled: Sampled) -> dict:
       f.write(text + "\n")
   progress.say(f"{text}\nin {cell.folder}: results.json, diagnosis.txt")
   return result
+
+
+def _plain(figure: diagnose.Interval) -> dict[str, float | None]:
+  """An interval as JSON, which has no NaN."""
+  return {name: None if math.isnan(number) else number for name, number in figure._asdict().items()}
 
 
 def observe(cell: Cell, policy: Policy, sampled: Sampled) -> list[Problem]:
@@ -131,7 +137,7 @@ def report(found: diagnose.Estimates, placed: diagnose.Placed, budget: Budget, s
 
 def _shown(scale: float, unit: str):
   def show(interval: diagnose.Interval) -> str:
-    if interval.value is None:
+    if math.isnan(interval.value):
       return "- (none seen)"
     value, low, high = (f"{scale * number:.3g}" for number in interval)
     return f"{value}{unit} ({low} to {high})"
@@ -168,7 +174,7 @@ def _opened(job: Job, arm: str, checkpoint: str, sampled: Sampled) -> tuple[Cell
   opened = open_cell(job._replace(experiment=experiment), tokenizer, count, seed)
   cell = dataclasses.replace(opened, folder=job.workdir / "diagnose" / label, problems=opened.problems[:sampled.problems])
   cell.folder.mkdir(parents=True, exist_ok=True)
-  return cell, Policy(name, source, 0, 0)
+  return cell, Policy(name, source, Cost(), Cost())
 
 
 def _trained_on(study: schema.Study, arm: str) -> int:
@@ -260,8 +266,8 @@ def _looked_at_again(cell: Cell, policy: Policy, wanted: Sequence[Drawn], valued
     found = values.estimate(traces, cell.sampler(policy, folder), cell.judge, cfg)
     confirmed = []
     for trace, (before, after) in zip(traces, found.values):
-      known = before.q is not None and after.q is not None
-      holds = known and study.pairs.guards.hold(before.q, after.q)
+      holds = (before.q is not None and after.q is not None
+               and study.pairs.guards.hold(before.q, after.q))
       confirmed.append({"problem_id": trace.problem_id, "before": before.q, "after": after.q, "confirmed": bool(holds)})
     files.write_jsonl(folder / "pits.jsonl", confirmed)
     return dataclasses.asdict(found.spent)
