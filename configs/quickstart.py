@@ -1,4 +1,4 @@
-"""Study A in minutes: what 256 synthetic problems of the embedded world are worth.
+"""Study A in minutes: what 128 synthetic problems of the embedded world are worth.
 
 Command:   make quickstart      (or: python -m synthjax run --config configs/quickstart.py --workdir runs/quickstart)
 Hardware:  2 CPU cores, under 8 minutes with the set-up; docs/log.md has the figures.
@@ -28,8 +28,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     "data": {"task": "world", "test_problems": 1000},
     "train": {"batch_size": 8, "init": str(shipped.folder("facts_policy")), **rare},
     "study": {
-      "problems": (256,),
-      "baseline_problems": (512, 1024),
+      "problems": (128,),
+      "baseline_problems": (256, 512),
       "seeds": (0, 1, 2, 3),
       "arms": ("sft", "rft", "chosen_only", "dpo", "step_dpo.branch"),
       "tuned": str(shipped.folder("tuned") / "facts.json"),

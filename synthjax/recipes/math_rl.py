@@ -240,11 +240,13 @@ def _first_lines(found: Measured) -> list[str]:
   marks = found.base_P
   error = float(marks.std(ddof=1) / len(marks)**0.5)
   head = f"base policy, untrained: {stats.percent(float(marks.mean()), error, len(marks))} %"
-  worse = [f"{each.problems:,} ({100 * each.value:+.1f} points, {100 * each.low:+.1f} to {100 * each.high:+.1f})"
-           for each in found.sft if each.low <= 0]
-  if worse:
-    return [f"SFT DOES NOT IMPROVE ON ITS BASE at N = {', '.join(worse)}: there, multiples say how fast an arm undoes damage", head]
-  return [f"{head}; SFT improves on it at every N: " + ", ".join(f"{each.problems:,} {100 * each.value:+.1f}" for each in found.sft)]
+  sizes = ", ".join(f"{each.problems:,} ({100 * each.value:+.1f} points, {100 * each.low:+.1f} to {100 * each.high:+.1f})"
+                    for each in found.sft if each.low <= 0)
+  if not sizes:
+    return [f"{head}; SFT improves on it at every N: " + ", ".join(f"{each.problems:,} {100 * each.value:+.1f}" for each in found.sft)]
+  if any(each.high < 0 for each in found.sft):
+    return [f"SFT DOES NOT IMPROVE ON ITS BASE at N = {sizes}: there, multiples say how fast an arm undoes damage", head]
+  return [f"SFT is not shown to improve on its base at N = {sizes}", head]
 
 
 def _greedy(runs: Sequence[resample.Run]) -> list[dict]:
