@@ -297,12 +297,12 @@ class Tune(Checked):
   rates: Positives = (3e-5, 1e-4, 3e-4, 1e-3)  # learning rates of arms that learn from pairs
   betas: Positives = (0.03, 0.1, 0.3)  # of these; each without and with the anchor
   epochs: Positives = (2.0, 6.0)  # of these
-  # of arms by likelihood over whole solutions; their grid is as large as that of pairs
+  # of arms by likelihood from the base policy: no beta and no anchor, but more epochs
   likelihood_rates: Positives = (5e-4, 1e-3, 2e-3, 4e-3)
-  likelihood_epochs: Positives = (5.0, 10.0, 20.0, 40.0)
+  likelihood_epochs: Positives = (5.0, 10.0, 20.0, 40.0)  # of these
   # of arms that go on by likelihood from the start policy
   short_rates: Positives = (3e-5, 1e-4, 3e-4, 1e-3, 2e-3, 4e-3)
-  short_epochs: Positives = (1.0, 2.0, 6.0, 12.0)
+  short_epochs: Positives = (1.0, 2.0, 6.0, 12.0)  # of these
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,7 +63,7 @@ def test_the_tokenizer_of_the_7b_study_must_fit_the_model_and_is_not_needed_for_
   ("train.accumulate=7", r"config.train.accumulate is 7; expected a divisor of train.batch_size"),
   ("model_overrides.kv_heads=5", r"config.model.kv_heads is 5; expected a divisor"),
   ("world.leap=2", r"config.world.leap is 2.0; expected float, 0 to 1"),
-  ("world.base_verbs=13", "config.world.base_verbs is 13; expected int, 1 to 12"),
+  ("world.base_verbs=13", "config.world.base_verbs is 13; expected at most verbs=12"),
   ("world.verbs=3", "config.world.base_verbs is 4; expected at most verbs=3"),
   ("study.problems=512", r"config.study.problems is 512; expected tuple of int, .*--config.study.problems=\"\(512,\)\""),
   ("study.problems=(512,0)", r"config.study.problems\[1\] is 0; expected int, at least 1"),
