@@ -28,10 +28,10 @@ class Guards(Record, Checked):
   # value of the prefix before the step: below it the trace was lost already
   min_before: Share = 0.3
   min_drop: Share = 0.5  # share of that value that the step loses
-  # posterior probability of each of the two, where values are estimated; 0 takes the estimates for
-  # true values. Chosen by simulation and on a real policy (docs/study_a.md, "Pits")
+  # posterior probability of `min_before`, where values are estimated; 0 takes the estimates for true
+  # values. Both were chosen by simulation and on a real policy (docs/study_a.md, "Pits")
   confidence_before: Share = 0.7
-  confidence_drop: Share = 0.9
+  confidence_drop: Share = 0.9  # the same of `min_drop`
 
   def hold(self, before: float, after: float) -> bool:
     """Whether a fall from `before` to `after` is one, if these are the true values."""
