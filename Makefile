@@ -40,7 +40,7 @@ quickstart: $(READY)
 	$(BIN)/python -m synthjax run --config configs/quickstart.py --workdir $(WORKDIR)
 
 test: $(DEV_READY)
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(DEV_READY)
 	$(BIN)/ruff check synthjax configs tests

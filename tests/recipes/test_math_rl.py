@@ -29,8 +29,9 @@ RARE = {"checkpoint_every": 10_000, "log_every": 10_000}
 TEXT = {"study__arms": ("sft",), "data__tokenizer__kind": "bytes"}  # of a task that is not the world
 HOW = {"max_tokens": 32, "temperature": 0.7}
 # What the others differ in is a row of PAIRED, which tests/rollout/test_pairs.py holds.
-PAIRED = {arm: paired for arm, paired in study_arms.PAIRED.items() if arm not in ("dpo_distant", "last_step", "rpo")}
-ARMS = tuple(arm for arm in study_arms.ARMS if arm in PAIRED or arm not in study_arms.PAIRED)
+PAIRED = {arm: paired for arm, paired in study_arms.PAIRED.items() if arm not in ("dpo_distant", "dpo_equal", "last_step", "rpo", "step_dpo.step")}
+_REST = ("sft", "sft_long", "rft", "rft_many", "rft_equal", "rft2", "rft2_equal", "awr")
+ARMS = tuple(arm for arm in study_arms.ARMS if arm in PAIRED or arm in _REST)
 TINY = {
   "name": "tiny", "recipe": "math_rl", "model": "world_160k", "world": {"leap": 0.3}, "data": {"task": "world", "test_problems": 20},
   "train": {"batch_size": 8, "init": str(ROOT / "data/base_policy"), "epochs": 20.0, "optimizer": {"learning_rate": 1e-3}, **RARE},
@@ -179,10 +180,9 @@ def test_counts_of_pairs_and_pits_add_up(whole):
       assert all(str(row["metadata"]["pit"]) in made["pits"] for row in rows)
     most = max(collections.Counter((row["problem_id"], row["metadata"]["trace"]) for row in rows).values())
     assert most == 1
-  for arm in study_arms.ON_TREES:
-    made = _made(workdir, f"trees_{arm}")
-    assert made["traces"] + sum(made["dropped"].values()) == 24 * 6 and made["trees"] == _made(workdir, arm)["trees"] <= made["problems"] == 24
-    assert made["traces"] == _made(workdir, "values_rft_all")["traces"]  # the full schedule values every step
+  made = _made(workdir, "trees_awr")
+  assert made["traces"] + sum(made["dropped"].values()) == 24 * 6 and made["trees"] == _made(workdir, "awr")["trees"] <= made["problems"] == 24
+  assert made["traces"] == _made(workdir, "values_rft_all")["traces"]  # the full schedule values every step
 
 
 def test_tokens_are_those_that_were_drawn_and_an_arm_pays_for_all_that_it_starts_from(whole):
@@ -258,7 +258,7 @@ def test_preference_arms_start_from_and_refer_to_the_policy_that_the_config_says
 
   _, workdir = whole
   shapes = Transformer(sized(_experiment().model, tokenizers.load(_experiment().data.tokenizer, _experiment().world).size)).abstract()
-  assert {start(workdir, arm) for arm in (*PAIRED, *study_arms.ON_TREES)} == {"rft"}
+  assert {start(workdir, arm) for arm in (*PAIRED, "awr")} == {"rft"}
   result = _run(copied, study__start="sft", study__arms=("rft2", "dpo"), study__least_accuracy=0.0)
   assert start(copied, "dpo") == "sft"
   assert _made(copied, "rft2")["solutions"] == 24 + _made(copied, "right_rft2")["kept"]  # the samples of SFT, once
