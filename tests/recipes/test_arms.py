@@ -20,8 +20,8 @@ def study(tmp_path_factory):
   """What a finished study leaves of three policies."""
   folder = tmp_path_factory.mktemp("study")
   for name in ("n00024_s0/sft", "n00024_s0/rft", "n00048_s0/sft"):
-    shutil.copytree(shipped.folder("base_policy"), folder / name / "checkpoints")
-    files.write_json(folder / name / "manifest.json", {"result": {"steps": 1508}})
+    shutil.copytree(shipped.folder("facts_policy"), folder / name / "checkpoints")
+    files.write_json(folder / name / "manifest.json", {"result": {"steps": 2274}})
   shutil.copytree(
     folder / "n00024_s0/rft", folder / "n00024_s0/rft.0123abcd"
   )  # a version that made room
@@ -60,8 +60,8 @@ def test_an_arm_is_exported_and_an_unknown_one_is_told_which_there_are(study, tm
   with warnings.catch_warnings():
     warnings.simplefilter("error")  # a library's warning is no line for the user
     assert __main__.main([*command, "--arm", "n00024_s0/rft"]) == 0
-  assert f"{study}/n00024_s0/rft/checkpoints, step 1,508" in capsys.readouterr().out
-  assert (tmp_path / "to/1508").is_dir()
+  assert f"{study}/n00024_s0/rft/checkpoints, step 2,274" in capsys.readouterr().out
+  assert (tmp_path / "to/2274").is_dir()
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_an_arm_is_evaluated_in_a_stage_of_its_own(study, capsys):
   assert "world: 4 problems, 4 responses" in capsys.readouterr().out
   assert (
     files.read_json(study / "evaluate_arm/n00024_s0/rft/manifest.json")["result"]["checkpoint_step"]
-    == 1508
+    == 2274
   )
 
 
@@ -111,7 +111,7 @@ def test_training_starts_from_a_stage_folder_as_from_its_checkpoints_and_a_missi
   assert finetune.identity(str(stage)) == finetune.identity(str(checkpoints)) != ""
   job = finetune.Job(config.load("configs/world_sft.py:smoke", [f"train.init={stage}"]), tmp_path)
   tokenizer = finetune.tokenizer_of(job)
-  assert finetune.load_policy(job.experiment, tokenizer, str(stage))[2] == 1508
+  assert finetune.load_policy(job.experiment, tokenizer, str(stage))[2] == 2274
   for start, said in ((tmp_path / "nowhere", "looked for from"), (study, f"below it there are {stage}, ")):
     job = finetune.Job(config.load("configs/world_sft.py:smoke", [f"train.init={start}"]), tmp_path)
     message = rf"config.train.init is '{start}', which holds no checkpoint; .* of the stage that wrote them \({said}"
@@ -128,8 +128,8 @@ def test_an_arm_of_the_star_has_the_words_of_its_graph_and_the_width_of_its_atte
     ("d2_l3_n9_w128", 2, 128),
     ("d3_l3_n10", 3, 64),
   ):
-    shutil.copytree(shipped.folder("base_policy"), tmp_path / folder / "sft/checkpoints")
-    files.write_json(tmp_path / folder / "sft/manifest.json", {"result": {"steps": 1508}})
+    shutil.copytree(shipped.folder("facts_policy"), tmp_path / folder / "sft/checkpoints")
+    files.write_json(tmp_path / folder / "sft/manifest.json", {"result": {"steps": 2274}})
     arm = arms.find(job, f"{folder}/sft")
     labels = max(9, 3 * arms_of_graph + 1)
     assert arm.experiment.model.d_model == width

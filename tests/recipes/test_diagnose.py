@@ -1,4 +1,5 @@
 import json
+import math
 import re
 
 import numpy as np
@@ -68,7 +69,7 @@ def test_what_a_chain_was_made_with_lies_within_the_intervals():
       assert low - margin <= truth <= high + margin, (chain, name, found[name])
     assert found["survival"].high - found["survival"].low < 0.35
     assert found["length"].high - found["length"].low < 0.5 * chain.length
-    assert found["precision"] == Interval(None, None, None)  # no pit was named
+    assert all(map(math.isnan, found["precision"]))  # no pit was named
   assert len(missed) <= 2, missed  # of 16 at 95 %
 
 
