@@ -5,10 +5,11 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from synthjax import locks
@@ -58,6 +59,15 @@ def _text(stream):
   finally:
     writer.flush()
     writer.detach()
+
+
+def without_nan(value: Any) -> Any:
+  """A JSON value with null for every number that is not finite: JSON has no NaN."""
+  if isinstance(value, Mapping):
+    return {name: without_nan(part) for name, part in value.items()}
+  if isinstance(value, Sequence) and not isinstance(value, str):
+    return [without_nan(part) for part in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -349,8 +349,15 @@ def _refuse_file(folder: pathlib.Path) -> None:
 @contextlib.contextmanager
 def _made(folder: pathlib.Path) -> Iterator[None]:
   """Makes a folder; afterwards removes what it made and is empty."""
+  with empty_folders_removed(folder):
+    _make(folder)
+    yield
+
+
+@contextlib.contextmanager
+def empty_folders_removed(folder: pathlib.Path) -> Iterator[None]:
+  """Afterwards removes those of a folder and its parents that were not there before and are empty."""
   missing = [path for path in (folder, *folder.parents) if not path.exists()]
-  _make(folder)
   try:
     yield
   finally:

@@ -15,7 +15,7 @@ import pathlib
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from synthjax import __version__, files, locks, multihost, progress, workfolder
@@ -127,7 +127,7 @@ def run(
   multihost.meet(f"{folder} before")
   with contextlib.ExitStack() as held:
     if multihost.is_first():
-      held.enter_context(_empty_folders_removed(folder.parent))
+      held.enter_context(locks.empty_folders_removed(folder.parent))
       if force or not _is_in_place(folder, inputs, whole):
         held.enter_context(_alone(folder, say))
       _put_in_place(folder, inputs, force, say, whole)
@@ -256,18 +256,6 @@ def _check_empty(folder: pathlib.Path) -> None:
     )
   for scratch in folder.glob(".begun.json.*"):  # of a run that was killed while it began
     scratch.unlink()
-
-
-@contextlib.contextmanager
-def _empty_folders_removed(folder: pathlib.Path) -> Iterator[None]:
-  """Afterwards removes those of a folder and its parents that were not there before and are empty."""
-  missing = [path for path in (folder, *folder.parents) if not path.exists()]
-  try:
-    yield
-  finally:
-    with contextlib.suppress(OSError):
-      for path in missing:
-        path.rmdir()
 
 
 def _made_in(folder: pathlib.Path) -> bool:

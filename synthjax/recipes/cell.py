@@ -301,9 +301,8 @@ class Cell:
       samples: answers a problem at the temperature of the study's sampling; 0: the greedy one.
     """
     protocol = protocols.of(self.experiment)
-    cfg = self.experiment.evaluate
-    if samples:
-      cfg = dataclasses.replace(cfg, samples=samples, temperature=self.study.sampling.temperature)
+    temperature = self.study.sampling.temperature if samples else 0.0
+    cfg = dataclasses.replace(self.experiment.evaluate, samples=max(samples, 1), temperature=temperature, pass_at=())
     experiment = dataclasses.replace(self.experiment, seed=self.seed("evaluate", split), evaluate=cfg)
 
     def work(folder: pathlib.Path) -> dict:

@@ -81,7 +81,7 @@ def run(job: Job, arm: str, checkpoint: str, sampled: Sampled) -> dict:
       "policy": {"name": arm or policy.checkpoints, "identity": policy.identity},
       "sampled": dataclasses.asdict(sampled),
       "budget": dataclasses.asdict(budget),
-      "estimates": {name: _plain(figure) for name, figure in found.figures.items()},
+      "estimates": {name: files.without_nan(figure._asdict()) for name, figure in found.figures.items()},
       "placed": {**placed._asdict(), "chain": dataclasses.asdict(placed.chain)},
       "advice": diagnose.advice(placed, found.unsure),
     }
@@ -90,11 +90,6 @@ def run(job: Job, arm: str, checkpoint: str, sampled: Sampled) -> dict:
       f.write(text + "\n")
   progress.say(f"{text}\nin {cell.folder}: results.json, diagnosis.txt")
   return result
-
-
-def _plain(figure: diagnose.Interval) -> dict[str, float | None]:
-  """An interval as JSON, which has no NaN."""
-  return {name: None if math.isnan(number) else number for name, number in figure._asdict().items()}
 
 
 def observe(cell: Cell, policy: Policy, sampled: Sampled) -> list[Problem]:

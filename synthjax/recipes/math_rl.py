@@ -146,8 +146,10 @@ def _looked(looks: Mapping[str, int]) -> list[str]:
 
 def _compute(tuned: Mapping[str, Tuned], runs: Sequence[resample.Run]) -> dict[str, float]:
   """FLOPs of choosing the settings of every arm; {} where they are not known."""
-  found = {arm: tuned[arm.partition("*")[0]].flops for arm in dict.fromkeys(run.arm for run in runs) if arm.partition("*")[0] in tuned}
-  return found if len(found) == len({run.arm for run in runs}) else {}
+  arms = dict.fromkeys(run.arm for run in runs)
+  if any(study_arms.tuned_as(arm) not in tuned for arm in arms):
+    return {}
+  return {arm: tuned[study_arms.tuned_as(arm)].flops for arm in arms}
 
 
 def _alone(cell: Cell) -> contextlib.AbstractContextManager[None]:
@@ -190,10 +192,9 @@ def train_arms(cell: Cell, arms: Sequence[str], tuned: Mapping[str, Tuned]) -> d
     ConfigError: settings were tuned, but not those of an arm.
   """
   def choose(arm: str, learn: Learn) -> Policy:
-    name = arm.partition("*")[0]
-    known = "sft" if name == "sft_long" else name
+    known = study_arms.tuned_as(arm)
     if not tuned:
-      return learn(arm, settings.of_config(cell.experiment, study_arms.kind_of(name)))
+      return learn(arm, settings.of_config(cell.experiment, study_arms.kind_of(arm)))
     if known not in tuned:
       raise ConfigError(f"config.study.arms has {arm!r}, and the tuned settings know {', '.join(tuned)}; tune it too (config.study.tune), "
                         "or leave the arm out")

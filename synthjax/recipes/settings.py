@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from synthjax import files, schema
 from synthjax.errors import ConfigError
-from synthjax.fields import Checked, NonNegativeFloat, PositiveFloat
+from synthjax.fields import Checked, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from synthjax.records import Record
 
 
@@ -16,14 +16,15 @@ class Setting(Record, Checked):
   """What is tuned of an arm."""
 
   learning_rate: PositiveFloat  # peak
-  epochs: PositiveFloat
+  epochs: NonNegativeFloat
+  steps: NonNegativeInt = 0  # 0: as many as `epochs` takes; tuning leaves it at 0
   beta: NonNegativeFloat = 0.0  # of the margin; 0 where the arm has none
   nll: NonNegativeFloat = 0.0  # weight of the anchor on the chosen side
 
   def train(self, cfg: schema.Train) -> schema.Train:
-    """A training with this rate and number of epochs."""
+    """A training with this rate and this long."""
     optimizer = dataclasses.replace(cfg.optimizer, learning_rate=self.learning_rate)
-    return dataclasses.replace(cfg, optimizer=optimizer, epochs=self.epochs, steps=0)
+    return dataclasses.replace(cfg, optimizer=optimizer, epochs=self.epochs, steps=self.steps)
 
   def __str__(self) -> str:
     text = f"rate {self.learning_rate:g}, {self.epochs:g} epochs"
@@ -33,11 +34,11 @@ class Setting(Record, Checked):
 
 
 def of_config(experiment: schema.Experiment, kind: str) -> Setting:
-  """The setting that the config itself states for a kind of arm; see `study_arms.KINDS`."""
+  """The setting that the config itself states for a kind of arm; see `study_arms.kind_of`."""
   study, pairs = experiment.study, experiment.objective.preference
   if kind == "sft":
     return _of_training(experiment.train)
-  if kind == "likelihood":
+  if kind in ("likelihood", "resumed"):
     return _of_training(study.rft)
   plain = _of_training(study.preference)
   if kind == "pairs":
@@ -48,7 +49,7 @@ def of_config(experiment: schema.Experiment, kind: str) -> Setting:
 
 
 def _of_training(cfg: schema.Train) -> Setting:
-  return Setting(learning_rate=cfg.optimizer.learning_rate, epochs=cfg.epochs)
+  return Setting(learning_rate=cfg.optimizer.learning_rate, epochs=cfg.epochs, steps=cfg.steps)
 
 
 def grid(tune: schema.Tune, kind: str, anchored: bool = False) -> list[Setting]:
@@ -61,7 +62,7 @@ def grid(tune: schema.Tune, kind: str, anchored: bool = False) -> list[Setting]:
   """
   if kind in ("sft", "likelihood"):
     return _combined(tune.likelihood_rates, tune.likelihood_epochs)
-  if kind == "short":
+  if kind in ("resumed", "positives"):
     return _combined(tune.short_rates, tune.short_epochs)
   anchors = (0.0, 1.0) if kind == "pairs" else (0.0,)
   if anchored:

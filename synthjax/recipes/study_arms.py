@@ -71,17 +71,29 @@ Learn = Callable[[str, Setting], Policy]  # (name of the policy, settings) -> th
 Choose = Callable[[str, Learn], Policy]  # trains an arm with the settings that are chosen for it
 
 
-def kind_of(arm: str) -> str:
-  """Which settings an arm has: sft, likelihood (from the base), short (from the start policy), pairs, advantage."""
+def tuned_as(arm: str) -> str:
+  """The arm whose tuned settings an arm has: rounds have those of the first, sft_long those of sft."""
   name = arm.partition("*")[0]
-  if name in ("sft", "sft_long"):
-    return "sft"
+  return "sft" if name == "sft_long" else name
+
+
+def kind_of(arm: str) -> str:
+  """Which settings an arm has.
+
+  sft; likelihood, from the base policy; resumed, by likelihood from the start policy; positives, of
+  pairs or steps alone; pairs; advantage.
+  """
+  name = tuned_as(arm)
+  if name == "sft":
+    return name
   if name in FROM_BASE:
     return "likelihood"
   if name == "awr":
     return "advantage"
-  if name in ("rft2", "rft2_equal", "filtered_sft", "chosen_only"):
-    return "short"
+  if name in ("rft2", "rft2_equal"):
+    return "resumed"
+  if name in ("filtered_sft", "chosen_only"):
+    return "positives"
   return "pairs"
 
 
@@ -102,6 +114,7 @@ class Arms:
     self.cell, self.choose = cell, choose
     self.found: dict[str, Policy] = {}
     self._teacher: list[Solution] = []
+    self._trained_on: dict[str, list[Solution]] = {}  # by the name of an arm trained by likelihood
     self._drawn: dict[tuple[str, int], tuple[list[Drawn], Cost]] = {}
 
   def policy(self, arm: str) -> Policy:
@@ -128,33 +141,22 @@ class Arms:
     drawn, cost = self._samples_for(name, start)
     self.cell.check(drawn, start)
     if name in ("rft2", "rft2_equal"):
-      solutions = self._known() + self.cell.correct(name, drawn, self._kept(name, drawn))
+      solutions = self._trained_on[self.cell.study.start] + self.cell.correct(name, drawn, self._kept(name, drawn))
       return self._by_likelihood(arm, solutions, self.cell.study.rft, start.cost + cost, start)
     return self.choose(arm, self._preference(name, arm, start, drawn, cost))
 
   def _round(self, name: str, number: int) -> Policy:
     """An on-policy round after the first one."""
-    before = self.policy(name if number == 2 else f"{name}*{number - 1}")
+    earlier = name if number == 2 else f"{name}*{number - 1}"
+    before = self.policy(earlier)
     drawn, cost = self._samples_for(name, before)
     called = f"{name}*{number}"
     if name.startswith("rft2"):
-      solutions = self._known()
-      for earlier in range(1, number):
-        start = self.policy(self.cell.study.start) if earlier == 1 else self._named(name, earlier - 1)
-        solutions = solutions + self._correct_of(name, earlier, start)
-      solutions = solutions + self.cell.correct(called, drawn, self._kept(name, drawn))
+      solutions = self._trained_on[earlier] + self.cell.correct(called, drawn, self._kept(name, drawn))
       policy = self._by_likelihood(called, solutions, self.cell.study.rft, before.cost + cost, before)
     else:
       policy = self.choose(called, self._preference(name, called, before, drawn, cost))
     return policy._replace(notes=before.notes + policy.notes)
-
-  def _named(self, name: str, number: int) -> Policy:
-    return self.policy(name if number == 1 else f"{name}*{number}")
-
-  def _correct_of(self, name: str, number: int, start: Policy) -> list[Solution]:
-    drawn, _ = self._samples_for(name, start)
-    called = name if number == 1 else f"{name}*{number}"
-    return self.cell.correct(called, drawn, self._kept(name, drawn))
 
   def teacher(self) -> list[Solution]:
     """The teacher's correct solutions."""
@@ -168,16 +170,6 @@ class Arms:
     if key not in self._drawn:
       self._drawn[key] = self.cell.sample(policy, n)
     return self._drawn[key]
-
-  def _known(self) -> list[Solution]:
-    """What the start policy was trained on."""
-    if self.cell.study.start == "sft":
-      return self.teacher()
-    return self.teacher() + self._own("rft", self.cell.study.samples)
-
-  def _own(self, arm: str, samples: int) -> list[Solution]:
-    drawn, _ = self.drawn(self.policy("sft"), samples)
-    return self.cell.correct(arm, drawn, self._kept(arm, drawn))
 
   def _rft(self, arm: str) -> Policy:
     study, sft = self.cell.study, self.policy("sft")
@@ -198,12 +190,13 @@ class Arms:
     times = (rft.cost.trained - sft.cost.trained) / max(sft.cost.trained, 1)
 
     def learn(called: str, setting: Setting) -> Policy:
-      longer = dataclasses.replace(setting, epochs=setting.epochs * times)
+      longer = dataclasses.replace(setting, epochs=setting.epochs * times, steps=round(setting.steps * times))
       return self.cell.by_likelihood(called, self.teacher(), longer.train(self.cell.experiment.train), None, Cost())
 
     return self.choose("sft_long", learn)
 
-  def _by_likelihood(self, arm: str, solutions: Sequence[Solution], cfg: schema.Train, cost: Cost, start: Policy | None = None) -> Policy:
+  def _by_likelihood(self, arm: str, solutions: list[Solution], cfg: schema.Train, cost: Cost, start: Policy | None = None) -> Policy:
+    self._trained_on[arm] = solutions
     return self.choose(arm, lambda called, setting: self.cell.by_likelihood(called, solutions, setting.train(cfg), start, cost))
 
   def _samples_for(self, name: str, policy: Policy) -> tuple[list[Drawn], Cost]:

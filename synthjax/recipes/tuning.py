@@ -37,8 +37,7 @@ def tuned(job: Job, tokenizer, arms: Sequence[str]) -> dict[str, Tuned]:
     return settings.load(study.tuned)
   if not study.tune.problems:
     return {}
-  named = [arm.partition("*")[0] for arm in arms]
-  wanted = dict.fromkeys(["sft", *named])
+  wanted = dict.fromkeys(["sft", *map(study_arms.tuned_as, arms)])
   with progress.study([1.0] * len(wanted), f"{job.workdir.name}, tuning, arm") as begin:
     return _all(job, tokenizer, list(wanted), begin)
 

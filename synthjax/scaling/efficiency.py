@@ -11,11 +11,11 @@ Shapes: N sizes of the baseline, R = 1 + B (what was found, then its replicates)
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from synthjax import stats
+from synthjax import files, stats
 from synthjax.files import DataError
 from synthjax.scaling import curve, laws, noise
 from synthjax.scaling.resample import Cell, Key
@@ -110,7 +110,7 @@ class Efficiency:
     """A JSON object; numbers that do not exist are null."""
     parts = dataclasses.asdict(dataclasses.replace(self, cells={}))
     del parts["cells"]
-    return _plain(parts)
+    return files.without_nan(parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -352,12 +352,3 @@ def _lowest_ratio(cell: Cell, other: Cell, reference: _Reference, tail: float) -
   if len(sorted_B) * tail < 1 or reference.undefined_at(cell.log_error()[0]):
     return math.nan
   return float(np.exp(sorted_B[index]))
-
-
-def _plain(value: Any) -> Any:
-  """JSON has no NaN."""
-  if isinstance(value, Mapping):
-    return {name: _plain(part) for name, part in value.items()}
-  if isinstance(value, Sequence) and not isinstance(value, str):
-    return [_plain(part) for part in value]
-  return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -49,7 +49,7 @@ def lower_bounds(efficiency: Efficiency, arms: Sequence[str], controls: Sequence
       if shown:
         lines.append(f"  more than {control}: at N = {shown}, of {len(rows)} sizes")
     if others := [control for control, found in sizes.items() if not found]:
-      lines.append(f"  not more than {', '.join(others)}")
+      lines.append(f"  not shown to be more than {', '.join(others)}")
   if lines:
     lines.append("more: by the lower end of the ratio's interval, at a level shared by all sizes and controls of the arm")
   return lines

@@ -20,7 +20,7 @@ import pytest
 from synthjax import config, files, locks, stages
 from synthjax.data import sources, tokenizers
 from synthjax.model.transformer import Transformer, sized
-from synthjax.recipes import cell, finetune, math_rl, splits, study_arms
+from synthjax.recipes import cell, finetune, math_rl, settings, splits, study_arms
 from synthjax.recipes.cell import TooWeakError
 from synthjax.train import checkpoint, loop
 from synthjax.verify import sets
@@ -332,8 +332,20 @@ def test_settings_are_chosen_on_development_problems_by_the_best_accuracy_and_ca
     _run(tmp_path / "other", study__tuned="nowhere.json")
 
 
+@pytest.mark.parametrize("length", [{"epochs": 3.0}, {"steps": 7, "epochs": 0.0}])
+def test_without_tuning_arms_are_trained_for_as_long_as_the_config_says(length):
+  changes = {f"{group}__{name}": value for group in ("train", "study__rft", "study__preference") for name, value in length.items()}
+  experiment = _experiment(**changes)
+  study = experiment.study
+  for arm, cfg in (("sft", experiment.train), ("rft", study.rft), ("rft2", study.rft), ("chosen_only", study.preference),
+                   ("dpo", study.preference), ("awr", study.preference)):
+    assert settings.of_config(experiment, study_arms.kind_of(arm)).train(cfg) == cfg
+
+
 def test_a_second_look_at_the_test_problems_with_other_settings_is_said(copied):
-  once = _run(copied, study__arms=("sft",), study__split="test")
+  once = _run(copied, study__arms=("sft",), study__split="test", evaluate__temperature=0.5, evaluate__samples=2, evaluate__pass_at=(2,))
+  decoding = {kind: _made(copied, f"{kind}_test_sft")["decoding"] for kind in ("greedy", "evaluate")}
+  assert {kind: (how["temperature"], how["samples"]) for kind, how in decoding.items()} == {"greedy": (0.0, 1), "evaluate": (0.7, 1)}
   assert not any("looked at more than once" in note for note in once["notes"])
   again = _run(copied, study__arms=("sft",), study__split="test", train__epochs=10.0)
   assert any("looked at more than once, with other settings: sft (2 times)" in note for note in again["notes"])
