@@ -1,7 +1,7 @@
 """Study A in minutes: what 128 synthetic problems of the embedded world are worth.
 
 Command:   make quickstart      (or: python -m synthjax run --config configs/quickstart.py --workdir runs/quickstart)
-Hardware:  2 CPU cores, under 8 minutes with the set-up; docs/log.md has the figures.
+Hardware:  2 CPU cores, 5 minutes after the set-up (docs/log.md).
 Source:    Setlur et al. 2024 (arXiv 2406.14532). The world and the base policy are those of
            configs/math_scaling_world.py, where the argument for them stands; every arm's settings
            come from data/tuned/facts.json, which that config's tuning wrote. Nothing is downloaded.
