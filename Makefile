@@ -43,6 +43,7 @@ test: $(DEV_READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(DEV_READY)
+	$(BIN)/ruff format --check -q synthjax configs tests
 	$(BIN)/ruff check synthjax configs tests
 	$(BIN)/mypy
 

@@ -38,11 +38,19 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
       "priced_rollouts": (2,),
       "sampling_rollouts": 2,
       "table": ({**small, "survival": 0.5},),
-      "tuning": {"rates": (0.1, 1.0), "betas": (0.1,), "temperatures": (0.05,),
-                 "steps": (10,), "tuning_replicates": 2, "replicates": 2},
+      "tuning": {
+        "rates": (0.1, 1.0),
+        "betas": (0.1,),
+        "temperatures": (0.05,),
+        "steps": (10,),
+        "tuning_replicates": 2,
+        "replicates": 2,
+      },
     }
-  return ml_collections.ConfigDict({
-    "name": "credit_phase",
-    "recipe": "credit_phase",
-    "credit_phase": study,
-  })
+  return ml_collections.ConfigDict(
+    {
+      "name": "credit_phase",
+      "recipe": "credit_phase",
+      "credit_phase": study,
+    }
+  )

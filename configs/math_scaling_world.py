@@ -31,39 +31,41 @@ VARIANTS = ("smoke", "leaps", "chains")
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
   """The sweep, or one of its variants."""
   rare = {"checkpoint_every": 10_000, "log_every": 1000}
-  config = ml_collections.ConfigDict({
-    "name": "math_scaling_world",
-    "recipe": "math_rl",
-    "model": "world_160k",
-    "world": dataclasses.asdict(shop.FACTS),
-    "data": {"task": "world", "test_problems": 1000},
-    "train": {"batch_size": 8, "init": str(shipped.folder("facts_policy")), **rare},
-    "study": {
-      "problems": (128, 256),
-      "baseline_problems": (512, 1024),
-      "seeds": tuple(range(8)),
-      "arms": (
-        "sft",
-        "rft",
-        "rft_equal",
-        "rft2",
-        "rft2_equal",
-        "chosen_only",
-        "dpo",
-        "rpo",
-        "dpo_equal",
-        "random_step",
-        "step_dpo.paper",
-        "step_dpo.branch",
-      ),
-      "marked": 2,
-      "tune": {"problems": 256},
-      "least_accuracy": 0.15,  # our policies are weaker than the paper's
-      "rft": {"batch_size": 8, **rare},
-      "preference": {"batch_size": 16, "optimizer": {"weight_decay": 0.0}, **rare},
-    },
-    "evaluate": {"max_new_tokens": 64},
-  })
+  config = ml_collections.ConfigDict(
+    {
+      "name": "math_scaling_world",
+      "recipe": "math_rl",
+      "model": "world_160k",
+      "world": dataclasses.asdict(shop.FACTS),
+      "data": {"task": "world", "test_problems": 1000},
+      "train": {"batch_size": 8, "init": str(shipped.folder("facts_policy")), **rare},
+      "study": {
+        "problems": (128, 256),
+        "baseline_problems": (512, 1024),
+        "seeds": tuple(range(8)),
+        "arms": (
+          "sft",
+          "rft",
+          "rft_equal",
+          "rft2",
+          "rft2_equal",
+          "chosen_only",
+          "dpo",
+          "rpo",
+          "dpo_equal",
+          "random_step",
+          "step_dpo.paper",
+          "step_dpo.branch",
+        ),
+        "marked": 2,
+        "tune": {"problems": 256},
+        "least_accuracy": 0.15,  # our policies are weaker than the paper's
+        "rft": {"batch_size": 8, **rare},
+        "preference": {"batch_size": 16, "optimizer": {"weight_decay": 0.0}, **rare},
+      },
+      "evaluate": {"max_new_tokens": 64},
+    }
+  )
   if variant == "leaps":
     config.world = ml_collections.ConfigDict({})
     config.train.init = str(shipped.folder("base_policy"))

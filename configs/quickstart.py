@@ -20,26 +20,28 @@ VARIANTS = ("smoke",)
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
   """`smoke`: a minute, untuned, for tests of the loop."""
   rare = {"checkpoint_every": 10_000, "log_every": 10_000}
-  config = ml_collections.ConfigDict({
-    "name": "quickstart",
-    "recipe": "math_rl",
-    "model": "world_160k",
-    "world": dataclasses.asdict(shop.FACTS),
-    "data": {"task": "world", "test_problems": 1000},
-    "train": {"batch_size": 8, "init": str(shipped.folder("facts_policy")), **rare},
-    "study": {
-      "problems": (128,),
-      "baseline_problems": (256, 512),
-      "seeds": (0, 1, 2, 3),
-      "arms": ("sft", "rft", "chosen_only", "dpo", "step_dpo.branch"),
-      "tuned": str(shipped.folder("tuned") / "facts.json"),
-      "marked": 2,
-      "least_accuracy": 0.15,
-      "rft": {"batch_size": 8, **rare},
-      "preference": {"batch_size": 16, "optimizer": {"weight_decay": 0.0}, **rare},
-    },
-    "evaluate": {"max_new_tokens": 64},
-  })
+  config = ml_collections.ConfigDict(
+    {
+      "name": "quickstart",
+      "recipe": "math_rl",
+      "model": "world_160k",
+      "world": dataclasses.asdict(shop.FACTS),
+      "data": {"task": "world", "test_problems": 1000},
+      "train": {"batch_size": 8, "init": str(shipped.folder("facts_policy")), **rare},
+      "study": {
+        "problems": (128,),
+        "baseline_problems": (256, 512),
+        "seeds": (0, 1, 2, 3),
+        "arms": ("sft", "rft", "chosen_only", "dpo", "step_dpo.branch"),
+        "tuned": str(shipped.folder("tuned") / "facts.json"),
+        "marked": 2,
+        "least_accuracy": 0.15,
+        "rft": {"batch_size": 8, **rare},
+        "preference": {"batch_size": 16, "optimizer": {"weight_decay": 0.0}, **rare},
+      },
+      "evaluate": {"max_new_tokens": 64},
+    }
+  )
   if variant == "smoke":
     config.data.test_problems = 50
     config.train.epochs = 2.0

@@ -29,25 +29,43 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
   """`smoke`: a tiny graph and a few steps."""
   smoke = variant == "smoke"
   rare = {"checkpoint_every": 10_000, "log_every": 100}
-  return ml_collections.ConfigDict({
-    "name": "star_graph",
-    "recipe": "star",
-    "model": "world_160k",
-    "model_overrides": {"qk_norm": True},  # without it the walk along an arm is learned several times more slowly
-    "data": {"row_length": 128},
-    "train": {"batch_size": 8, "steps": 20 if smoke else 4000, "optimizer": {"learning_rate": 5e-3, "schedule": "wsd"}, **rare},
-    "objective": {"preference": {"beta": 0.1, "nll": 1.0}, "advantage": {"beta": 0.3}},
-    "study": {"preference": {"batch_size": 8, "epochs": 1.0 if smoke else 4.0, **rare,
-                             "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.0}}},
-    "star": {
-      "graphs": tuple({"arms": d, "length": 3, "labels": max(9, 3 * d + 1)} for d in ((2,) if smoke else (2, 3, 4, 5))),
-      "problems": 60 if smoke else 20_000,
-      "early_steps": 10 if smoke else 1700,  # it walks along arms, and has not settled on a guess
-      "test_problems": 20 if smoke else 500,
-      "valued": 5 if smoke else 200,
-      "rollouts": 4 if smoke else 16,
-      "explored": 20 if smoke else 8000,
-      "samples": 4,
-      "attempts": ATTEMPTS[2:5] if smoke else ATTEMPTS,
-    },
-  })
+  return ml_collections.ConfigDict(
+    {
+      "name": "star_graph",
+      "recipe": "star",
+      "model": "world_160k",
+      "model_overrides": {
+        "qk_norm": True
+      },  # without it the walk along an arm is learned several times more slowly
+      "data": {"row_length": 128},
+      "train": {
+        "batch_size": 8,
+        "steps": 20 if smoke else 4000,
+        "optimizer": {"learning_rate": 5e-3, "schedule": "wsd"},
+        **rare,
+      },
+      "objective": {"preference": {"beta": 0.1, "nll": 1.0}, "advantage": {"beta": 0.3}},
+      "study": {
+        "preference": {
+          "batch_size": 8,
+          "epochs": 1.0 if smoke else 4.0,
+          **rare,
+          "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.0},
+        }
+      },
+      "star": {
+        "graphs": tuple(
+          {"arms": d, "length": 3, "labels": max(9, 3 * d + 1)}
+          for d in ((2,) if smoke else (2, 3, 4, 5))
+        ),
+        "problems": 60 if smoke else 20_000,
+        "early_steps": 10 if smoke else 1700,  # it walks along arms, and has not settled on a guess
+        "test_problems": 20 if smoke else 500,
+        "valued": 5 if smoke else 200,
+        "rollouts": 4 if smoke else 16,
+        "explored": 20 if smoke else 8000,
+        "samples": 4,
+        "attempts": ATTEMPTS[2:5] if smoke else ATTEMPTS,
+      },
+    }
+  )

@@ -22,7 +22,10 @@ CHANGES: dict[str, dict] = {
   "pit_last": {"study.pairs.pit": "last"},
   "beta_003": {"objective.preference.beta": 0.03},
   "beta_03": {"objective.preference.beta": 0.3},
-  "arms": {"study.arms": ("sft", "rft", "rft_clean", "rft_spurious", "rft_many", "filtered_sft"), "study.seeds": (0, 1, 2)},
+  "arms": {
+    "study.arms": ("sft", "rft", "rft_clean", "rft_spurious", "rft_many", "filtered_sft"),
+    "study.seeds": (0, 1, 2),
+  },
 }
 VARIANTS = (*CHANGES, "smoke")
 
@@ -31,26 +34,50 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
   """A name in CHANGES; `smoke`: `plain` on a small cell."""
   smoke = variant == "smoke"
   rare = {"checkpoint_every": 10_000, "log_every": 10_000}
-  config = ml_collections.ConfigDict({
-    "name": f"world_ablations_{variant or 'plain'}",
-    "recipe": "math_rl",
-    "model": "world_160k",
-    "data": {"task": "world", "test_problems": 100 if smoke else 1000},
-    "train": {"batch_size": 8, "init": str(BASE), "epochs": 2.0 if smoke else 20.0, "optimizer": {"learning_rate": 1e-3}, **rare},
-    "objective": {"preference": {"beta": 0.1, "nll": 1.0}, "advantage": {"beta": 0.15}},
-    "study": {
-      "problems": (32,) if smoke else (512,),
-      "baseline_problems": (64,) if smoke else (1024,),
-      "seeds": (0,) if smoke else (0, 1),
-      "arms": STEPS,
-      "split": "dev",
-      "least_accuracy": 0.0 if smoke else 0.15,
-      "values": {"rollouts": 8, "best_of": 1, "block": 8, "keep": 4, "sampling": {"max_tokens": 64, "temperature": 0.7}},
-      "pairs": {"pit": "first"},
-      "rft": {"batch_size": 8, "epochs": 2.0 if smoke else 8.0, "optimizer": {"learning_rate": 1e-3}, **rare},
-      "preference": {"batch_size": 16, "epochs": 2.0, "optimizer": {"learning_rate": 1e-4, "weight_decay": 0.0}, **rare},
-    },
-    "evaluate": {"max_new_tokens": 64},
-  })
+  config = ml_collections.ConfigDict(
+    {
+      "name": f"world_ablations_{variant or 'plain'}",
+      "recipe": "math_rl",
+      "model": "world_160k",
+      "data": {"task": "world", "test_problems": 100 if smoke else 1000},
+      "train": {
+        "batch_size": 8,
+        "init": str(BASE),
+        "epochs": 2.0 if smoke else 20.0,
+        "optimizer": {"learning_rate": 1e-3},
+        **rare,
+      },
+      "objective": {"preference": {"beta": 0.1, "nll": 1.0}, "advantage": {"beta": 0.15}},
+      "study": {
+        "problems": (32,) if smoke else (512,),
+        "baseline_problems": (64,) if smoke else (1024,),
+        "seeds": (0,) if smoke else (0, 1),
+        "arms": STEPS,
+        "split": "dev",
+        "least_accuracy": 0.0 if smoke else 0.15,
+        "values": {
+          "rollouts": 8,
+          "best_of": 1,
+          "block": 8,
+          "keep": 4,
+          "sampling": {"max_tokens": 64, "temperature": 0.7},
+        },
+        "pairs": {"pit": "first"},
+        "rft": {
+          "batch_size": 8,
+          "epochs": 2.0 if smoke else 8.0,
+          "optimizer": {"learning_rate": 1e-3},
+          **rare,
+        },
+        "preference": {
+          "batch_size": 16,
+          "epochs": 2.0,
+          "optimizer": {"learning_rate": 1e-4, "weight_decay": 0.0},
+          **rare,
+        },
+      },
+      "evaluate": {"max_new_tokens": 64},
+    }
+  )
   config.update_from_flattened_dict(CHANGES["plain" if smoke else variant or "plain"])
   return config

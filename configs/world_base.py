@@ -20,27 +20,28 @@ from synthjax.generate.worlds import shop
 VARIANTS = ("smoke", "facts", "facts_smoke")
 
 
-
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
   """`facts`: of the main world; `smoke`, `facts_smoke`: seconds instead of minutes."""
-  config = ml_collections.ConfigDict({
-    "name": "world_base",
-    "model": "world_160k",
-    "world": {"verbs": 4},
-    "data": {
-      "task": "world",
-      "traces": "base",
-      "train_problems": 50_000,
-      "test_problems": 1000,
-    },
-    "train": {
-      "batch_size": 64,
-      "epochs": 6.0,
-      "optimizer": {"learning_rate": 3e-3, "schedule": "wsd", "final": 0.0},
-      "checkpoint_every": 200,
-    },
-    "evaluate": {"max_new_tokens": 40, "before": False},
-  })
+  config = ml_collections.ConfigDict(
+    {
+      "name": "world_base",
+      "model": "world_160k",
+      "world": {"verbs": 4},
+      "data": {
+        "task": "world",
+        "traces": "base",
+        "train_problems": 50_000,
+        "test_problems": 1000,
+      },
+      "train": {
+        "batch_size": 64,
+        "epochs": 6.0,
+        "optimizer": {"learning_rate": 3e-3, "schedule": "wsd", "final": 0.0},
+        "checkpoint_every": 200,
+      },
+      "evaluate": {"max_new_tokens": 40, "before": False},
+    }
+  )
   if variant.startswith("facts"):
     config.world = ml_collections.ConfigDict(dataclasses.asdict(shop.FACTS))
     config.train.epochs = 8.0

@@ -20,19 +20,21 @@ VARIANTS = ("smoke",)
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
   """`smoke`: a few steps."""
   smoke = variant == "smoke"
-  return ml_collections.ConfigDict({
-    "name": "world_dpo",
-    "recipe": "preference",
-    "model": "world_160k",
-    "objective": {"loss": "step_dpo", "preference": {"beta": 0.1, "nll": 1.0}},
-    "data": {"task": "world", "test_problems": 50 if smoke else 1000},
-    "train": {
-      "init": str(BASE),
-      "batch_size": 16,
-      "steps": 10 if smoke else 0,
-      "epochs": 3.0,
-      "optimizer": {"learning_rate": 1e-4, "weight_decay": 0.0},
-      "checkpoint_every": 5 if smoke else 100,
-    },
-    "evaluate": {"max_new_tokens": 40},
-  })
+  return ml_collections.ConfigDict(
+    {
+      "name": "world_dpo",
+      "recipe": "preference",
+      "model": "world_160k",
+      "objective": {"loss": "step_dpo", "preference": {"beta": 0.1, "nll": 1.0}},
+      "data": {"task": "world", "test_problems": 50 if smoke else 1000},
+      "train": {
+        "init": str(BASE),
+        "batch_size": 16,
+        "steps": 10 if smoke else 0,
+        "epochs": 3.0,
+        "optimizer": {"learning_rate": 1e-4, "weight_decay": 0.0},
+        "checkpoint_every": 5 if smoke else 100,
+      },
+      "evaluate": {"max_new_tokens": 40},
+    }
+  )

@@ -16,17 +16,23 @@ VARIANTS = ("smoke",)
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
   """`smoke`: seconds instead of minutes."""
   smoke = variant == "smoke"
-  return ml_collections.ConfigDict({
-    "name": "world_sft",
-    "model": "world_160k",
-    "data": {"task": "world", "train_problems": 200 if smoke else 8192, "test_problems": 50 if smoke else 1000},
-    "train": {
-      "batch_size": 64,
-      "init": str(BASE),
-      "steps": 20 if smoke else 0,
-      "epochs": 10.0,
-      "optimizer": {"learning_rate": 1e-3},
-      "checkpoint_every": 10 if smoke else 200,
-    },
-    "evaluate": {"max_new_tokens": 32},
-  })
+  return ml_collections.ConfigDict(
+    {
+      "name": "world_sft",
+      "model": "world_160k",
+      "data": {
+        "task": "world",
+        "train_problems": 200 if smoke else 8192,
+        "test_problems": 50 if smoke else 1000,
+      },
+      "train": {
+        "batch_size": 64,
+        "init": str(BASE),
+        "steps": 20 if smoke else 0,
+        "epochs": 10.0,
+        "optimizer": {"learning_rate": 1e-3},
+        "checkpoint_every": 10 if smoke else 200,
+      },
+      "evaluate": {"max_new_tokens": 32},
+    }
+  )

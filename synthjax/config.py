@@ -21,8 +21,10 @@ from synthjax.errors import ConfigError as ConfigError
 from synthjax.fields import nearest
 from synthjax.model.presets import PRESETS
 
-MODEL_OVERRIDES = ("model_overrides changes single fields of the preset that `model` names, "
-                   "for example --config.model=tiny_1m --config.model_overrides.layers=3.")
+MODEL_OVERRIDES = (
+  "model_overrides changes single fields of the preset that `model` names, "
+  "for example --config.model=tiny_1m --config.model_overrides.layers=3."
+)
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> schema.Experiment:
@@ -51,8 +53,10 @@ def read(spec: str) -> ml_collections.ConfigDict:
     raise ConfigError(f"--config {path}:{variant}: {said}")
   found = get_config(variant) if inspect.signature(get_config).parameters else get_config()
   if not isinstance(found, ml_collections.ConfigDict):
-    raise ConfigError(f"--config {path}: get_config returned {type(found).__name__}, "
-                      "expected ml_collections.ConfigDict")
+    raise ConfigError(
+      f"--config {path}: get_config returned {type(found).__name__}, "
+      "expected ml_collections.ConfigDict"
+    )
   return found
 
 
@@ -72,8 +76,10 @@ def resolve(tree: Mapping[str, Any]) -> schema.Experiment:
   if isinstance(tree.get("model"), str):
     name = tree["model"]
     if name not in PRESETS:
-      raise ConfigError(f"config.model is {name!r}; expected a preset ({', '.join(PRESETS)})"
-                        f"{nearest(name, PRESETS)}")
+      raise ConfigError(
+        f"config.model is {name!r}; expected a preset ({', '.join(PRESETS)})"
+        f"{nearest(name, PRESETS)}"
+      )
     tree["model"] = dataclasses.asdict(PRESETS[name])
   if overrides:
     fields.check_keys(overrides, fields.hints(schema.Model), "config.model_overrides")
@@ -92,16 +98,28 @@ def check(experiment: schema.Experiment) -> None:
   _check_train(experiment.train)
   _check_evaluate(experiment.evaluate)
   star = experiment.star
-  _require(star.valued <= star.explored, "star.valued", star.valued,
-           f"at most star.explored={star.explored}")
+  _require(
+    star.valued <= star.explored,
+    "star.valued",
+    star.valued,
+    f"at most star.explored={star.explored}",
+  )
 
 
 def _check_model(model: schema.Model) -> None:
-  _require(model.heads % model.kv_heads == 0, "model.kv_heads", model.kv_heads,
-           f"a divisor of model.heads={model.heads}")
+  _require(
+    model.heads % model.kv_heads == 0,
+    "model.kv_heads",
+    model.kv_heads,
+    f"a divisor of model.heads={model.heads}",
+  )
   low, high = model.rope_low_freq_factor, model.rope_high_freq_factor
-  _require(model.rope_scaling != "llama3" or low < high, "model.rope_low_freq_factor", low,
-           f"below model.rope_high_freq_factor={high}")
+  _require(
+    model.rope_scaling != "llama3" or low < high,
+    "model.rope_low_freq_factor",
+    low,
+    f"below model.rope_high_freq_factor={high}",
+  )
 
 
 def _check_mesh(mesh: schema.Mesh) -> None:
@@ -112,43 +130,83 @@ def _check_mesh(mesh: schema.Mesh) -> None:
 def _check_data(data: schema.Data) -> None:
   task = data.task
   kind = data.tokenizer.kind
-  _require(task == "world" or kind != "world", "data.tokenizer.kind", kind,
-           f"a tokenizer that knows the words of task {task!r}: bytes, sentencepiece, hf or gpt2")
-  _require(task == "world" or data.traces == "teacher", "data.traces", data.traces,
-           f"'teacher' for task {task!r}: only the embedded world has other traces")
+  _require(
+    task == "world" or kind != "world",
+    "data.tokenizer.kind",
+    kind,
+    f"a tokenizer that knows the words of task {task!r}: bytes, sentencepiece, hf or gpt2",
+  )
+  _require(
+    task == "world" or data.traces == "teacher",
+    "data.traces",
+    data.traces,
+    f"'teacher' for task {task!r}: only the embedded world has other traces",
+  )
   if task in ("problems", "traces", "text"):
-    _require(data.train_path or data.mixture, "data.train_path", data.train_path,
-             f"the files of task {task!r}, or the parts of data.mixture")
+    _require(
+      data.train_path or data.mixture,
+      "data.train_path",
+      data.train_path,
+      f"the files of task {task!r}, or the parts of data.mixture",
+    )
     _require(data.test_path, "data.test_path", data.test_path, f"the files of task {task!r}")
 
 
 def _check_mixture(data: schema.Data, train: schema.Train) -> None:
   if not data.mixture:
     return
-  _require(not data.train_path, "data.train_path", data.train_path,
-           "nothing with data.mixture: each of its parts has a path")
-  _require(train.steps > 0, "train.steps", train.steps,
-           "above 0 with data.mixture: a mixture has no epochs")
+  _require(
+    not data.train_path,
+    "data.train_path",
+    data.train_path,
+    "nothing with data.mixture: each of its parts has a path",
+  )
+  _require(
+    train.steps > 0,
+    "train.steps",
+    train.steps,
+    "above 0 with data.mixture: a mixture has no epochs",
+  )
   for i, source in enumerate(data.mixture):
-    _require(source.path or source.task in ("world", "gsm8k", "math"), f"data.mixture[{i}].path",
-             source.path, f"the files of task {source.task!r}")
+    _require(
+      source.path or source.task in ("world", "gsm8k", "math"),
+      f"data.mixture[{i}].path",
+      source.path,
+      f"the files of task {source.task!r}",
+    )
 
 
 def _check_train(train: schema.Train) -> None:
-  _require(train.batch_size % train.accumulate == 0, "train.accumulate", train.accumulate,
-           f"a divisor of train.batch_size={train.batch_size}")
-  _require(train.steps > 0 or train.epochs > 0, "train.epochs", train.epochs,
-           "above 0 where train.steps is 0")
+  _require(
+    train.batch_size % train.accumulate == 0,
+    "train.accumulate",
+    train.accumulate,
+    f"a divisor of train.batch_size={train.batch_size}",
+  )
+  _require(
+    train.steps > 0 or train.epochs > 0,
+    "train.epochs",
+    train.epochs,
+    "above 0 where train.steps is 0",
+  )
   profile_steps(train)
 
 
 def _check_evaluate(evaluate: schema.Evaluate) -> None:
   samples = evaluate.samples
-  _require(samples == 1 or evaluate.temperature > 0, "evaluate.temperature", evaluate.temperature,
-           f"above 0 with evaluate.samples={samples}: greedy samples are all the same")
+  _require(
+    samples == 1 or evaluate.temperature > 0,
+    "evaluate.temperature",
+    evaluate.temperature,
+    f"above 0 with evaluate.samples={samples}: greedy samples are all the same",
+  )
   for k in evaluate.pass_at:
-    _require(k <= samples, "evaluate.pass_at", evaluate.pass_at,
-             f"numbers from 1 to evaluate.samples={samples}")
+    _require(
+      k <= samples,
+      "evaluate.pass_at",
+      evaluate.pass_at,
+      f"numbers from 1 to evaluate.samples={samples}",
+    )
 
 
 def profile_steps(train: schema.Train) -> tuple[int, int] | None:
@@ -167,13 +225,17 @@ def check_files(experiment: schema.Experiment) -> None:
   for name in ("init", "continue_from"):
     path = getattr(experiment.train, name)
     if path and not pathlib.Path(path).is_dir():
-      missing.append(f"config.train.{name} is {path!r}: there is no such folder; give the checkpoint "
-                     f"to start from, --config.train.{name}=FOLDER, as `synthjax export` writes it")
+      missing.append(
+        f"config.train.{name} is {path!r}: there is no such folder; give the checkpoint "
+        f"to start from, --config.train.{name}=FOLDER, as `synthjax export` writes it"
+      )
   tokenizer = experiment.data.tokenizer
   given = tokenizer.kind in ("hf", "gpt2") or (tokenizer.kind == "sentencepiece" and tokenizer.path)
   if given and not (tokenizer.path and pathlib.Path(tokenizer.path).exists()):
-    missing.append(f"config.data.tokenizer.path is {tokenizer.path!r}: there is no such file; give "
-                   f"the {tokenizer.kind} tokenizer of the model, --config.data.tokenizer.path=PATH")
+    missing.append(
+      f"config.data.tokenizer.path is {tokenizer.path!r}: there is no such file; give "
+      f"the {tokenizer.kind} tokenizer of the model, --config.data.tokenizer.path=PATH"
+    )
   if missing:
     raise ConfigError("\n".join(missing))
 
@@ -205,19 +267,24 @@ def _assign(tree: dict, key: str, text: str) -> None:
     value = ast.literal_eval(text)
   except (ValueError, SyntaxError) as e:
     if text.startswith(("(", "[", "{", "'", '"')):
-      raise ConfigError(f"config.{key}={text}: neither a Python literal nor plain text "
-                        f"({getattr(e, 'msg', e)}); write the whole value in quotes, for "
-                        f"example --config.{key}=\"(1, 2)\" or --config.{key}=text") from e
+      raise ConfigError(
+        f"config.{key}={text}: neither a Python literal nor plain text "
+        f"({getattr(e, 'msg', e)}); write the whole value in quotes, for "
+        f'example --config.{key}="(1, 2)" or --config.{key}=text'
+      ) from e
     value = {"true": True, "false": False}.get(text, text)
   *parents, leaf = key.split(".")
   for parent in parents:
     inner = tree.setdefault(parent, {})
     if isinstance(inner, str):
       mend = f" Write --config.model_overrides.{leaf}={text}." if parent == "model" else ""
-      raise ConfigError(f"config.{key}: config.{parent} is {inner!r}, a name, and has no fields; "
-                        f"{MODEL_OVERRIDES}{mend}")
+      raise ConfigError(
+        f"config.{key}: config.{parent} is {inner!r}, a name, and has no fields; "
+        f"{MODEL_OVERRIDES}{mend}"
+      )
     if not isinstance(inner, dict):
-      raise ConfigError(f"config.{key}: config.{parent} is a single value ({inner!r}) and has no "
-                        "fields")
+      raise ConfigError(
+        f"config.{key}: config.{parent} is a single value ({inner!r}) and has no fields"
+      )
     tree = inner
   tree[leaf] = value

@@ -4,8 +4,17 @@ import errno
 import re
 
 # What a user can mend by another folder, other permissions or more space.
-_DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR,
-         errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
+_DISK = {
+  errno.EACCES,
+  errno.EPERM,
+  errno.EROFS,
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.ENOTDIR,
+  errno.EEXIST,
+  errno.EISDIR,
+  errno.ENAMETOOLONG,
+}
 
 _FULL = "No space left on device"
 
@@ -32,5 +41,7 @@ def of_the_disk(error: Exception) -> str:
     said, path = _FULL, found.group() if found else ""
   if not said:
     return ""
-  return (f"{path or 'a file'}: {said}; check its permissions and the space left on its disk, or "
-          "choose another --workdir")
+  return (
+    f"{path or 'a file'}: {said}; check its permissions and the space left on its disk, or "
+    "choose another --workdir"
+  )

@@ -108,8 +108,10 @@ def checked(instance: Any) -> dict[str, Any]:
     FieldError: a value has another type than its field, is not finite, or is out of its range.
   """
   path = type(instance).__name__
-  return {name: cast(getattr(instance, name), hint, path, name)
-          for name, hint in hints(type(instance)).items()}
+  return {
+    name: cast(getattr(instance, name), hint, path, name)
+    for name, hint in hints(type(instance)).items()
+  }
 
 
 def hints(cls: Any) -> dict[str, Any]:
@@ -147,9 +149,11 @@ def check_keys(values: Mapping[str, Any], keys: Iterable[str], path: str) -> Non
   group = path.removeprefix("config").removeprefix(".")
   for key in values:
     if key not in keys:
-      raise ConfigError(f"{path}.{key}: unknown key (value {values[key]!r}){nearest(key, keys)}; "
-                        f"known here: {', '.join(keys)}; what they mean: "
-                        f"synthjax config --explain {group}")
+      raise ConfigError(
+        f"{path}.{key}: unknown key (value {values[key]!r}){nearest(key, keys)}; "
+        f"known here: {', '.join(keys)}; what they mean: "
+        f"synthjax config --explain {group}"
+      )
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -217,7 +221,7 @@ def _group(value, hint, path):
 
 def _elements(value, hint, path, name):
   if not isinstance(value, list | tuple):
-    written = f", written --{path}.{name}=\"({value!r},)\"" if path.startswith("config") else ""
+    written = f', written --{path}.{name}="({value!r},)"' if path.startswith("config") else ""
     raise FieldError(path, name, value, allowed(hint) + written)
   element = typing.get_args(hint)[0]
   return tuple(cast(inner, element, path, f"{name}[{i}]") for i, inner in enumerate(value))

@@ -96,7 +96,9 @@ def open_text(path: Path) -> IO[str]:
   """Opens plain or gzipped UTF-8 text for reading."""
   path = pathlib.Path(path)
   if not path.is_file():
-    raise DataError(f"{path}: no such file; give the path of an existing file (set SYNTHJAX_DATA to move ../shared/data)")
+    raise DataError(
+      f"{path}: no such file; give the path of an existing file (set SYNTHJAX_DATA to move ../shared/data)"
+    )
   if path.suffix == ".gz":
     return gzip.open(path, "rt", encoding="utf-8")
   return open(path, encoding="utf-8")
@@ -123,9 +125,13 @@ def read_jsonl(path: Path, limit: int | None = None) -> Iterator[dict]:
       try:
         row = json.loads(line)
       except ValueError as e:
-        raise DataError(f"{path}, line {number}: not JSON ({e}); the line begins {line[:60]!r}") from e
+        raise DataError(
+          f"{path}, line {number}: not JSON ({e}); the line begins {line[:60]!r}"
+        ) from e
       if not isinstance(row, dict):
-        raise DataError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
+        raise DataError(
+          f"{path}, line {number}: expected a JSON object, found {type(row).__name__}"
+        )
       count += 1
       yield row
 
@@ -181,7 +187,9 @@ class Journal:
     LockError: another process writes to it. DataError: a malformed line.
   """
 
-  def __init__(self, path: Path, say: Callable[[str], None] = print, keep: bool = True, locked: bool = True):
+  def __init__(
+    self, path: Path, say: Callable[[str], None] = print, keep: bool = True, locked: bool = True
+  ):
     self.path, self.keep = pathlib.Path(path), keep
     self.path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
@@ -209,11 +217,17 @@ class Journal:
 
   def _malformed(self, first: int) -> str:
     with open(self.path, "rb") as lines:
-      numbers = [number for number, line in enumerate(lines, 1) if number >= first and not line.isspace() and _row(line) is None]
+      numbers = [
+        number
+        for number, line in enumerate(lines, 1)
+        if number >= first and not line.isspace() and _row(line) is None
+      ]
     cut = "".join(f"{number}d;" for number in numbers)
-    return (f"{self.path}, line {', '.join(map(str, numbers))}: not a JSON object, so the file was damaged after it was written; run "
-            f"`sed -i.damaged '{cut}' {self.path}`, which keeps the whole file as {self.path.name}.damaged, then the same command "
-            "again, which does anew what the lines held")
+    return (
+      f"{self.path}, line {', '.join(map(str, numbers))}: not a JSON object, so the file was damaged after it was written; run "
+      f"`sed -i.damaged '{cut}' {self.path}`, which keeps the whole file as {self.path.name}.damaged, then the same command "
+      "again, which does anew what the lines held"
+    )
 
   def _repair(self, say):
     with open(self.path, "r+b") as f:
@@ -226,7 +240,9 @@ class Journal:
         if newline >= 0:
           break
       if end != size:
-        say(f"{self.path}: removed a torn last line of {size - end} bytes, written when a run was cut off")
+        say(
+          f"{self.path}: removed a torn last line of {size - end} bytes, written when a run was cut off"
+        )
         f.truncate(end)
 
   def append(self, *rows: dict) -> None:

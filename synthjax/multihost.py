@@ -44,13 +44,17 @@ def from_environment() -> Start | None:
     return None
   if not all(values):
     missing = [n for n, v in zip(names, values) if not v]
-    raise StartError(f"{', '.join(missing)} is not set; a start of several processes needs {', '.join(names)}")
+    raise StartError(
+      f"{', '.join(missing)} is not set; a start of several processes needs {', '.join(names)}"
+    )
   timeout = os.environ.get("SYNTHJAX_START_TIMEOUT", "300")
   try:
     return Start(values[0], int(values[1]), int(values[2]), float(timeout))
   except ValueError:
-    raise StartError(f"SYNTHJAX_PROCESSES={values[1]!r}, SYNTHJAX_PROCESS={values[2]!r}, SYNTHJAX_START_TIMEOUT={timeout!r}: expected "
-                     "two whole numbers and a number of seconds") from None
+    raise StartError(
+      f"SYNTHJAX_PROCESSES={values[1]!r}, SYNTHJAX_PROCESS={values[2]!r}, SYNTHJAX_START_TIMEOUT={timeout!r}: expected "
+      "two whole numbers and a number of seconds"
+    ) from None
 
 
 def start(who: Start | None) -> None:
@@ -76,8 +80,12 @@ def start(who: Start | None) -> None:
   stopping.others(channel.tell_to_stop)
   if "jax_enable_preemption_service" in jax.config.values:
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
-  jax.distributed.initialize(who.coordinator, who.processes, who.process,
-                             initialization_timeout=max(1, int(deadline - time.monotonic())))
+  jax.distributed.initialize(
+    who.coordinator,
+    who.processes,
+    who.process,
+    initialization_timeout=max(1, int(deadline - time.monotonic())),
+  )
   _channel = channel
 
 
@@ -147,7 +155,9 @@ class _Channel:
     self._visits: dict[str, int] = {}
     self._gone: set[int] = set()  # that have said goodbye
     for process, connection in connections.items():
-      reader = threading.Thread(target=self._read, args=(process, connection), name=f"process {process}", daemon=True)
+      reader = threading.Thread(
+        target=self._read, args=(process, connection), name=f"process {process}", daemon=True
+      )
       reader.start()
 
   def gather(self, name: str, value: Any) -> list[Any]:
@@ -207,8 +217,11 @@ class _Channel:
       for line in lines:
         self._hear(process, json.loads(line))
     if process not in self._gone:
-      self._fail(f"process {process} of {self.who.processes} ended without a word (killed, or its host is gone); "
-                 "run the same command again on all of them to go on", 1)
+      self._fail(
+        f"process {process} of {self.who.processes} ended without a word (killed, or its host is gone); "
+        "run the same command again on all of them to go on",
+        1,
+      )
 
   def _hear(self, process: int, message: dict) -> None:
     if "arrived" in message:
@@ -251,8 +264,10 @@ def _call_the_roll(host: str, port: int, who: Start, deadline: float) -> dict[in
         number = json.loads(_line(connection))["process"]
       except TimeoutError:
         missing = sorted(set(range(1, who.processes)) - set(present))
-        message = (f"process {', '.join(map(str, missing))} of {who.processes} did not call {host}:{port} within "
-                   f"{who.timeout:.0f} s; {len(present) + 1} are here: start the missing ones with the same coordinator")
+        message = (
+          f"process {', '.join(map(str, missing))} of {who.processes} did not call {host}:{port} within "
+          f"{who.timeout:.0f} s; {len(present) + 1} are here: start the missing ones with the same coordinator"
+        )
         _tell(present, {"error": message})
         raise StartError(message) from None
       except (OSError, ValueError, KeyError, TypeError):
@@ -268,7 +283,9 @@ def _answer_the_roll(host: str, port: int, who: Start, deadline: float) -> socke
   while True:
     connection = None
     try:
-      connection = socket.create_connection((host, port), timeout=max(0.01, deadline - time.monotonic()))
+      connection = socket.create_connection(
+        (host, port), timeout=max(0.01, deadline - time.monotonic())
+      )
       connection.sendall(json.dumps({"process": who.process}).encode() + b"\n")
       connection.settimeout(max(0.01, deadline - time.monotonic()) + 5)
       answer = json.loads(_line(connection))
@@ -277,8 +294,10 @@ def _answer_the_roll(host: str, port: int, who: Start, deadline: float) -> socke
       if connection:
         connection.close()
       if time.monotonic() > deadline:
-        raise StartError(f"process {who.process}: process 0 of {who.processes} did not answer at {host}:{port} within "
-                         f"{who.timeout:.0f} s ({e}); start process 0 there") from None
+        raise StartError(
+          f"process {who.process}: process 0 of {who.processes} did not answer at {host}:{port} within "
+          f"{who.timeout:.0f} s ({e}); start process 0 there"
+        ) from None
       time.sleep(0.1)
   if "error" in answer:
     raise StartError(answer["error"])

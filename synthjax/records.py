@@ -34,11 +34,19 @@ class Record:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     if unknown := sorted(set(row) - set(fields)):
-      raise files.DataError(f"{cls.__name__}: unknown field {unknown[0]!r}; its fields are {', '.join(fields)}")
-    required = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING]
+      raise files.DataError(
+        f"{cls.__name__}: unknown field {unknown[0]!r}; its fields are {', '.join(fields)}"
+      )
+    required = [
+      n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING
+    ]
     if missing := [n for n in required if n not in row]:
-      raise files.DataError(f"{cls.__name__}: field {missing[0]!r} is missing; found {', '.join(row) or 'nothing'}")
-    return cls(**{name: _decode(hints[name], value, f"{cls.__name__}.{name}") for name, value in row.items()})
+      raise files.DataError(
+        f"{cls.__name__}: field {missing[0]!r} is missing; found {', '.join(row) or 'nothing'}"
+      )
+    return cls(
+      **{name: _decode(hints[name], value, f"{cls.__name__}.{name}") for name, value in row.items()}
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +57,9 @@ class Problem(Record):
   question: str  # what the policy is shown
   answer: str  # the final answer in canonical text, "" when unknown
   source: str = ""  # where it comes from: "world", "gsm8k", a file's name
-  metadata: dict = dataclasses.field(default_factory=dict)  # subject, level, number of operations: JSON values
+  metadata: dict = dataclasses.field(
+    default_factory=dict
+  )  # subject, level, number of operations: JSON values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +80,9 @@ class Trace(Record):
   steps: tuple[Step, ...] = ()  # in order, not overlapping
   answer: str | None = None  # the final answer extracted from the text; None when it has none
   source: str = ""  # teacher or policy that wrote it
-  sampler: dict = dataclasses.field(default_factory=dict)  # temperature, top_p, ... of a sampled trace
+  sampler: dict = dataclasses.field(
+    default_factory=dict
+  )  # temperature, top_p, ... of a sampled trace
   seed: int | None = None  # of a sampled trace
   metadata: dict = dataclasses.field(default_factory=dict)
 
@@ -79,8 +91,9 @@ class Trace(Record):
     for number, step in enumerate(self.steps):
       if not previous <= step.start < step.end <= len(self.text):
         raise files.DataError(
-            f"Trace of {self.problem_id!r}: step {number} spans [{step.start}, {step.end}); expected a non-empty span "
-            f"from {previous} on within the {len(self.text)} characters of the text")
+          f"Trace of {self.problem_id!r}: step {number} spans [{step.start}, {step.end}); expected a non-empty span "
+          f"from {previous} on within the {len(self.text)} characters of the text"
+        )
       previous = step.end
 
 
@@ -93,9 +106,13 @@ class Verdict(Record):
 
   def __post_init__(self):
     if self.value not in VERDICTS:
-      raise files.DataError(f"Verdict.value is {self.value!r}; expected one of {', '.join(VERDICTS)}")
+      raise files.DataError(
+        f"Verdict.value is {self.value!r}; expected one of {', '.join(VERDICTS)}"
+      )
     if (self.value == "undecided") != bool(self.reason):
-      raise files.DataError(f"Verdict {self.value!r} with reason {self.reason!r}: exactly an undecided one has a reason")
+      raise files.DataError(
+        f"Verdict {self.value!r} with reason {self.reason!r}: exactly an undecided one has a reason"
+      )
 
   @property
   def reward(self) -> int:
@@ -111,14 +128,20 @@ class StepValue(Record):
   step: int  # number of steps in the prefix; 0 is the bare problem
   n: int  # rollouts with a decided verdict
   c: int  # right ones among them
-  q: float | None  # estimated success probability after this prefix; None where too few rollouts were decided
-  advantage: float | None = None  # q minus the q of the prefix one step shorter; None where one of them is not known, as at step 0
+  q: (
+    float | None
+  )  # estimated success probability after this prefix; None where too few rollouts were decided
+  advantage: float | None = (
+    None  # q minus the q of the prefix one step shorter; None where one of them is not known, as at step 0
+  )
   undecided: int = 0  # rollouts left out of n
   standard_error: float | None = None  # of q; 0 for the reward of a trace that has ended
 
   def __post_init__(self):
     if not 0 <= self.c <= self.n:
-      raise files.DataError(f"StepValue of {self.problem_id!r}: c={self.c} right out of n={self.n} rollouts")
+      raise files.DataError(
+        f"StepValue of {self.problem_id!r}: c={self.c} right out of n={self.n} rollouts"
+      )
 
 
 @dataclasses.dataclass(frozen=True)

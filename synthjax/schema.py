@@ -272,8 +272,17 @@ class Evaluate(Checked):
   # where the final answer stands, see verify/extract.py; task: as the task has it; gsm8k_order and
   # math_order: the first of the task's usual places that holds one
   answer: Literal[
-    "task", "hash", "answer_is", "final_line", "boxed",
-    "boxes", "minerva", "stated", "last_math", "gsm8k_order", "math_order"
+    "task",
+    "hash",
+    "answer_is",
+    "final_line",
+    "boxed",
+    "boxes",
+    "minerva",
+    "stated",
+    "last_math",
+    "gsm8k_order",
+    "math_order",
   ] = "task"
 
 
@@ -332,7 +341,14 @@ class Study(Checked):
   seeds: Annotated[tuple[NonNegativeInt, ...], not_empty(), distinct()] = (0, 1, 2)
   # see recipes/study_arms.py; NAME*k is k on-policy rounds
   arms: Annotated[tuple[str, ...], distinct()] = (
-    "sft", "rft", "rft2", "chosen_only", "dpo", "rpo", "step_dpo.paper", "step_dpo.branch"
+    "sft",
+    "rft",
+    "rft2",
+    "chosen_only",
+    "dpo",
+    "rpo",
+    "step_dpo.paper",
+    "step_dpo.branch",
   )
   # world only: N at which everything is run again with a teacher that never leaps, the negative
   # control

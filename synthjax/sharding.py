@@ -50,11 +50,15 @@ class Rules:
     entries = []
     for name in logical:
       if not hasattr(self, name):
-        raise MeshError(f"logical axis {name!r} is unknown; known: {', '.join(f.name for f in dataclasses.fields(self))}")
+        raise MeshError(
+          f"logical axis {name!r} is unknown; known: {', '.join(f.name for f in dataclasses.fields(self))}"
+        )
       for axis in getattr(self, name):
         if axis in taken:
-          raise MeshError(f"an array with axes {logical} would use mesh axis {axis!r} twice, for {taken[axis]!r} and for {name!r}; "
-                          "change one of the two rules")
+          raise MeshError(
+            f"an array with axes {logical} would use mesh axis {axis!r} twice, for {taken[axis]!r} and for {name!r}; "
+            "change one of the two rules"
+          )
         taken[axis] = name
       axes = getattr(self, name)
       entries.append(axes[0] if len(axes) == 1 else (axes or None))
@@ -78,12 +82,16 @@ class Layout:
     """Lays an activation out over the mesh, inside jit."""
     if self.mesh.size == 1:
       return x
-    return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, self.activations.spec(*logical)))
+    return jax.lax.with_sharding_constraint(
+      x, NamedSharding(self.mesh, self.activations.spec(*logical))
+    )
 
   def of(self, leaves: Any) -> Any:
     """Shardings of a tree of `model.Leaf` (shape, logical axes)."""
     is_leaf = lambda x: hasattr(x, "axes")
-    return jax.tree.map(lambda p: NamedSharding(self.mesh, self.parameters.spec(*p.axes)), leaves, is_leaf=is_leaf)
+    return jax.tree.map(
+      lambda p: NamedSharding(self.mesh, self.parameters.spec(*p.axes)), leaves, is_leaf=is_leaf
+    )
 
   @property
   def replicated(self) -> NamedSharding:
@@ -165,8 +173,10 @@ def mesh_sizes(mesh: schema.Mesh, device_count: int) -> dict[str, int]:
     sizes[free[0]] = device_count // fixed
   elif free or fixed != device_count:
     asked = ", ".join(f"{a}={s}" for a, s in sizes.items())
-    raise MeshError(f"mesh ({asked}) does not fit {device_count} devices: the fixed sizes multiply to {fixed}; "
-                    f"set config.mesh.fsdp=-1 and let the others multiply to a divisor of {device_count}")
+    raise MeshError(
+      f"mesh ({asked}) does not fit {device_count} devices: the fixed sizes multiply to {fixed}; "
+      f"set config.mesh.fsdp=-1 and let the others multiply to a divisor of {device_count}"
+    )
   return sizes
 
 
@@ -176,19 +186,29 @@ def check_fit(layout: Layout, cfg: schema.Model, batch_size: int, row_length: in
   problems = _misfits(sizes, cfg, batch_size, row_length)
   if problems:
     fitting = _proposal(layout.mesh.size, cfg, batch_size, row_length)
-    advice = f"a mesh that fits: {fitting}" if fitting else "no mesh of that many devices fits; change the batch size or use fewer devices"
+    advice = (
+      f"a mesh that fits: {fitting}"
+      if fitting
+      else "no mesh of that many devices fits; change the batch size or use fewer devices"
+    )
     raise MeshError(f"mesh {sizes} does not fit: {'; '.join(problems)}. {advice}")
 
 
 def _misfits(sizes, cfg, batch_size, row_length):
   dims = {
-    "batch": ("train.batch_size / train.accumulate", batch_size), "sequence": ("data.row_length", row_length),
-    "heads": ("model.heads", cfg.heads), "kv_heads": ("model.kv_heads", cfg.kv_heads), "mlp": ("model.mlp_dim", cfg.mlp_dim),
+    "batch": ("train.batch_size / train.accumulate", batch_size),
+    "sequence": ("data.row_length", row_length),
+    "heads": ("model.heads", cfg.heads),
+    "kv_heads": ("model.kv_heads", cfg.kv_heads),
+    "mlp": ("model.mlp_dim", cfg.mlp_dim),
     "vocab": ("model.vocab_size", cfg.vocab_size),
   }
   shards = {name: math.prod(sizes[a] for a in getattr(ACTIVATIONS, name)) for name in dims}
-  found = [f"{label}={size} is not divisible by {'x'.join(getattr(ACTIVATIONS, name))}={shards[name]}"
-           for name, (label, size) in dims.items() if size % shards[name]]
+  found = [
+    f"{label}={size} is not divisible by {'x'.join(getattr(ACTIVATIONS, name))}={shards[name]}"
+    for name, (label, size) in dims.items()
+    if size % shards[name]
+  ]
   width = math.prod(sizes[a] for a in PARAMETERS.embed)
   if cfg.d_model % width:
     found.append(f"model.d_model={cfg.d_model} is not divisible by fsdp={width}")
@@ -197,13 +217,19 @@ def _misfits(sizes, cfg, batch_size, row_length):
 
 def _proposal(devices, cfg, batch_size, row_length):
   """The fitting mesh with the least tensor and context splitting, then the most fsdp."""
+
   def divisors(n):
     return [d for d in range(1, n + 1) if n % d == 0]
 
   for split in divisors(devices):
     for tensor in divisors(split)[::-1]:
       for replica in divisors(devices // split):
-        sizes = {"replica": replica, "fsdp": devices // split // replica, "tensor": tensor, "context": split // tensor}
+        sizes = {
+          "replica": replica,
+          "fsdp": devices // split // replica,
+          "tensor": tensor,
+          "context": split // tensor,
+        }
         if not _misfits(sizes, cfg, batch_size, row_length):
           return ", ".join(f"config.mesh.{a}={s}" for a, s in sizes.items())
   return None

@@ -63,7 +63,9 @@ def handled() -> Iterator[None]:
   _state = _State()
   before = {number: signal.signal(number, _caught) for number in _SIGNALS}
   before[_WAKE] = signal.signal(_WAKE, _raise)
-  mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # threads that begin from now on inherit it
+  mask = signal.pthread_sigmask(
+    signal.SIG_BLOCK, _SIGNALS
+  )  # threads that begin from now on inherit it
   watcher = threading.Thread(target=_watch, args=(_state,), name="signals", daemon=True)
   watcher.start()
   try:

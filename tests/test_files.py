@@ -38,7 +38,12 @@ def test_a_malformed_line_within_a_journal_is_named_with_a_command_that_takes_it
 def test_two_do_not_write_to_one_journal(tmp_path):
   with files.Journal(tmp_path / "j.jsonl") as journal:
     journal.append({"a": 1})
-    with pytest.raises(locks.LockError, match=r"process \d+, since .* is at work on .*j.jsonl: wait for it"), files.Journal(tmp_path / "j.jsonl"):
+    with (
+      pytest.raises(
+        locks.LockError, match=r"process \d+, since .* is at work on .*j.jsonl: wait for it"
+      ),
+      files.Journal(tmp_path / "j.jsonl"),
+    ):
       pass
   with files.Journal(tmp_path / "j.jsonl") as journal:
     assert journal.rows == [{"a": 1}]

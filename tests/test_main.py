@@ -36,12 +36,23 @@ def test_only_our_own_errors_are_one_line(capsys, monkeypatch):
     cli.main(CONFIG)
 
 
-def test_a_work_folder_that_cannot_be_written_is_said_in_one_line_before_anything_is_read(capsys, tmp_path, monkeypatch):
+def test_a_work_folder_that_cannot_be_written_is_said_in_one_line_before_anything_is_read(
+  capsys, tmp_path, monkeypatch
+):
   (tmp_path / "file").write_text("in the way")
-  run = ["run", "--config", "configs/gsm8k_sft.py:smoke", "--config.data.folder=nowhere", "--workdir"]
+  run = [
+    "run",
+    "--config",
+    "configs/gsm8k_sft.py:smoke",
+    "--config.data.folder=nowhere",
+    "--workdir",
+  ]
   assert cli.main([*run, str(tmp_path / "file/run")]) == 1
   said = capsys.readouterr().err
-  assert said == f"synthjax: {tmp_path / 'file'}: is a file; expected a folder, choose another --workdir\n"
+  assert (
+    said
+    == f"synthjax: {tmp_path / 'file'}: is a file; expected a folder, choose another --workdir\n"
+  )
 
   def full(*_):  # as the kernel reports it
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -50,40 +61,85 @@ def test_a_work_folder_that_cannot_be_written_is_said_in_one_line_before_anythin
   run[2] = "configs/world_sft.py:smoke"
   assert cli.main([*run, str(tmp_path / "run")]) == 1
   said = capsys.readouterr().err
-  assert said.count("\n") == 1 and said.startswith(f"synthjax: {tmp_path / 'run/.lock'}: No space left on device; ") and not (tmp_path / "run").exists()
+  assert (
+    said.count("\n") == 1
+    and said.startswith(f"synthjax: {tmp_path / 'run/.lock'}: No space left on device; ")
+    and not (tmp_path / "run").exists()
+  )
 
 
 def test_a_missing_file_is_said_before_jax_is_loaded():
-  code = ("import sys; from synthjax import __main__ as cli; code = cli.main(sys.argv[1:]); "
-          "assert code == 1 and 'jax' not in sys.modules")
-  run = ["run", "--config", "configs/gsm8k_sft.py:smoke", "--config.data.test_path=nowhere.jsonl", "--workdir", "/nowhere"]
-  done = subprocess.run([sys.executable, "-c", code, *run, "--config.data.train_path=README.md"], capture_output=True, text=True)
-  assert done.returncode == 0 and done.stderr.startswith("synthjax: config.data.test_path is 'nowhere.jsonl': no such file")
+  code = (
+    "import sys; from synthjax import __main__ as cli; code = cli.main(sys.argv[1:]); "
+    "assert code == 1 and 'jax' not in sys.modules"
+  )
+  run = [
+    "run",
+    "--config",
+    "configs/gsm8k_sft.py:smoke",
+    "--config.data.test_path=nowhere.jsonl",
+    "--workdir",
+    "/nowhere",
+  ]
+  done = subprocess.run(
+    [sys.executable, "-c", code, *run, "--config.data.train_path=README.md"],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0 and done.stderr.startswith(
+    "synthjax: config.data.test_path is 'nowhere.jsonl': no such file"
+  )
 
 
-@pytest.mark.parametrize(("error", "path"), [
-  (RuntimeError("write() failed: No space left on device; writing /w/cache/0.writing; at byte 9"), "/w/cache/0.writing"),
-  (ValueError('RESOURCE_EXHAUSTED: Failed writing: "/w/10/d/96": Failed: No space left on device [os_error_code]'), "/w/10/d/96"),
-  (PermissionError(errno.EACCES, "Permission denied", "/w"), "/w")])
+@pytest.mark.parametrize(
+  ("error", "path"),
+  [
+    (
+      RuntimeError(
+        "write() failed: No space left on device; writing /w/cache/0.writing; at byte 9"
+      ),
+      "/w/cache/0.writing",
+    ),
+    (
+      ValueError(
+        'RESOURCE_EXHAUSTED: Failed writing: "/w/10/d/96": Failed: No space left on device [os_error_code]'
+      ),
+      "/w/10/d/96",
+    ),
+    (PermissionError(errno.EACCES, "Permission denied", "/w"), "/w"),
+  ],
+)
 def test_a_full_disk_is_said_in_one_line_whoever_meets_it(error, path):
-  assert errors.of_the_disk(error).startswith(f"{path}: ") and "another --workdir" in errors.of_the_disk(error)
+  assert errors.of_the_disk(error).startswith(
+    f"{path}: "
+  ) and "another --workdir" in errors.of_the_disk(error)
   assert errors.of_the_disk(ValueError("shapes differ")) == ""
-  assert errors.of_the_disk(FileNotFoundError(errno.ENOENT, "no such file", "/w")) == "", "a mistake of ours keeps its traceback"
+  assert errors.of_the_disk(FileNotFoundError(errno.ENOENT, "no such file", "/w")) == "", (
+    "a mistake of ours keeps its traceback"
+  )
 
 
 def test_every_error_of_ours_is_printed_in_one_line():
   from synthjax import multihost, recipes  # noqa: F401 - all rooms are imported
   from synthjax.rollout import remote  # noqa: F401
 
-  ours = [cls for base in (ValueError, RuntimeError) for cls in base.__subclasses__()
-          if cls.__module__.startswith("synthjax.")]
+  ours = [
+    cls
+    for base in (ValueError, RuntimeError)
+    for cls in base.__subclasses__()
+    if cls.__module__.startswith("synthjax.")
+  ]
   assert len(ours) > 8
   assert not [cls for cls in ours if not issubclass(cls, errors.Error)]
 
 
 def test_a_reader_that_has_enough_gets_no_traceback():
-  process = subprocess.Popen([sys.executable, "-m", "synthjax", *CONFIG],
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  process = subprocess.Popen(
+    [sys.executable, "-m", "synthjax", *CONFIG],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
   process.stdout.close()
   assert process.stderr.read() == "" and process.wait() == 0
 
@@ -99,9 +155,13 @@ def test_variants_are_those_that_the_file_declares(tmp_path):
     path.write_text("import ml_collections\n" + text)
     return str(path)
 
-  with pytest.raises(config.ConfigError, match="no such variant; the file has smoke, 7b; did you mean 'smoke'"):
+  with pytest.raises(
+    config.ConfigError, match="no such variant; the file has smoke, 7b; did you mean 'smoke'"
+  ):
     config.read("configs/gsm8k_math_rl.py:smok")
   plain = written("def get_config():\n  return ml_collections.ConfigDict({'name': 'plain'})\n")
   assert config.read(plain).name == "plain"
-  with pytest.raises(config.ConfigError, match=r"the file has no variants; .* VARIANTS = \('smoke',\)"):
+  with pytest.raises(
+    config.ConfigError, match=r"the file has no variants; .* VARIANTS = \('smoke',\)"
+  ):
     config.read(plain + ":smoke")

@@ -13,7 +13,11 @@ from synthjax.kernels.interval_attention import interval_attention
 
 def run(seconds: float) -> None:
   """Prints seconds, temporary memory and ratios for packed documents in rows of two lengths."""
-  print(json.dumps([_compare(*shape, seconds / 2) for shape in ((16, 512, 4, 32), (2, 2048, 8, 64))], indent=2))
+  print(
+    json.dumps(
+      [_compare(*shape, seconds / 2) for shape in ((16, 512, 4, 32), (2, 2048, 8, 64))], indent=2
+    )
+  )
 
 
 def _compare(B: int, T: int, H: int, K: int, seconds: float) -> dict[str, Any]:
@@ -21,8 +25,17 @@ def _compare(B: int, T: int, H: int, K: int, seconds: float) -> dict[str, Any]:
   index_T = np.arange(T)
   until_BT = jnp.asarray(np.tile(np.minimum((index_T // 180 + 1) * 180, T), (B, 1)), jnp.int32)
   mask = (index_T <= index_T[:, None]) & (index_T[:, None] < until_BT[:, None, :])
-  ways = {"dot_product_attention": lambda q, k, v: jax.nn.dot_product_attention(q, k, v, mask=mask[:, None]),
-          "interval": lambda q, k, v: interval_attention(q, k, v, until_BT)}
-  losses = {name: lambda q, k, v, way=way: jnp.sin(way(q, k, v)).sum() for name, way in ways.items()}
-  return {"shape": [B, T, H, K], "peer": f"jax.nn.dot_product_attention, jax {jax.__version__}",
-          **beside.gradients(losses, (q, k, v), seconds)}
+  ways = {
+    "dot_product_attention": lambda q, k, v: jax.nn.dot_product_attention(
+      q, k, v, mask=mask[:, None]
+    ),
+    "interval": lambda q, k, v: interval_attention(q, k, v, until_BT),
+  }
+  losses = {
+    name: lambda q, k, v, way=way: jnp.sin(way(q, k, v)).sum() for name, way in ways.items()
+  }
+  return {
+    "shape": [B, T, H, K],
+    "peer": f"jax.nn.dot_product_attention, jax {jax.__version__}",
+    **beside.gradients(losses, (q, k, v), seconds),
+  }

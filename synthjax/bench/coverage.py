@@ -14,8 +14,10 @@ _SECONDS = 0.1  # of one study on one core
 def run(seconds: float) -> None:
   """Prints nominal 95 % intervals' coverage and how often a true law is rejected; three minutes for 400 studies of a structure."""
   studies = max(20, int(seconds / _SECONDS / len(_CONFIGS) / len(_CURVATURES)))
-  print(f"{studies} simulated studies of each structure; 95 % intervals hold the truth in, "
-        "a true law is rejected in:")
+  print(
+    f"{studies} simulated studies of each structure; 95 % intervals hold the truth in, "
+    "a true law is rejected in:"
+  )
   for path in _CONFIGS:
     design = coverage.of_study(config.load(path))
     for curvature in _CURVATURES:
@@ -27,5 +29,7 @@ def _described(found: coverage.Coverage, curvature: float) -> str:
   shares = f"multiples {100 * found.multiples:.1f} %, differences {100 * found.differences:.1f} %"
   if curvature:
     return f"no law: {shares}"
-  return (f"a law: {shares}, exponents {100 * found.exponents:.1f} %, "
-          f"law rejected {100 * found.rejected:.1f} %")
+  return (
+    f"a law: {shares}, exponents {100 * found.exponents:.1f} %, "
+    f"law rejected {100 * found.rejected:.1f} %"
+  )

@@ -35,7 +35,10 @@ class Policy:
   def generate(self, requests: Iterable[Request]) -> Iterator[Result]:
     """Yields one result a request."""
     for request in requests:
-      right = [np.random.default_rng([request.seed, j]).random() < self.success[request.prompt_ids] for j in range(request.n)]
+      right = [
+        np.random.default_rng([request.seed, j]).random() < self.success[request.prompt_ids]
+        for j in range(request.n)
+      ]
       yield Result(request.id, tuple(Sample(str(int(r)), (int(r),)) for r in right))
 
 
@@ -45,7 +48,11 @@ def judge(problem_id: str, given_ids: tuple[int, ...], sample: Sample) -> Verdic
 
 
 # Success probabilities as Beta(a, b), our choice: before the pit (drawn for every prefix, so that they vary within a trace) and from it on.
-WORLDS = {"clean": ((16.0, 4.0), (0.3, 20.0)), "noisy": ((6.0, 3.0), (0.5, 15.0)), "hard": ((3.0, 3.0), (0.8, 10.0))}
+WORLDS = {
+  "clean": ((16.0, 4.0), (0.3, 20.0)),
+  "noisy": ((6.0, 3.0), (0.5, 15.0)),
+  "hard": ((3.0, 3.0), (0.8, 10.0)),
+}
 
 
 def simulate(world: str, count: int, seed: int) -> Simulated:
@@ -56,7 +63,9 @@ def simulate(world: str, count: int, seed: int) -> Simulated:
   for number in range(count):
     steps = int(random.integers(4, 9))
     pit = int(random.integers(1, steps + 1))
-    found.traces.append(values.TokenTrace(str(number), (number,), tuple((i,) for i in range(steps)), reward=0))
+    found.traces.append(
+      values.TokenTrace(str(number), (number,), tuple((i,) for i in range(steps)), reward=0)
+    )
     found.pits.append(pit)
     for step in range(steps):
       found.success[(number, *range(step))] = float(random.beta(*(before if step < pit else after)))
@@ -102,16 +111,24 @@ def rates(levels: tuple[float, ...], steps: int, cfg: Values, count: int) -> Rat
 
 def _table(count: int) -> None:
   """Rates of true and false pits of every schedule by rollouts."""
-  print(f"true / false pits in % of {count} incorrect traces of 8 steps (rollouts a trace), by rollouts a prefix")
+  print(
+    f"true / false pits in % of {count} incorrect traces of 8 steps (rollouts a trace), by rollouts a prefix"
+  )
   for levels in FALLS:
-    kind = f"success {levels[0]} before the pit, {levels[1]} from it on" if len(levels) == 2 else f"success sinks evenly from {levels[0]}"
+    kind = (
+      f"success {levels[0]} before the pit, {levels[1]} from it on"
+      if len(levels) == 2
+      else f"success sinks evenly from {levels[0]}"
+    )
     print(f"  {kind}")
     for schedule in SCHEDULES:
       cells = []
       for rollouts in (8, 16, 32, 64):
         cfg = Values(rollouts=rollouts, block=max(2, rollouts // 8), schedule=schedule)
         found = rates(levels, 8, cfg, count)
-        cells.append(f"{rollouts}: {100 * found.true:.0f} / {100 * found.false:.0f} ({found.rollouts:.0f})")
+        cells.append(
+          f"{rollouts}: {100 * found.true:.0f} / {100 * found.false:.0f} ({found.rollouts:.0f})"
+        )
       print(f"    {schedule:10} {', '.join(cells)}")
 
 
@@ -124,20 +141,24 @@ def run(seconds: float) -> None:
   count = max(50, int(seconds * 10))
   for world, (before, after) in WORLDS.items():
     found = simulate(world, count, 0)
-    print(f"{world}: {count} wrong traces of 4-8 steps, success Beta{before} before the pit and Beta{after} from it on")
+    print(
+      f"{world}: {count} wrong traces of 4-8 steps, success Beta{before} before the pit and Beta{after} from it on"
+    )
     _report(found.traces, Policy(found.success).generate, judge, found.pits)
   _on_the_world(max(64, int(seconds * 10)))
 
 
 def of_the_world() -> schema.Experiment:
   """Study A's settings for the shipped base policy; no file of the repository is read."""
-  return config.resolve({
-    "recipe": "math_rl",
-    "model": "world_160k",
-    "data": {"task": "world"},
-    "train": {"init": str(shipped.folder("base_policy"))},
-    "evaluate": {"max_new_tokens": 64},
-  })
+  return config.resolve(
+    {
+      "recipe": "math_rl",
+      "model": "world_160k",
+      "data": {"task": "world"},
+      "train": {"init": str(shipped.folder("base_policy"))},
+      "evaluate": {"max_new_tokens": 64},
+    }
+  )
 
 
 def _on_the_world(problems: int) -> None:
@@ -150,20 +171,33 @@ def _on_the_world(problems: int) -> None:
     drawn, _ = on.sample(base, experiment.study.samples)
     traces = signals.token_traces(on, to_value(drawn, 1, right_too=False))
     right = sum(d.verdict.reward for d in drawn) / len(drawn)
-    print(f"base policy: {len(traces)} wrong traces, one a problem of {problems}; {100 * right:.1f} % of its samples are right")
+    print(
+      f"base policy: {len(traces)} wrong traces, one a problem of {problems}; {100 * right:.1f} % of its samples are right"
+    )
     engine = cell.engine_of(experiment, on.tokenizer, base.checkpoints, base.identity)
     _report(traces, engine.generate, on.judge, None, experiment.study.values.sampling)
 
 
-def _report(traces: Sequence[values.TokenTrace], generate: values.Generate, judge: values.Judge, true: Sequence[int | None] | None,
-            how: Sampling = Sampling()) -> None:  # noqa: B008 - frozen
+def _report(
+  traces: Sequence[values.TokenTrace],
+  generate: values.Generate,
+  judge: values.Judge,
+  true: Sequence[int | None] | None,
+  how: Sampling = Sampling(),
+) -> None:
   cfg = Values(sampling=how)
   compared = values.compare(traces, generate, judge, cfg)
   for name, row in compared.items():
     spent = row.run.spent
-    against = f", the true pit in {100 * pits.agreement(row.run.pits, true)[0]:.1f} %" if true else ""
-    print(f"  {name:10} {spent.rollouts:7,} rollouts ({row.times_fewer:.2f}x fewer) in {spent.rounds:2} rounds; the full schedule's pit "
-          f"in {100 * row.agreement:.1f} ± {100 * row.standard_error:.1f} % of the traces{against}")
+    against = (
+      f", the true pit in {100 * pits.agreement(row.run.pits, true)[0]:.1f} %" if true else ""
+    )
+    print(
+      f"  {name:10} {spent.rollouts:7,} rollouts ({row.times_fewer:.2f}x fewer) in {spent.rounds:2} rounds; the full schedule's pit "
+      f"in {100 * row.agreement:.1f} ± {100 * row.standard_error:.1f} % of the traces{against}"
+    )
   again = values.estimate(traces, generate, judge, dataclasses.replace(cfg, seed=1))
   same = pits.agreement(again.pits, compared["full"].run.pits)[0]
-  print(f"  the full schedule again with other rollouts ({cfg.rollouts} a prefix): the same pit in {100 * same:.1f} % of the traces")
+  print(
+    f"  the full schedule again with other rollouts ({cfg.rollouts} a prefix): the same pit in {100 * same:.1f} % of the traces"
+  )

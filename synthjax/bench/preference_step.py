@@ -26,17 +26,38 @@ from synthjax.train import preference
 _PAIRS, _LENGTH, _STEPS = 8, 256, 4
 # 10M parameters as a Llama has them: TRL trains Hugging Face models. Recomputing the layers is faster on CPU (1.01 s against 1.11 s) and
 # takes a fifth of the memory.
-LLAMA_10M = schema.Model(d_model=320, layers=8, heads=10, kv_heads=10, head_dim=32, mlp_dim=864, tie_embeddings=True, remat="full")
+LLAMA_10M = schema.Model(
+  d_model=320,
+  layers=8,
+  heads=10,
+  kv_heads=10,
+  head_dim=32,
+  mlp_dim=864,
+  tie_embeddings=True,
+  remat="full",
+)
 
 
 def run(seconds: float) -> None:
   """Prints JSON: seconds a step, ratios, peak memory, and the peers' names and versions."""
   del seconds  # a TRL step takes what it takes; _STEPS of them are enough for a median
-  print(json.dumps({"trl": [against_trl(vocabulary) for vocabulary in (8192, 32_768)], "prefix_sharing": [
-    prefix_sharing(share, branches) for share, branches in ((0.7, 2), (0.9, 2), (0.9, 4), (0.9, 8))]}, indent=2))
+  print(
+    json.dumps(
+      {
+        "trl": [against_trl(vocabulary) for vocabulary in (8192, 32_768)],
+        "prefix_sharing": [
+          prefix_sharing(share, branches)
+          for share, branches in ((0.7, 2), (0.9, 2), (0.9, 4), (0.9, 8))
+        ],
+      },
+      indent=2,
+    )
+  )
 
 
-def _pairs(vocabulary: int, prefix_share: float = 0.7, branches: int = 2) -> list[tuple[list[int], list[list[int]]]]:
+def _pairs(
+  vocabulary: int, prefix_share: float = 0.7, branches: int = 2
+) -> list[tuple[list[int], list[list[int]]]]:
   """(prompt, responses) of every problem."""
   random = np.random.default_rng(0)
   prefix = round(prefix_share * _LENGTH)
@@ -62,10 +83,15 @@ def against_trl(vocabulary: int) -> dict[str, Any]:
   batch["reference"] = preference.segment_log_probs(model, params, batch)
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4, weight_decay=0.0))
   layout = make_layout(schema.Mesh(), jax.devices()[:1])
-  trainer = preference.PreferenceTrainer(model, optimizer, layout, schema.Train(), schema.Objective(loss="step_dpo"), limits.trees)
+  trainer = preference.PreferenceTrainer(
+    model, optimizer, layout, schema.Train(), schema.Objective(loss="step_dpo"), limits.trees
+  )
   compiled = trainer.compile(batch)
-  found: dict[str, Any] = {"vocabulary": vocabulary, "temporary_MiB": compiled.memory_analysis().temp_size_in_bytes >> 20,
-                           "whole_logits_in_program": f",{vocabulary}]" in _activations(compiled.as_text())}
+  found: dict[str, Any] = {
+    "vocabulary": vocabulary,
+    "temporary_MiB": compiled.memory_analysis().temp_size_in_bytes >> 20,
+    "whole_logits_in_program": f",{vocabulary}]" in _activations(compiled.as_text()),
+  }
   host = jax.device_get(params)
   state = {"ours": trainer.start_from(params)}
   begin_rss = _reset_peak()
@@ -87,11 +113,25 @@ def against_trl(vocabulary: int) -> dict[str, Any]:
     found["peer"] = "trl is not installed: make parity"
     found["seconds"] = statistics.median(ours() for _ in range(_STEPS))
     return found
-  rows_text = [{"prompt": prompt, "chosen": responses[0], "rejected": responses[1]} for prompt, responses in pairs]
+  rows_text = [
+    {"prompt": prompt, "chosen": responses[0], "rejected": responses[1]}
+    for prompt, responses in pairs
+  ]
   for name, precomputed in (("precomputed", True), ("default", False)):
-    found[name] = _interleaved(functools.partial(trl_peer.train, trl_peer.model_of(model.cfg, host), rows_text, _STEPS + 1, precomputed,
-                                                 len(os.sched_getaffinity(0))), ours)
-    found[name]["peer"] = f"TRL {trl.__version__} DPOTrainer, reference {name}, torch {_version('torch')}"
+    found[name] = _interleaved(
+      functools.partial(
+        trl_peer.train,
+        trl_peer.model_of(model.cfg, host),
+        rows_text,
+        _STEPS + 1,
+        precomputed,
+        len(os.sched_getaffinity(0)),
+      ),
+      ours,
+    )
+    found[name]["peer"] = (
+      f"TRL {trl.__version__} DPOTrainer, reference {name}, torch {_version('torch')}"
+    )
   return found
 
 
@@ -112,9 +152,13 @@ def _interleaved(train, ours) -> dict[str, Any]:
   with contextlib.redirect_stdout(sys.stderr):  # TRL prints its metrics
     log = train(between=between)
   ratios = [a / b for a, b in zip(times["theirs"], times["ours"])][1:]
-  return {"ratio": round(statistics.median(ratios), 2), "their_seconds": round(statistics.median(times["theirs"][1:]), 3),
-          "our_seconds": round(statistics.median(times["ours"][1:]), 3), "their_peak_MiB": max(clock["peak"][1:]),
-          "their_first_loss": log.get("loss")}
+  return {
+    "ratio": round(statistics.median(ratios), 2),
+    "their_seconds": round(statistics.median(times["theirs"][1:]), 3),
+    "our_seconds": round(statistics.median(times["ours"][1:]), 3),
+    "their_peak_MiB": max(clock["peak"][1:]),
+    "their_first_loss": log.get("loss"),
+  }
 
 
 def prefix_sharing(prefix_share: float, branches: int) -> dict[str, Any]:
@@ -124,13 +168,24 @@ def prefix_sharing(prefix_share: float, branches: int) -> dict[str, Any]:
   params = jax.jit(model.init)(jax.random.key(0))
   steps = lambda responses: tuple(trees.Node(tuple(r), side=1) for r in responses)
   problems = _pairs(vocabulary, prefix_share, branches)
-  shared = [[trees.Node(tuple(prompt), steps(responses), predicted=False)] for prompt, responses in problems]
-  apart = [[trees.Node(tuple(prompt), steps([response]), predicted=False)] for prompt, responses in problems for response in responses]
+  shared = [
+    [trees.Node(tuple(prompt), steps(responses), predicted=False)] for prompt, responses in problems
+  ]
+  apart = [
+    [trees.Node(tuple(prompt), steps([response]), predicted=False)]
+    for prompt, responses in problems
+    for response in responses
+  ]
   gradients, outs = {}, {}
   for name, rows in (("shared", shared), ("apart", apart)):
     batch, _ = _batch(rows, rows[0][0].size())
-    gradients[name] = functools.partial(jax.jit(jax.grad(
-      lambda params, batch: -preference.segment_log_probs(model, params, batch).mean())), params, batch)
+    gradients[name] = functools.partial(
+      jax.jit(
+        jax.grad(lambda params, batch: -preference.segment_log_probs(model, params, batch).mean())
+      ),
+      params,
+      batch,
+    )
     outs[name] = jax.block_until_ready(gradients[name]())
   times: dict[str, list[float]] = {name: [] for name in gradients}
   for _ in range(_STEPS):
@@ -142,13 +197,21 @@ def prefix_sharing(prefix_share: float, branches: int) -> dict[str, Any]:
   apart_by = max(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, outs.values())))
   tokens = [sum(tree.size() for row in rows for tree in row) for rows in (apart, shared)]
   ratio = statistics.median(a / b for a, b in zip(times["apart"], times["shared"]))
-  return {"prefix": prefix_share, "branches": branches, "theory_of_linear_layers": round(tokens[0] / tokens[1], 2),
-          "ratio": round(ratio, 2), "largest_gradient": scale, "gradients_differ_by": apart_by}
+  return {
+    "prefix": prefix_share,
+    "branches": branches,
+    "theory_of_linear_layers": round(tokens[0] / tokens[1], 2),
+    "ratio": round(ratio, 2),
+    "largest_gradient": scale,
+    "gradients_differ_by": apart_by,
+  }
 
 
 def _activations(program: str) -> str:
   """Lines of the compiled program that compute (a parameter or its update may have the vocabulary as a dimension)."""
-  return "\n".join(line for line in program.splitlines() if "f32[" in line and f"[{_PAIRS}," in line)
+  return "\n".join(
+    line for line in program.splitlines() if "f32[" in line and f"[{_PAIRS}," in line
+  )
 
 
 def _version(package: str) -> str:

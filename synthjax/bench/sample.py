@@ -42,12 +42,23 @@ def run(seconds: float) -> None:
   """Prints JSON."""
   model = Transformer(sized(LLAMA_10M, _VOCABULARY))
   params = jax.jit(model.init)(jax.random.key(0))
-  samples = [against_peers(model, params, length, new, seconds / 4) for new in (32, 128) for length in (64, 256)]
-  found = {"devices": jax.local_device_count(), "jax": jax.__version__, "samples": samples, "uneven": uneven(model, params)}
+  samples = [
+    against_peers(model, params, length, new, seconds / 4)
+    for new in (32, 128)
+    for length in (64, 256)
+  ]
+  found = {
+    "devices": jax.local_device_count(),
+    "jax": jax.__version__,
+    "samples": samples,
+    "uneven": uneven(model, params),
+  }
   print(json.dumps(found, indent=2))
 
 
-def against_peers(model: Transformer, params: Params, length: int, new: int, seconds: float) -> dict[str, Any]:
+def against_peers(
+  model: Transformer, params: Params, length: int, new: int, seconds: float
+) -> dict[str, Any]:
   """100 samples of one prompt, peers and ours in turn."""
   prompt = np.random.default_rng(0).integers(1, _VOCABULARY, length).tolist()
   engine = JaxEngine(model, params, Ids(), slots=_SAMPLES)
@@ -68,19 +79,32 @@ def against_peers(model: Transformer, params: Params, length: int, new: int, sec
       began = time.monotonic()
       one()
       times[name].append(time.monotonic() - began)
-  ratios = {f"times_{name}": round(statistics.median(a / b for a, b in zip(peer, times["synthjax"])), 2)
-            for name, peer in times.items() if name != "synthjax"}
+  ratios = {
+    f"times_{name}": round(statistics.median(a / b for a, b in zip(peer, times["synthjax"])), 2)
+    for name, peer in times.items()
+    if name != "synthjax"
+  }
   rates = {name: round(_SAMPLES * new / statistics.median(t)) for name, t in times.items()}
-  return {"prompt": length, "new_tokens": new, "tokens_a_second": rates, **ratios, "runs": len(times["synthjax"])}
+  return {
+    "prompt": length,
+    "new_tokens": new,
+    "tokens_a_second": rates,
+    **ratios,
+    "runs": len(times["synthjax"]),
+  }
 
 
-def _peers(cfg: schema.Model, params: Params, prompt: list[int], new: int) -> dict[str, Callable[[], Any]]:
+def _peers(
+  cfg: schema.Model, params: Params, prompt: list[int], new: int
+) -> dict[str, Callable[[], Any]]:
   """The peers that are installed, by name and version: Hugging Face (make parity), Tunix (in an environment of its own)."""
   found: dict[str, Callable[[], Any]] = {}
   if importlib.util.find_spec("tunix") and importlib.util.find_spec("tunix.generate"):
     from synthjax.bench import tunix_peer
 
-    found[f"tunix {metadata.version('google-tunix')}"] = tunix_peer.generate(cfg, prompt, _SAMPLES, new)
+    found[f"tunix {metadata.version('google-tunix')}"] = tunix_peer.generate(
+      cfg, prompt, _SAMPLES, new
+    )
   if importlib.util.find_spec("transformers") and importlib.util.find_spec("torch"):
     found |= _hugging_face(cfg, params, prompt, new)
   return found
@@ -99,8 +123,15 @@ def _hugging_face(cfg, params, prompt, new) -> dict[str, Callable[[], Any]]:
 
   def generate() -> None:
     with torch.inference_mode():
-      found = theirs.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, temperature=1.0, max_new_tokens=new,
-                              cache_implementation="static")
+      found = theirs.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=True,
+        top_k=0,
+        temperature=1.0,
+        max_new_tokens=new,
+        cache_implementation="static",
+      )
     assert found.shape[1] == len(prompt) + new
 
   return {f"transformers {transformers.__version__}, torch {torch.__version__}": generate}
@@ -109,8 +140,18 @@ def _hugging_face(cfg, params, prompt, new) -> dict[str, Callable[[], Any]]:
 def uneven(model: Transformer, params: Params) -> dict[str, Any]:
   """2,000 requests of a sample each: prompts of 8-64 tokens, samples of 4-64."""
   random = np.random.default_rng(0)
-  requests = [Request(str(i), prompt_ids=tuple(random.integers(1, _VOCABULARY, random.integers(8, 65)).tolist()),
-                      sampling=Sampling(max_tokens=int(random.integers(4, 65)))) for i in range(2000)]
+  requests = [
+    Request(
+      str(i),
+      prompt_ids=tuple(random.integers(1, _VOCABULARY, random.integers(8, 65)).tolist()),
+      sampling=Sampling(max_tokens=int(random.integers(4, 65))),
+    )
+    for i in range(2000)
+  ]
   engine = JaxEngine(model, params, Ids())
   assert sum(1 for _ in engine.generate(requests)) == len(requests)
-  return {"requests": len(requests), "occupancy": round(engine.counts.used / engine.counts.offered, 4), "what": engine.counts.line()}
+  return {
+    "requests": len(requests),
+    "occupancy": round(engine.counts.used / engine.counts.offered, 4),
+    "what": engine.counts.line(),
+  }

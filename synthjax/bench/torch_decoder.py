@@ -19,16 +19,27 @@ class Block(nn.Module):
     super().__init__()
     D, H, K = cfg.d_model, cfg.heads, cfg.head_dim
     self.heads = H
-    self.attention_norm, self.mlp_norm = nn.RMSNorm(D, cfg.norm_epsilon), nn.RMSNorm(D, cfg.norm_epsilon)
+    self.attention_norm, self.mlp_norm = (
+      nn.RMSNorm(D, cfg.norm_epsilon),
+      nn.RMSNorm(D, cfg.norm_epsilon),
+    )
     self.query, self.key, self.value = (nn.Linear(D, H * K, bias=False) for _ in range(3))
     self.out = nn.Linear(H * K, D, bias=False)
-    self.up, self.down = nn.Linear(D, cfg.mlp_dim, bias=False), nn.Linear(cfg.mlp_dim, D, bias=False)
+    self.up, self.down = (
+      nn.Linear(D, cfg.mlp_dim, bias=False),
+      nn.Linear(cfg.mlp_dim, D, bias=False),
+    )
 
   def forward(self, x_BTD, cos, sin):
     B, T, _ = x_BTD.shape
     normed = self.attention_norm(x_BTD)
-    q, k, v = (m(normed).view(B, T, self.heads, -1).transpose(1, 2) for m in (self.query, self.key, self.value))
-    mixed = F.scaled_dot_product_attention(_turn(q, cos, sin), _turn(k, cos, sin), v, is_causal=True)
+    q, k, v = (
+      m(normed).view(B, T, self.heads, -1).transpose(1, 2)
+      for m in (self.query, self.key, self.value)
+    )
+    mixed = F.scaled_dot_product_attention(
+      _turn(q, cos, sin), _turn(k, cos, sin), v, is_causal=True
+    )
     x_BTD = x_BTD + self.out(mixed.transpose(1, 2).reshape(B, T, -1))
     return x_BTD + self.down(F.relu(self.up(self.mlp_norm(x_BTD))).square())
 
@@ -41,7 +52,9 @@ class TorchDecoder(nn.Module):
     self.embedding = nn.Embedding(cfg.vocab_size, cfg.d_model)
     self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.layers))
     self.final_norm = nn.RMSNorm(cfg.d_model, cfg.norm_epsilon)
-    angles = torch.tensor(np.arange(row_length)[:, None] * rotary.frequencies(cfg), dtype=torch.float32)
+    angles = torch.tensor(
+      np.arange(row_length)[:, None] * rotary.frequencies(cfg), dtype=torch.float32
+    )
     self.register_buffer("cos", angles.cos(), persistent=False)
     self.register_buffer("sin", angles.sin(), persistent=False)
 
@@ -79,13 +92,19 @@ def _turn(x_BHTK, cos, sin):
 def steps(cfg: Model, params, batch, threads: int):
   """{"PyTorch eager", "PyTorch compiled"} -> (function that does one training step and returns the loss)."""
   torch.set_num_threads(threads)
-  tokens_BT, targets_BT = (torch.tensor(np.asarray(batch[k]), dtype=torch.long) for k in ("tokens", "targets"))
+  tokens_BT, targets_BT = (
+    torch.tensor(np.asarray(batch[k]), dtype=torch.long) for k in ("tokens", "targets")
+  )
   found = {}
   for name in ("PyTorch eager", "PyTorch compiled"):
     model = TorchDecoder(cfg, tokens_BT.shape[1]).load(params)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    optimizer = torch.optim.AdamW(
+      model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+    )
     forward = torch.compile(model) if name == "PyTorch compiled" else model
-    found[name] = lambda model=model, forward=forward, optimizer=optimizer: _step(model, forward, optimizer, tokens_BT, targets_BT)
+    found[name] = lambda model=model, forward=forward, optimizer=optimizer: _step(
+      model, forward, optimizer, tokens_BT, targets_BT
+    )
   return found
 
 

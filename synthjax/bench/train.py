@@ -46,23 +46,35 @@ def run(seconds: float) -> None:
     steps |= {f"{name} {torch.__version__}": step for name, step in peers.items()}
   except ImportError:
     print("PyTorch is not installed: `make parity` installs it; measuring synthjax alone")
-  print(f"small_10m, {_ROWS} rows x {_ROW_LENGTH} tokens, {_VOCABULARY} ids, float32, AdamW, {threads} threads")
+  print(
+    f"small_10m, {_ROWS} rows x {_ROW_LENGTH} tokens, {_VOCABULARY} ids, float32, AdamW, {threads} threads"
+  )
   _report(_interleaved(steps, seconds))
   _memory(cfg)
-  print(f"training start without TensorFlow: {_start_seconds():.1f} s from the command to the train loop, imported, and a device")
+  print(
+    f"training start without TensorFlow: {_start_seconds():.1f} s from the command to the train loop, imported, and a device"
+  )
 
 
 def _trainer(cfg: schema.Model) -> Trainer:
   layout = make_layout(schema.Mesh(), jax.devices()[:1])
   train = schema.Train(batch_size=_ROWS, optimizer=schema.Optimizer(schedule="constant", warmup=0))
-  return Trainer(Transformer(cfg, layout.constrain), optimizer.make(train.optimizer, 100), layout, train)
+  return Trainer(
+    Transformer(cfg, layout.constrain), optimizer.make(train.optimizer, 100), layout, train
+  )
 
 
 def _batch(rows: int, length: int) -> dict[str, np.ndarray]:
   """One document a row, a target at every position but the last, as PyTorch's causal attention wants it."""
   random = np.random.default_rng(0)
-  batch = packing.layout([[np.concatenate([[0], random.integers(0, _VOCABULARY, length + 1)])] for _ in range(rows)], length + 1)
-  return {name: np.ascontiguousarray(np.minimum(x[:, :-1], length) if name == "until" else x[:, :-1]) for name, x in batch.items()}
+  batch = packing.layout(
+    [[np.concatenate([[0], random.integers(0, _VOCABULARY, length + 1)])] for _ in range(rows)],
+    length + 1,
+  )
+  return {
+    name: np.ascontiguousarray(np.minimum(x[:, :-1], length) if name == "until" else x[:, :-1])
+    for name, x in batch.items()
+  }
 
 
 def _interleaved(steps, seconds) -> dict[str, tuple[list[float], float]]:
@@ -86,7 +98,9 @@ def _report(found) -> None:
     rate = _ROWS * _ROW_LENGTH / statistics.median(times)
     # Steps that ran one after the other are compared with each other: the machine's other work then cancels.
     ratio = statistics.median(theirs / mine for theirs, mine in zip(times, ours))
-    print(f"  {name:28} {rate:>8,.0f} tokens/s   synthjax is {ratio:.2f}x   first loss {loss:.5f}   ({len(times)} steps)")
+    print(
+      f"  {name:28} {rate:>8,.0f} tokens/s   synthjax is {ratio:.2f}x   first loss {loss:.5f}   ({len(times)} steps)"
+    )
   if any(abs(loss - our_loss) > 1e-3 for _, (_, loss) in peers):
     print("  the first losses differ: the peers do not compute the same thing")
 
@@ -98,12 +112,18 @@ def _memory(cfg) -> None:
   for remat in ("none", "dots", "full"):
     trainer = _trainer(dataclasses.replace(cfg, remat=remat))
     kept[remat] = trainer.compile(batch).memory_analysis().temp_size_in_bytes / 2**20
-  print(f"temporary memory of a step of {_ROWS} rows x 1,024 tokens: "
-        + ", ".join(f"remat={name} {mib:,.0f} MiB ({kept['none'] / mib:.1f}x less)" for name, mib in kept.items()))
+  print(
+    f"temporary memory of a step of {_ROWS} rows x 1,024 tokens: "
+    + ", ".join(
+      f"remat={name} {mib:,.0f} MiB ({kept['none'] / mib:.1f}x less)" for name, mib in kept.items()
+    )
+  )
 
 
 def _start_seconds() -> float:
-  code = "import sys, jax, synthjax.train.loop; jax.devices(); assert 'tensorflow' not in sys.modules"
+  code = (
+    "import sys, jax, synthjax.train.loop; jax.devices(); assert 'tensorflow' not in sys.modules"
+  )
   began = time.monotonic()
   subprocess.run([sys.executable, "-c", code], check=True)
   return time.monotonic() - began

@@ -16,9 +16,20 @@ from synthjax.schema import Model
 def model_of(cfg: Model, params) -> LlamaForCausalLM:
   """The decoder as a Hugging Face Llama with the same parameters."""
   config = LlamaConfig(
-    vocab_size=cfg.vocab_size, hidden_size=cfg.d_model, intermediate_size=cfg.mlp_dim, num_hidden_layers=cfg.layers,
-    num_attention_heads=cfg.heads, num_key_value_heads=cfg.kv_heads, head_dim=cfg.head_dim, rms_norm_eps=cfg.norm_epsilon,
-    tie_word_embeddings=True, bos_token_id=None, eos_token_id=0, pad_token_id=0, attn_implementation="sdpa")
+    vocab_size=cfg.vocab_size,
+    hidden_size=cfg.d_model,
+    intermediate_size=cfg.mlp_dim,
+    num_hidden_layers=cfg.layers,
+    num_attention_heads=cfg.heads,
+    num_key_value_heads=cfg.kv_heads,
+    head_dim=cfg.head_dim,
+    rms_norm_eps=cfg.norm_epsilon,
+    tie_word_embeddings=True,
+    bos_token_id=None,
+    eos_token_id=0,
+    pad_token_id=0,
+    attn_implementation="sdpa",
+  )
   model = LlamaForCausalLM(config).float()
   flat = lambda x: torch.tensor(np.asarray(x))
   blocks, attention, mlp = params["blocks"], params["blocks"]["attention"], params["blocks"]["mlp"]
@@ -36,8 +47,14 @@ def model_of(cfg: Model, params) -> LlamaForCausalLM:
   return model
 
 
-def train(model: LlamaForCausalLM, pairs: list[dict[str, list[int]]], steps: int, precomputed: bool, threads: int,
-          between: Callable[[str, dict[str, Any]], None]) -> dict[str, Any]:
+def train(
+  model: LlamaForCausalLM,
+  pairs: list[dict[str, list[int]]],
+  steps: int,
+  precomputed: bool,
+  threads: int,
+  between: Callable[[str, dict[str, Any]], None],
+) -> dict[str, Any]:
   """Runs DPOTrainer for `steps` steps of all pairs; calls `between("begin" | "end", ...)` around each. Returns what it logged first."""
   import datasets
   import tokenizers
@@ -46,7 +63,9 @@ def train(model: LlamaForCausalLM, pairs: list[dict[str, list[int]]], steps: int
   words = {f"w{i}": i for i in range(model.config.vocab_size)}
   inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
   inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-  tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="w0", pad_token="w0", unk_token="w0")
+  tokenizer = PreTrainedTokenizerFast(
+    tokenizer_object=inner, eos_token="w0", pad_token="w0", unk_token="w0"
+  )
   text = lambda ids: "".join(f" w{i}" for i in ids)
   rows = [{name: text(ids) for name, ids in pair.items()} for pair in pairs] * steps
   log: dict[str, Any] = {}
@@ -64,10 +83,30 @@ def train(model: LlamaForCausalLM, pairs: list[dict[str, list[int]]], steps: int
 
   with tempfile.TemporaryDirectory() as folder:
     args = DPOConfig(
-      output_dir=folder, per_device_train_batch_size=len(pairs), max_steps=steps, beta=0.1, learning_rate=1e-4, logging_steps=1,
-      precompute_ref_log_probs=precomputed, max_length=4096, report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True,
-      gradient_checkpointing=False, bf16=False, optim="adamw_torch_fused", dataloader_pin_memory=False)
-    trainer = DPOTrainer(model=model, ref_model=copy.deepcopy(model), args=args, train_dataset=datasets.Dataset.from_list(rows),
-                         processing_class=tokenizer, callbacks=[Callback()])
+      output_dir=folder,
+      per_device_train_batch_size=len(pairs),
+      max_steps=steps,
+      beta=0.1,
+      learning_rate=1e-4,
+      logging_steps=1,
+      precompute_ref_log_probs=precomputed,
+      max_length=4096,
+      report_to=[],
+      use_cpu=True,
+      save_strategy="no",
+      disable_tqdm=True,
+      gradient_checkpointing=False,
+      bf16=False,
+      optim="adamw_torch_fused",
+      dataloader_pin_memory=False,
+    )
+    trainer = DPOTrainer(
+      model=model,
+      ref_model=copy.deepcopy(model),
+      args=args,
+      train_dataset=datasets.Dataset.from_list(rows),
+      processing_class=tokenizer,
+      callbacks=[Callback()],
+    )
     trainer.train()
   return log

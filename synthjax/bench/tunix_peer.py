@@ -35,14 +35,34 @@ class _Ids:
 def generate(cfg: Model, prompt: list[int], samples: int, new: int) -> Callable[[], None]:
   """A function that draws `new` tokens for `samples` copies of the prompt, all in one call."""
   config = llama.ModelConfig(
-    num_layers=cfg.layers, vocab_size=cfg.vocab_size, embed_dim=cfg.d_model, hidden_dim=cfg.mlp_dim, num_heads=cfg.heads,
-    head_dim=cfg.head_dim, num_kv_heads=cfg.kv_heads, rope_theta=int(cfg.rope_theta), norm_eps=cfg.norm_epsilon, weight_tying=True)
-  cache = sampler.CacheConfig(cache_size=len(prompt) + new + 1, num_layers=cfg.layers, num_kv_heads=cfg.kv_heads,
-                              head_dim=cfg.head_dim)
+    num_layers=cfg.layers,
+    vocab_size=cfg.vocab_size,
+    embed_dim=cfg.d_model,
+    hidden_dim=cfg.mlp_dim,
+    num_heads=cfg.heads,
+    head_dim=cfg.head_dim,
+    num_kv_heads=cfg.kv_heads,
+    rope_theta=int(cfg.rope_theta),
+    norm_eps=cfg.norm_epsilon,
+    weight_tying=True,
+  )
+  cache = sampler.CacheConfig(
+    cache_size=len(prompt) + new + 1,
+    num_layers=cfg.layers,
+    num_kv_heads=cfg.kv_heads,
+    head_dim=cfg.head_dim,
+  )
   theirs = sampler.Sampler(llama.Llama3(config, rngs=nnx.Rngs(0)), _Ids(), cache)
   text = [" ".join(map(str, prompt[1:]))] * samples  # it puts its own begin-of-text before them
 
   def run() -> None:
-    theirs(text, max_generation_steps=new, max_prompt_length=1 << (len(prompt) - 1).bit_length(), temperature=1.0, top_p=1.0, seed=0)
+    theirs(
+      text,
+      max_generation_steps=new,
+      max_prompt_length=1 << (len(prompt) - 1).bit_length(),
+      temperature=1.0,
+      top_p=1.0,
+      seed=0,
+    )
 
   return run

@@ -49,24 +49,46 @@ def sharing(traces: int) -> dict[str, Any]:
   requests, random = [], np.random.default_rng(0)
   for trace in range(traces):
     ids = tuple(random.integers(1, Ids.size, _PROMPT + _STEPS * _STEP).tolist())
-    requests += [Request(f"{trace} {step}", prompt_ids=ids[:_PROMPT + step * _STEP], n=_ROLLOUTS, seed=trace,
-                         sampling=Sampling(max_tokens=(_STEPS - step) * _STEP)) for step in range(_STEPS)]
+    requests += [
+      Request(
+        f"{trace} {step}",
+        prompt_ids=ids[: _PROMPT + step * _STEP],
+        n=_ROLLOUTS,
+        seed=trace,
+        sampling=Sampling(max_tokens=(_STEPS - step) * _STEP),
+      )
+      for step in range(_STEPS)
+    ]
   model = Transformer(sized(LLAMA_10M, Ids.size))
   params = jax.jit(model.init)(jax.random.key(0))
   prompts = sorted(request.prompt_ids for request in requests for _ in range(_ROLLOUTS))
-  shared = batch_shape(prompts, (_PROMPT + _STEPS * _STEP, _STEPS * _STEP), _SLOTS, jax.local_device_count())
+  shared = batch_shape(
+    prompts, (_PROMPT + _STEPS * _STEP, _STEPS * _STEP), _SLOTS, jax.local_device_count()
+  )
   # A slot of its own for every prefix, and room for the next one while it decodes.
   apart = Shape(_SLOTS, 1, 1, _PROMPT + _STEPS * _STEP, _STEPS * _STEP)
   found, answers = {}, []
-  for name, engine in {"shared": JaxEngine(model, params, Ids(), shared), "apart": Apart(model, params, Ids(), apart)}.items():
+  for name, engine in {
+    "shared": JaxEngine(model, params, Ids(), shared),
+    "apart": Apart(model, params, Ids(), apart),
+  }.items():
     list(engine.generate(requests[:1]))  # compiles
     engine.counts = Counts()
     began = time.monotonic()
-    answers.append({result.id: [sample.ids for sample in result.samples] for result in engine.generate(requests)})
-    found[name] = {"seconds": round(time.monotonic() - began, 2), "prefilled": engine.counts.prefilled,
-                   "occupancy": round(engine.counts.used / engine.counts.offered, 3), "tokens": engine.counts.tokens}
+    answers.append(
+      {result.id: [sample.ids for sample in result.samples] for result in engine.generate(requests)}
+    )
+    found[name] = {
+      "seconds": round(time.monotonic() - began, 2),
+      "prefilled": engine.counts.prefilled,
+      "occupancy": round(engine.counts.used / engine.counts.offered, 3),
+      "tokens": engine.counts.tokens,
+    }
   same = sum(answers[0][name] == answers[1][name] for name in answers[0])
-  return {"traces": traces, "rollouts": traces * _STEPS * _ROLLOUTS, **found,
-          "times_faster": round(found["apart"]["seconds"] / found["shared"]["seconds"], 2),
-          "requests_with_identical_samples": f"{same} of {len(requests)}"}
-
+  return {
+    "traces": traces,
+    "rollouts": traces * _STEPS * _ROLLOUTS,
+    **found,
+    "times_faster": round(found["apart"]["seconds"] / found["shared"]["seconds"], 2),
+    "requests_with_identical_samples": f"{same} of {len(requests)}",
+  }

@@ -27,8 +27,14 @@ def run(seconds: float) -> None:
 def gsm8k_answers(folder: pathlib.Path) -> Pairs:
   """(gold, answer) of four models' solutions of the GSM8K test problems; those without an answer are left out."""
   rows = files.read_jsonl(folder / "llm_generated/gsm8k_example_model_solutions.jsonl")
-  found = [(extract.extract(row["ground_truth"], "a_line"), extract.extract(row[model]["solution"], "a_line")) for row in rows
-           for model in ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")]
+  found = [
+    (
+      extract.extract(row["ground_truth"], "a_line"),
+      extract.extract(row[model]["solution"], "a_line"),
+    )
+    for row in rows
+    for model in ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+  ]
   return [(gold, answer) for gold, answer in found if gold and answer]
 
 
@@ -37,8 +43,14 @@ def math_answers(folder: pathlib.Path) -> Pairs:
   rows = files.read_jsonl(folder / "llm_generated/qwen_math_cot_100.jsonl")
   samples = [(row["gt"], extract.extract(text, "boxed")) for row in rows for text in row["code"]]
   golds = [row["answer"] for row in files.read_jsonl(folder / "math/test.jsonl") if row["answer"]]
-  rewritten = [(gold, f"${gold.replace('frac', 'dfrac').replace('ddfrac', 'dfrac')}$.") for gold in golds[::8]]
-  return [(gold, answer) for gold, answer in samples if answer] + rewritten + list(itertools.pairwise(golds))[::8]
+  rewritten = [
+    (gold, f"${gold.replace('frac', 'dfrac').replace('ddfrac', 'dfrac')}$.") for gold in golds[::8]
+  ]
+  return (
+    [(gold, answer) for gold, answer in samples if answer]
+    + rewritten
+    + list(itertools.pairwise(golds))[::8]
+  )
 
 
 def _report(name: str, pairs: Pairs, judge: pool.Pool, seconds: float) -> None:
@@ -47,7 +59,7 @@ def _report(name: str, pairs: Pairs, judge: pool.Pool, seconds: float) -> None:
   # In blocks, one after the other: what else the machine does hits both alike.
   block = max(1, len(pairs) // 20)
   for start in range(0, len(pairs), block):
-    part = pairs[start:start + block]
+    part = pairs[start : start + block]
     began = time.monotonic()
     mine += [verdict.value for verdict in judge.compare_many(part)]
     ours += time.monotonic() - began
@@ -59,12 +71,18 @@ def _report(name: str, pairs: Pairs, judge: pool.Pool, seconds: float) -> None:
   done = len(mine)
   # Only now: asking before would fill the caches that the clock runs against.
   fast_share = sum(fast.compare(*pair) is not None for pair in pairs) / len(pairs)
-  print(f"{name}: {done:,} pairs; synthjax {done / ours:,.0f} a second, math-verify {metadata.version('math-verify')} alone "
-        f"{done / theirs:,.0f} a second: {theirs / ours:.1f}x; the fast path settles {100 * fast_share:.1f} %")
-  differ = [(pair, a, b) for pair, a, b in zip(pairs, mine, his) if a != "undecided" and (a == "equal") != b]
+  print(
+    f"{name}: {done:,} pairs; synthjax {done / ours:,.0f} a second, math-verify {metadata.version('math-verify')} alone "
+    f"{done / theirs:,.0f} a second: {theirs / ours:.1f}x; the fast path settles {100 * fast_share:.1f} %"
+  )
+  differ = [
+    (pair, a, b) for pair, a, b in zip(pairs, mine, his) if a != "undecided" and (a == "equal") != b
+  ]
   for (gold, answer), verdict, equal in dict.fromkeys(differ):
     way = "fast path" if fast.compare(gold, answer) is not None else "guard or mended spelling"
-    print(f"  {gold!r} and {answer!r}: {verdict} here ({way}), {'equal' if equal else 'not equal'} there")
+    print(
+      f"  {gold!r} and {answer!r}: {verdict} here ({way}), {'equal' if equal else 'not equal'} there"
+    )
 
 
 def _math_verify() -> Callable[[str, str], bool]:

@@ -123,29 +123,42 @@ def estimate(problems: Sequence[Problem], replicates: int = 200, seed: int = 0) 
   weight_BP = random.multinomial(count, np.full(count, 1 / count), size=replicates)
   point = _setting(problems, table_PG, np.ones(count), None)
   draws = [_setting(problems, table_PG, weight_P, random) for weight_P in weight_BP]
-  figures = {name: _interval(value, draws_of) for name, value, draws_of in zip(Setting._fields, point, zip(*draws))}
+  figures = {
+    name: _interval(value, draws_of)
+    for name, value, draws_of in zip(Setting._fields, point, zip(*draws))
+  }
   figures["precision"] = _precision(problems, weight_BP)
   unsure = sum(_differ(prefix) for problem in problems for prefix in problem.prefixes)
   return Estimates(figures=figures, point=point, draws=draws, unsure=unsure)
 
 
-def place(found: Estimates, budget: Budget, draws: int = 6, seed: int = 0, quick: Tuning = QUICK) -> Placed:
+def place(
+  found: Estimates, budget: Budget, draws: int = 6, seed: int = 0, quick: Tuning = QUICK
+) -> Placed:
   """Trains all methods on chains like the problems: at the estimates, and at draws of them.
 
   The intervals of gains are the range of so few draws, and hold the noise of the replicates too.
   """
   settings = [found.point, *found.draws[:draws]]
   gains: dict[str, list[float]] = {"traces": [], "sampling": []}
-  success: dict[str, dict[str, list[float]]] = {"traces": collections.defaultdict(list), "sampling": collections.defaultdict(list)}
+  success: dict[str, dict[str, list[float]]] = {
+    "traces": collections.defaultdict(list),
+    "sampling": collections.defaultdict(list),
+  }
   for number, setting in enumerate(settings):
     for equal, most in (("traces", budget.traces), ("sampling", None)):
       chain = chain_of(setting, budget, most)
       cell = diagram.Cell(chain, equal_sampling=equal == "sampling")
-      outcomes = [tuning.outcomes(part, names, quick, seed + number) for part, names in diagram.parts(cell)]
+      outcomes = [
+        tuning.outcomes(part, names, quick, seed + number) for part, names in diagram.parts(cell)
+      ]
       gains[equal].append(diagram.gain(outcomes).mean)
       for name, outcome in _together(outcomes).items():
         success[equal][name].append(float(np.mean(outcome.success_R)))
-  means = {equal: {name: float(np.mean(values)) for name, values in of.items()} for equal, of in success.items()}
+  means = {
+    equal: {name: float(np.mean(values)) for name, values in of.items()}
+    for equal, of in success.items()
+  }
   return Placed(
     at_equal_traces=_interval(gains["traces"][0], gains["traces"]),
     at_equal_sampling=_interval(gains["sampling"][0], gains["sampling"]),
@@ -189,19 +202,27 @@ def chain_of(setting: Setting, budget: Budget, traces: int | None = None) -> Cha
 def advice(placed: Placed, unsure: int) -> str:
   """Which arm is worth its sampling, in a sentence; `unsure` as in Estimates."""
   if unsure < LEAST_UNSURE:
-    return (f"none: only {unsure} prefixes were seen at which the policy goes on in more than one way, and fewer than {LEAST_UNSURE} say "
-            "nothing; sample more problems or rollouts")
+    return (
+      f"none: only {unsure} prefixes were seen at which the policy goes on in more than one way, and fewer than {LEAST_UNSURE} say "
+      "nothing; sample more problems or rollouts"
+    )
   sampling, traces = placed.at_equal_sampling, placed.at_equal_traces
   best = placed.best["sampling"]
   if sampling.low > diagram.WORTHWHILE:
-    return f"per-step credit ({best}) is worth its rollouts: at equal sampling it is above every control"
+    return (
+      f"per-step credit ({best}) is worth its rollouts: at equal sampling it is above every control"
+    )
   if traces.low > diagram.WORTHWHILE:
     credit = placed.best["traces"]
     if sampling.high < 0:
-      return (f"spend sampling on more traces ({best}): per-step credit ({credit}) is better for equal traces, and worse once its rollouts "
-              "are counted")
-    return (f"per-step credit ({credit}) is better for equal traces; whether it is worth its rollouts, against {best} with as much "
-            "sampling, is not told apart")
+      return (
+        f"spend sampling on more traces ({best}): per-step credit ({credit}) is better for equal traces, and worse once its rollouts "
+        "are counted"
+      )
+    return (
+      f"per-step credit ({credit}) is better for equal traces; whether it is worth its rollouts, against {best} with as much "
+      "sampling, is not told apart"
+    )
   if traces.high < diagram.WORTHWHILE:
     return f"per-step credit does not pay here even for equal traces: take {best}"
   return f"not told apart: the interval for equal traces includes 0; more problems narrow it. Until then the cheaper {best}"
@@ -228,7 +249,8 @@ def _setting(problems, table_PG, weight_P, random) -> Setting:
   return Setting(
     success=_mean([problem.correct for problem in problems], weight_P),
     survival=survival,
-    length=_uncertain_share(problems, weight_P, top) * _mean([problem.lengths for problem in problems], weight_P),
+    length=_uncertain_share(problems, weight_P, top)
+    * _mean([problem.lengths for problem in problems], weight_P),
     contexts=_decisions(problems, weight_P),
   )
 
@@ -262,7 +284,9 @@ def _decisions(problems, weight_P) -> float:
   Of prefixes where the rollouts differ in their next step. Where none repeats: a third of the
   pairs, the number at which seeing none has a probability of 5 %.
   """
-  counts_P = [collections.Counter(p.decision for p in problem.prefixes if _differ(p)) for problem in problems]
+  counts_P = [
+    collections.Counter(p.decision for p in problem.prefixes if _differ(p)) for problem in problems
+  ]
   total_P = weight_P * np.array([of.total() for of in counts_P])
   pairs = total_P.sum() ** 2 - (total_P**2).sum()
   seen: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0])

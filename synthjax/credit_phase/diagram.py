@@ -32,7 +32,11 @@ class CreditPhase(Checked):
   base: Chain = Chain()  # the setting from which planes depart
   # u: the axis that all planes share
   survivals: Annotated[tuple[Annotated[float, from_to_below(0, 1)], ...], not_empty()] = (
-    0.0, 0.25, 0.5, 0.7, 0.85
+    0.0,
+    0.25,
+    0.5,
+    0.7,
+    0.85,
   )
   # p: second axis of three planes, at equal traces, at equal sampling and with luck at the end
   successes: tuple[Share, ...] = (0.05, 0.1, 0.3, 0.5, 0.7)
@@ -131,8 +135,9 @@ def gain(found: Sequence[dict[str, Outcome]]) -> Gain:
   return Gain(credit=credit, control=control, mean=mean, low=mean - half, high=mean + half)
 
 
-def difference(one_R: Sequence[float], other_R: Sequence[float],
-               paired: bool) -> tuple[float, float]:
+def difference(
+  one_R: Sequence[float], other_R: Sequence[float], paired: bool
+) -> tuple[float, float]:
   """(mean, half the width of Student's 95 % interval); Welch's where replicates are not paired."""
   one, other = np.asarray(one_R), np.asarray(other_R)
   if paired:

@@ -33,7 +33,7 @@ def draw(study: CreditPhase, planes: list[Plane], gains: dict, path: files.Path)
     axes = figure.subplots(rows, 4, squeeze=False).ravel()
     for axis, plane in zip(axes, planes):
       image = _panel(axis, study, plane, gains[plane.name])
-    for axis in axes[len(planes):]:
+    for axis in axes[len(planes) :]:
       axis.set_axis_off()
     bar = figure.colorbar(image, ax=list(axes), shrink=0.8)
     bar.set_label("best method with credit less best control, points")

@@ -48,8 +48,9 @@ class Sides(NamedTuple):
   weight_I: np.ndarray
 
 
-def prepare(chain: chains.Chain, wanted: tuple[str, ...], replicates: int,
-            random: np.random.Generator) -> Data:
+def prepare(
+  chain: chains.Chain, wanted: tuple[str, ...], replicates: int, random: np.random.Generator
+) -> Data:
   """Samples every replicate's traces and makes of them what the methods in `wanted` train on."""
   traces = chains.sample(chain, replicates, random)
   pairs = {}
@@ -87,8 +88,9 @@ def advantage_weights(traces: chains.Traces, chain: chains.Chain, beta: float) -
   return _counts(_entries_of(traces, chain), chain, traces, weight_MSL)
 
 
-def whole_pairs(traces: chains.Traces, chain: chains.Chain, weighted: bool,
-                random: np.random.Generator) -> Pairs:
+def whole_pairs(
+  traces: chains.Traces, chain: chains.Chain, weighted: bool, random: np.random.Generator
+) -> Pairs:
   """DPO: each incorrect trace against a correct one of its problem, drawn at random.
 
   With `weighted` every step enters with the absolute value of its advantage, divided by the mean
@@ -127,8 +129,9 @@ def pits(traces: chains.Traces) -> np.ndarray:
   return np.where(has_pit_MS, fall_MSL.argmax(axis=-1), -1)
 
 
-def pit_pairs(traces: chains.Traces, chain: chains.Chain, action_PL: np.ndarray,
-              first_step: bool) -> Pairs:
+def pit_pairs(
+  traces: chains.Traces, chain: chains.Chain, action_PL: np.ndarray, first_step: bool
+) -> Pairs:
   """Per-step DPO: after the steps before the pit, a correct continuation against the pit.
 
   Args:

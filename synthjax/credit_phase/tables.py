@@ -14,8 +14,10 @@ def page(study: CreditPhase, planes: list[Plane], gains: dict, outcomes: dict) -
   """All methods on the table's settings, every plane's border, and gains cell by cell."""
   parts = [_of_methods(study, outcomes), _of_borders(study, planes, gains)]
   parts += [_of_gains(study, plane, gains[plane.name]) for plane in planes]
-  parts.append(f"Chosen rates at an end of their grid, with a success below 0.99: "
-               f"{100 * at_edge(outcomes):.0f} % of all tunings.")
+  parts.append(
+    f"Chosen rates at an end of their grid, with a success below 0.99: "
+    f"{100 * at_edge(outcomes):.0f} % of all tunings."
+  )
   return "\n\n".join(parts) + "\n"
 
 
@@ -24,13 +26,21 @@ def results(study: CreditPhase, planes: list[Plane], gains: dict, outcomes: dict
   table = []
   for chain in study.table:
     found = outcomes[diagram.parts(diagram.Cell(chain, False))[0]]
-    rows = {name: {"success": mean(found[name]), "half_interval": half(found[name]),
-                   **found[name].chosen._asdict()} for name in METHODS}
+    rows = {
+      name: {
+        "success": mean(found[name]),
+        "half_interval": half(found[name]),
+        **found[name].chosen._asdict(),
+      }
+      for name in METHODS
+    }
     table.append({"setting": _name(chain), "methods": rows})
   of_planes = {}
   for plane in planes:
-    cells = [{plane.field: value, "survival": u, **gain._asdict()}
-             for (value, u), gain in gains[plane.name].items()]
+    cells = [
+      {plane.field: value, "survival": u, **gain._asdict()}
+      for (value, u), gain in gains[plane.name].items()
+    ]
     ends = [[value, u] for value, u in diagram.border(plane, gains[plane.name]).items()]
     of_planes[plane.name] = {"cells": cells, "border": ends}
   return {"table": table, "planes": of_planes, "rates_at_edge": at_edge(outcomes)}
@@ -64,8 +74,9 @@ def _of_borders(study, planes, gains) -> str:
   rows = []
   for plane in planes:
     ends = diagram.border(plane, gains[plane.name])
-    shown = [f"{_value(plane, value)}: {'none' if u is None else f'{u:g}'}"
-             for value, u in ends.items()]
+    shown = [
+      f"{_value(plane, value)}: {'none' if u is None else f'{u:g}'}" for value, u in ends.items()
+    ]
     rows.append([plane.name, "; ".join(shown)])
   return _markdown(["plane", "smallest u from which credit pays, by the second axis"], rows)
 
@@ -86,8 +97,13 @@ def _gain(gain: Gain | None) -> str:
 
 
 def _name(chain: Chain) -> str:
-  parts = [f"u = {chain.survival:g}", f"p = {chain.success:g}", f"L = {chain.length}",
-           f"V = {chain.contexts}", f"S = {chain.traces}"]
+  parts = [
+    f"u = {chain.survival:g}",
+    f"p = {chain.success:g}",
+    f"L = {chain.length}",
+    f"V = {chain.contexts}",
+    f"S = {chain.traces}",
+  ]
   return ", ".join(parts)
 
 

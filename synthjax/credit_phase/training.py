@@ -27,8 +27,9 @@ class Settings(NamedTuple):
   steps: int
 
 
-def by_preference(pairs: Pairs, anchor: float, chain: chains.Chain,
-                  settings: Settings) -> np.ndarray:
+def by_preference(
+  pairs: Pairs, anchor: float, chain: chains.Chain, settings: Settings
+) -> np.ndarray:
   """Minimises -log sigma(beta h) + anchor * NLL a step of the chosen side. Log-probs [R V, A, G].
 
   h is the difference of the sums of log-ratios of losses/preference.py; anchor 1 is RPO.

@@ -55,10 +55,10 @@ class Outcome(NamedTuple):
   success_R: list[float]  # of the replicates that are reported, one each
 
 
-def outcomes(chain: chains.Chain, wanted: tuple[str, ...], tuning: Tuning,
-             seed: int) -> dict[str, Outcome]:
-  """Method -> its best setting and what that gives on other replicates, the same for all methods.
-  """
+def outcomes(
+  chain: chains.Chain, wanted: tuple[str, ...], tuning: Tuning, seed: int
+) -> dict[str, Outcome]:
+  """Method -> its best setting and what that gives on other replicates, the same for all methods."""
   data = methods.prepare(chain, wanted, tuning.tuning_replicates, _random(chain, seed, "choose"))
   chosen = {method: _choose(method, data, chain, tuning) for method in wanted}
   data = methods.prepare(chain, wanted, tuning.replicates, _random(chain, seed, "report"))
@@ -100,13 +100,15 @@ def _choose(method, data, chain, tuning) -> Chosen:
     mean_G = training.success(log_prob, chain).mean(axis=0)
     top = int(mean_G.argmax())
     at_edge = rate_G[top] in (rate_G.min(), rate_G.max()) and mean_G[top] < _CEILING
-    found.append(Chosen(
-      rate=float(rate_G[top]),
-      beta=float(beta_G[top]),
-      steps=steps,
-      success=float(mean_G[top]),
-      at_edge=bool(at_edge),
-    ))
+    found.append(
+      Chosen(
+        rate=float(rate_G[top]),
+        beta=float(beta_G[top]),
+        steps=steps,
+        success=float(mean_G[top]),
+        at_edge=bool(at_edge),
+      )
+    )
   return max(found, key=lambda each: each.success)
 
 

@@ -20,9 +20,18 @@ from synthjax.generate.worlds import shop
 _BLOCK = 65_536  # examples a file
 
 
-def cache(source: schema.Source, data: schema.Data, world: shop.World, split: str, tokenizer: Tokenizer, folder: files.Path,
-          runner: str = "", force: bool = False, say: Callable[[str], None] = progress.say,
-          left_out: frozenset[str] = frozenset()) -> dict:
+def cache(
+  source: schema.Source,
+  data: schema.Data,
+  world: shop.World,
+  split: str,
+  tokenizer: Tokenizer,
+  folder: files.Path,
+  runner: str = "",
+  force: bool = False,
+  say: Callable[[str], None] = progress.say,
+  left_out: frozenset[str] = frozenset(),
+) -> dict:
   """Tokenises a source into `folder`, unless it holds that already. Returns the counts: documents, tokens, dropped, too long.
 
   Args:
@@ -40,7 +49,12 @@ def cache(source: schema.Source, data: schema.Data, world: shop.World, split: st
   Raises:
     DataError: bad input, named by file and line; nothing to cache; or a document too long under `data.too_long="error"`.
   """
-  inputs = [tokenizer.fingerprint, data.row_length, data.too_long, sources.fingerprint(source, data, world, split)]
+  inputs = [
+    tokenizer.fingerprint,
+    data.row_length,
+    data.too_long,
+    sources.fingerprint(source, data, world, split),
+  ]
   if left_out:
     inputs.append(sorted(left_out))
 
@@ -54,8 +68,10 @@ def cache(source: schema.Source, data: schema.Data, world: shop.World, split: st
   counts = stages.run(folder, inputs, work, force, say)
   out = {"too_long": len(counts["too_long"]), **counts["dropped"]}
   unused = ", ".join(f"{n} {reason}" for reason, n in out.items() if n)
-  say(f"{folder}: {counts['documents']:,} documents, {counts['tokens']:,} tokens"
-      + (f"; {unused.replace('too_long', f'longer than a row ({data.too_long})')}" if unused else ""))
+  say(
+    f"{folder}: {counts['documents']:,} documents, {counts['tokens']:,} tokens"
+    + (f"; {unused.replace('too_long', f'longer than a row ({data.too_long})')}" if unused else "")
+  )
   return counts
 
 
@@ -67,19 +83,29 @@ def _finish(folder, source, data) -> dict:
   too_long = [i for block in blocks for i in block["too_long"]]
   dropped = sum((collections.Counter(block["dropped"]) for block in blocks), collections.Counter())
   if too_long and data.too_long == "error":
-    raise files.DataError(f"{folder}: {len(too_long)} documents have more than data.row_length={data.row_length} tokens, the first is "
-                          f"{too_long[0]}; raise data.row_length, or set data.too_long to 'drop', 'truncate' or 'split'")
+    raise files.DataError(
+      f"{folder}: {len(too_long)} documents have more than data.row_length={data.row_length} tokens, the first is "
+      f"{too_long[0]}; raise data.row_length, or set data.too_long to 'drop', 'truncate' or 'split'"
+    )
   if not ids:
-    raise files.DataError(f"{folder}: task {source.task!r} ({source.path or 'default files'}) gives no documents; "
-                          f"dropped: {dict(dropped)}, longer than a row: {len(too_long)}")
+    raise files.DataError(
+      f"{folder}: task {source.task!r} ({source.path or 'default files'}) gives no documents; "
+      f"dropped: {dict(dropped)}, longer than a row: {len(too_long)}"
+    )
   with files.replacing(folder / "lengths.npy", "wb") as f:
     np.save(f, lengths)
   with files.replacing(folder / "ids.txt") as f:
     f.writelines(f"{i}\n" for i in ids)
   for path in folder.glob("*.block.json"):
     path.unlink()
-  return {"documents": len(ids), "tokens": int(lengths.sum()), "target_tokens": sum(block["target_tokens"] for block in blocks),
-          "longest": int(lengths.max()), "too_long": too_long, "dropped": dict(dropped)}
+  return {
+    "documents": len(ids),
+    "tokens": int(lengths.sum()),
+    "target_tokens": sum(block["target_tokens"] for block in blocks),
+    "longest": int(lengths.max()),
+    "too_long": too_long,
+    "dropped": dict(dropped),
+  }
 
 
 def _run_pipeline(made_of, tokenizer, folder, runner, left_out) -> None:
@@ -94,20 +120,38 @@ def _run_pipeline(made_of, tokenizer, folder, runner, left_out) -> None:
   source, data, world, split = made_of
   name, errors = f"synthjax_{files.value_hash(str(folder.absolute()))[:16]}", folder / "error.json"
   task = tasks.register(name, source, data, world, tokenizer, errors, left_out)
-  shard, index = beam_utils.SOURCE_SHARD_ID_PROVENANCE_KEY, beam_utils.ID_WITHIN_SHARD_PROVENANCE_KEY
-  write = functools.partial(_write_block, folder=str(folder.absolute()), eos_id=tokenizer.eos_id, row_length=data.row_length,
-                            policy=data.too_long)
+  shard, index = (
+    beam_utils.SOURCE_SHARD_ID_PROVENANCE_KEY,
+    beam_utils.ID_WITHIN_SHARD_PROVENANCE_KEY,
+  )
+  write = functools.partial(
+    _write_block,
+    folder=str(folder.absolute()),
+    eos_id=tokenizer.eos_id,
+    row_length=data.row_length,
+    policy=data.too_long,
+  )
 
   def keyed(example):
-    identity, drop, inputs, targets = (example[k].numpy() for k in ("id", "drop", "inputs", "targets"))
+    identity, drop, inputs, targets = (
+      example[k].numpy() for k in ("id", "drop", "inputs", "targets")
+    )
     row = (example[index], identity.decode(), drop.decode(), inputs, targets)
     return (example[shard], example[index] // _BLOCK), row
 
   preprocess = beam_utils.PreprocessTask(  # a remote worker registers the task for itself
-    task, split, add_provenance=True, setup_fn=functools.partial(tasks.register, name, source, data, world, tokenizer, errors, left_out))
+    task,
+    split,
+    add_provenance=True,
+    setup_fn=functools.partial(
+      tasks.register, name, source, data, world, tokenizer, errors, left_out
+    ),
+  )
   try:
     # Beam's own in-process runner, asked for by name, may look for a Go binary to download; this one is pure Python.
-    with beam.Pipeline(runner=runner or fn_api_runner.FnApiRunner(), options=PipelineOptions([])) as pipeline:
+    with beam.Pipeline(
+      runner=runner or fn_api_runner.FnApiRunner(), options=PipelineOptions([])
+    ) as pipeline:
       _ = pipeline | preprocess | beam.Map(keyed) | beam.GroupByKey() | beam.Map(write)
   except Exception as e:
     if errors.exists():
@@ -121,7 +165,13 @@ def _write_block(block, folder: str, eos_id: int, row_length: int, policy: str) 
 
   (shard, number), rows = block
   records: list[bytes] = []
-  about: dict[str, Any] = {"ids": [], "lengths": [], "too_long": [], "target_tokens": 0, "dropped": collections.Counter()}
+  about: dict[str, Any] = {
+    "ids": [],
+    "lengths": [],
+    "too_long": [],
+    "target_tokens": 0,
+    "dropped": collections.Counter(),
+  }
   for _, identity, drop, inputs, targets in sorted(rows, key=lambda row: row[0]):
     identity = identity.replace("\n", " ")
     if drop:
@@ -137,7 +187,9 @@ def _write_block(block, folder: str, eos_id: int, row_length: int, policy: str) 
       about["target_tokens"] += len(tokens) - max(prompt, 1)
   name = pathlib.Path(folder) / f"{shard:05d}-{number:05d}"
   scratch = f"{name}.writing"
-  writer = array_record_module.ArrayRecordWriter(scratch, "group_size:1,uncompressed")  # a quarter faster to read
+  writer = array_record_module.ArrayRecordWriter(
+    scratch, "group_size:1,uncompressed"
+  )  # a quarter faster to read
   for record in records:
     writer.write(record)
   writer.close()
@@ -154,5 +206,5 @@ def _pieces(identity, prompt, tokens, row_length, policy) -> Iterator[tuple[str,
   elif policy == "split":
     # A piece begins with the last token of the one before it, so that every token is predicted exactly once.
     for number, start in enumerate(range(0, len(tokens) - 1, row_length - 1)):
-      piece = tokens[start:start + row_length]
+      piece = tokens[start : start + row_length]
       yield f"{identity}#{number}", min(max(prompt - start, 0), len(piece)), piece

@@ -24,14 +24,18 @@ class CachedDocuments:
 
     folder = pathlib.Path(folder)
     if not (folder / "manifest.json").is_file():
-      raise files.DataError(f"{folder}: no finished cache here (manifest.json is missing); run `synthjax cache` first")
+      raise files.DataError(
+        f"{folder}: no finished cache here (manifest.json is missing); run `synthjax cache` first"
+      )
     self.folder, self.counts = folder, files.read_json(folder / "manifest.json")["result"]
     self.lengths = np.load(folder / "lengths.npy")
     paths = sorted(str(p) for p in folder.glob("*.array_record"))
     self._source = array_record_data_source.ArrayRecordDataSource(paths)
     if len(self._source) != len(self.lengths):
-      raise files.DataError(f"{folder}: {len(self._source)} records in {len(paths)} files, but {len(self.lengths)} lengths; "
-                            "remove the folder and cache again")
+      raise files.DataError(
+        f"{folder}: {len(self._source)} records in {len(paths)} files, but {len(self.lengths)} lengths; "
+        "remove the folder and cache again"
+      )
 
   def __len__(self) -> int:
     return len(self.lengths)
@@ -53,7 +57,9 @@ class TokenDocuments:
   """
 
   def __init__(self, documents: Sequence[tuple[Sequence[int], Sequence[int]]]):
-    self._records = [np.array([len(prompt), *prompt, *response], np.int32) for prompt, response in documents]
+    self._records = [
+      np.array([len(prompt), *prompt, *response], np.int32) for prompt, response in documents
+    ]
     self.lengths = np.array([len(record) - 1 for record in self._records], np.int64)
 
   def __len__(self) -> int:

@@ -105,14 +105,18 @@ class Mixture:
 
   def token_shares(self, rows: int) -> list[float]:
     """What each part gives of the tokens of the first `rows` rows."""
-    given = np.bincount(self._part[:rows], minlength=len(self.parts)) * [part.fill for part in self.parts]
+    given = np.bincount(self._part[:rows], minlength=len(self.parts)) * [
+      part.fill for part in self.parts
+    ]
     return (given / given.sum()).tolist()
 
 
 class _Batches:
   """Batch k as this process reads it: what grain reads by index."""
 
-  def __init__(self, rows: Any, batch_size: int, share: Sequence[int] | np.ndarray, position: int, batches: int):
+  def __init__(
+    self, rows: Any, batch_size: int, share: Sequence[int] | np.ndarray, position: int, batches: int
+  ):
     self.rows, self.batch_size, self.share = rows, batch_size, np.asarray(share).tolist()
     self.position, self.batches = position, batches
 
@@ -152,7 +156,5 @@ def batches(
   """
   share, reading = range(batch_size) if share is None else share, reading or Reading()
   source = _Batches(rows, batch_size, share, position, count)
-  options = grain.ReadOptions(
-    num_threads=reading.threads, prefetch_buffer_size=reading.prefetch
-  )
+  options = grain.ReadOptions(num_threads=reading.threads, prefetch_buffer_size=reading.prefetch)
   yield from grain.MapDataset.source(source).to_iter_dataset(options)

@@ -68,7 +68,9 @@ class Packing:
     small = np.uint16 if row_length < 1 << 16 else np.uint32  # sorted by radix where 16 bits do
     counts_L = np.bincount(lengths_N, minlength=1)
     classes = _best_fit_decreasing(counts_L, row_length)
-    kinds = [np.repeat([length for length, _ in c.pieces], [n for _, n in c.pieces]) for c in classes]
+    kinds = [
+      np.repeat([length for length, _ in c.pieces], [n for _, n in c.pieces]) for c in classes
+    ]
     wanted = [np.tile(kind, c.rows) for kind, c in zip(kinds, classes)]
     sizes = [np.full(c.rows, len(kind)) for kind, c in zip(kinds, classes)]
     wanted_N = np.concatenate([*wanted, np.zeros(0, int)]).astype(small)
@@ -97,7 +99,9 @@ class Packing:
     documents_N = self._in_order.documents_N.copy()
     for of_length in np.split(documents_N, self._ends_L[:-1]):
       random.shuffle(of_length)
-    return dataclasses.replace(self._in_order, documents_N=documents_N, rows_R=random.permutation(len(self)))
+    return dataclasses.replace(
+      self._in_order, documents_N=documents_N, rows_R=random.permutation(len(self))
+    )
 
 
 def _check(lengths_N, row_length) -> None:
@@ -165,9 +169,15 @@ def layout(rows: list[list[np.ndarray]], row_length: int) -> dict[str, np.ndarra
   sizes_N = np.fromiter(map(len, flat), np.int32, len(flat)) - 1
   prompts_N = np.fromiter((record[0] for record in flat), np.int32, len(flat))
   row_N = np.repeat(np.arange(len(rows), dtype=np.int32), [len(records) for records in rows])
-  ends_N = np.cumsum(sizes_N, dtype=np.int32)  # of the documents one after the other, without filler
-  before_R = np.append(0, ends_N)[np.searchsorted(row_N, np.arange(len(rows)))]  # tokens of the rows before
-  shift_N = row_N * np.int32(row_length) - before_R[row_N].astype(np.int32)  # from there to the place in the filled rows
+  ends_N = np.cumsum(
+    sizes_N, dtype=np.int32
+  )  # of the documents one after the other, without filler
+  before_R = np.append(0, ends_N)[
+    np.searchsorted(row_N, np.arange(len(rows)))
+  ]  # tokens of the rows before
+  shift_N = row_N * np.int32(row_length) - before_R[row_N].astype(
+    np.int32
+  )  # from there to the place in the filled rows
   # Everything below is one number a token.
   index = np.arange(sizes_N.sum(dtype=np.int32), dtype=np.int32)
   place = index + np.repeat(shift_N, sizes_N)
@@ -186,5 +196,10 @@ def layout(rows: list[list[np.ndarray]], row_length: int) -> dict[str, np.ndarra
     out.reshape(-1)[place] = values
     return out
 
-  return {"tokens": filled(token), "targets": filled(target), "weights": filled(weight, kind=np.float32), "positions": filled(position),
-          "until": filled(end, np.arange(1, row_length + 1))}
+  return {
+    "tokens": filled(token),
+    "targets": filled(target),
+    "weights": filled(weight, kind=np.float32),
+    "positions": filled(position),
+    "until": filled(end, np.arange(1, row_length + 1)),
+  }

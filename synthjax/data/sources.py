@@ -20,8 +20,12 @@ from synthjax.generate.worlds import shop
 from synthjax.records import Problem
 
 # Where a task's file lies below the data folder, where that is not TASK/SPLIT.jsonl; some have only a test split.
-_PLACES = {"math500": "math/math500.jsonl", "svamp": "wordproblems/svamp_test.jsonl", "gsm_hard": "wordproblems/gsm_hard_test.jsonl",
-           "aqua": "wordproblems/aqua_test.jsonl"}
+_PLACES = {
+  "math500": "math/math500.jsonl",
+  "svamp": "wordproblems/svamp_test.jsonl",
+  "gsm_hard": "wordproblems/gsm_hard_test.jsonl",
+  "aqua": "wordproblems/aqua_test.jsonl",
+}
 _TFDS = "tfds:"
 _BETWEEN = "\n"  # the files of a shard
 # By these fields a row is told to be of another task than the config says.
@@ -44,7 +48,11 @@ def of_split(data: schema.Data, split: str) -> list[schema.Source]:
   """The sources of `train` (the mixture's parts, or the task) or `test`."""
   if split == "train" and data.mixture:
     return list(data.mixture)
-  path, count = (data.train_path, data.train_problems) if split == "train" else (data.test_path, data.test_problems)
+  path, count = (
+    (data.train_path, data.train_problems)
+    if split == "train"
+    else (data.test_path, data.test_problems)
+  )
   return [schema.Source(data.task, path, count, data.traces)]
 
 
@@ -57,13 +65,19 @@ def shards(source: schema.Source, data: schema.Data, split: str) -> list[str]:
   if source.task == "world" or source.path.startswith(_TFDS):
     return [source.path or "world"]
   folder = pathlib.Path(data.folder or os.environ.get("SYNTHJAX_DATA") or "../shared/data")
-  pattern = source.path or str(folder / _PLACES.get(source.task, f"{source.task}/{{split}}.jsonl").format(split=split))
+  pattern = source.path or str(
+    folder / _PLACES.get(source.task, f"{source.task}/{{split}}.jsonl").format(split=split)
+  )
   found = sorted(glob.glob(pattern))
   if not found and source.path:
-    raise files.DataError(f"{_key(source, data, split)} is {source.path!r}: no such file; give a path "
-                          f"from {os.getcwd()}, or a whole one")
+    raise files.DataError(
+      f"{_key(source, data, split)} is {source.path!r}: no such file; give a path "
+      f"from {os.getcwd()}, or a whole one"
+    )
   if not found:
-    raise files.DataError(f"{pattern}: no such file for the {split} split; {_where_to_get(source, data, split)}")
+    raise files.DataError(
+      f"{pattern}: no such file for the {split} split; {_where_to_get(source, data, split)}"
+    )
   return [_BETWEEN.join(found)] if source.count else found
 
 
@@ -80,8 +94,10 @@ def _where_to_get(source, data, split) -> str:
   own = ""
   if split == "test" and source.task != data.task:  # asked by a protocol of another task
     key = ""
-    own = (f"; it is config.evaluate.protocol that asks the problems of {source.task}: to ask your own test problems, those of "
-           "config.data.test_path, leave it out and set config.evaluate.answer")
+    own = (
+      f"; it is config.evaluate.protocol that asks the problems of {source.task}: to ask your own test problems, those of "
+      "config.data.test_path, leave it out and set config.evaluate.answer"
+    )
   return f"see data/README.md for where to get {source.task}, then set {key}config.data.folder or SYNTHJAX_DATA{own}"
 
 
@@ -101,7 +117,9 @@ def read(source: schema.Source, world: shop.World, split: str, shard: str) -> It
   if source.task == "world":
     found = _world(source, world, split)
   else:
-    found = itertools.chain.from_iterable(_read_file(source.task, name, split) for name in shard.split(_BETWEEN))
+    found = itertools.chain.from_iterable(
+      _read_file(source.task, name, split) for name in shard.split(_BETWEEN)
+    )
   return itertools.islice(found, source.count or None)
 
 
@@ -114,7 +132,9 @@ def examples(data: schema.Data, world: shop.World, split: str) -> Iterator[Examp
   return of_sources(of_split(data, split), data, world, split)
 
 
-def of_sources(parts: Sequence[schema.Source], data: schema.Data, world: shop.World, split: str) -> Iterator[Example]:
+def of_sources(
+  parts: Sequence[schema.Source], data: schema.Data, world: shop.World, split: str
+) -> Iterator[Example]:
   """All usable examples of some sources, in order.
 
   An id stands for one problem, whatever files and parts of a mixture it comes from; rows that give
@@ -149,7 +169,9 @@ def asked(example: Example) -> str:
   return example.inputs or example.targets
 
 
-def places(names: Collection[str], parts: Sequence[schema.Source], data: schema.Data, split: str) -> dict[str, str]:
+def places(
+  names: Collection[str], parts: Sequence[schema.Source], data: schema.Data, split: str
+) -> dict[str, str]:
   """Id -> the file and row of the first example that has it, for those of `names` that stand in files."""
   found: dict[str, str] = {}
   if not names:
@@ -178,16 +200,24 @@ def _two_problems(clashing: Example, parts, data, split) -> str:
       first = place
     elif example.id == clashing.id and not second and asked(example) == asked(clashing):
       second = place
-  return (f"id {clashing.id!r} stands for two problems, in {first} and in {second}; give the rows ids "
-          "of their own, or rename one of two files whose rows have no ids and are named after the file")
+  return (
+    f"id {clashing.id!r} stands for two problems, in {first} and in {second}; give the rows ids "
+    "of their own, or rename one of two files whose rows have no ids and are named after the file"
+  )
 
 
-def fingerprint(source: schema.Source, data: schema.Data, world: shop.World, split: str) -> list[Any]:
+def fingerprint(
+  source: schema.Source, data: schema.Data, world: shop.World, split: str
+) -> list[Any]:
   """JSON that changes when the examples do: knobs, and the hashes of the files."""
   parts = shards(source, data, split)
   if source.task == "world":
     return ["world", dataclasses.asdict(world), source.count, source.traces, split]
-  hashes = [name if name.startswith(_TFDS) else files.file_hash(name) for part in parts for name in part.split(_BETWEEN)]
+  hashes = [
+    name if name.startswith(_TFDS) else files.file_hash(name)
+    for part in parts
+    for name in part.split(_BETWEEN)
+  ]
   return [source.task, source.count, split, hashes]
 
 
@@ -199,9 +229,15 @@ def world_problems(source: schema.Source, world: shop.World, split: str) -> list
 
 def _world(source, world, split):
   for problem in world_problems(source, world, split):
-    trace = shop.teacher_trace(world, problem) if source.traces == "teacher" else shop.clean_trace(problem)
+    trace = (
+      shop.teacher_trace(world, problem)
+      if source.traces == "teacher"
+      else shop.clean_trace(problem)
+    )
     group = f"{problem.metadata['events']} events"
-    yield Example(problem.id, problem.question, " " + trace.text, problem.answer, "", problem.question, group)
+    yield Example(
+      problem.id, problem.question, " " + trace.text, problem.answer, "", problem.question, group
+    )
 
 
 def _read_file(task, name, split):
@@ -242,8 +278,10 @@ class _Row(NamedTuple):
   def text(self, name: str) -> str:
     value = self.fields.get(name)
     if not isinstance(value, str):
-      raise files.DataError(f"{self.file}, row {self.number}: field {name!r} is {value!r}; expected text (found fields: "
-                            f"{', '.join(self.fields)}){self._other_task()}")
+      raise files.DataError(
+        f"{self.file}, row {self.number}: field {name!r} is {value!r}; expected text (found fields: "
+        f"{', '.join(self.fields)}){self._other_task()}"
+      )
     return value
 
   def _other_task(self) -> str:
@@ -257,8 +295,10 @@ class _Row(NamedTuple):
     """A JSON number as text, whole ones without a decimal point."""
     value = self.fields.get(name)
     if not isinstance(value, int | float) or isinstance(value, bool):
-      raise files.DataError(f"{self.file}, row {self.number}: field {name!r} is {value!r}; expected "
-                            f"a number (found fields: {', '.join(self.fields)})")
+      raise files.DataError(
+        f"{self.file}, row {self.number}: field {name!r} is {value!r}; expected "
+        f"a number (found fields: {', '.join(self.fields)})"
+      )
     return str(int(value)) if float(value).is_integer() else repr(value)
 
   def id(self, name: str = "id") -> str:
@@ -271,37 +311,74 @@ def _gsm8k(row: _Row) -> Example:
   if not marker:
     raise files.DataError(f"{row.file}, row {row.number}: the answer has no '#### ' line")
   # <<48/2=24>> marks a calculator call of the original; a policy without a calculator is not taught to write it.
-  return _word_problem(row, row.default_id, row.text("question"), re.sub(r"<<[^<>]*>>", "", solution), answer.strip())
+  return _word_problem(
+    row, row.default_id, row.text("question"), re.sub(r"<<[^<>]*>>", "", solution), answer.strip()
+  )
 
 
-def _word_problem(row: _Row, name: str, question: str, solution: str, answer: str, group: str = "") -> Example:
-  return Example(name, f"Question: {question}\nAnswer:", " " + solution, answer, "" if answer else "no gold answer", question, group)
+def _word_problem(
+  row: _Row, name: str, question: str, solution: str, answer: str, group: str = ""
+) -> Example:
+  return Example(
+    name,
+    f"Question: {question}\nAnswer:",
+    " " + solution,
+    answer,
+    "" if answer else "no gold answer",
+    question,
+    group,
+  )
 
 
 def _math(row: _Row) -> Example:
   answer, problem = row.text("answer"), row.text("problem")
   group = f"{row.fields.get('subject', row.fields.get('type', '?'))}, level {row.fields.get('level') or '?'}"
-  return Example(row.id("unique_id"), f"Problem: {problem}\nSolution:", " " + row.text("solution"), answer,
-                 "" if answer else "no gold answer", problem, group)
+  return Example(
+    row.id("unique_id"),
+    f"Problem: {problem}\nSolution:",
+    " " + row.text("solution"),
+    answer,
+    "" if answer else "no gold answer",
+    problem,
+    group,
+  )
 
 
 def _svamp(row: _Row) -> Example:
-  question, answer = f"{row.text('Body').rstrip(' .')}. {row.text('Question')}", row.number_text("Answer")
-  return _word_problem(row, row.id("ID"), question, f"{row.text('Equation')} = {answer}\n#### {answer}", answer, row.text("Type"))
+  question, answer = (
+    f"{row.text('Body').rstrip(' .')}. {row.text('Question')}",
+    row.number_text("Answer"),
+  )
+  return _word_problem(
+    row,
+    row.id("ID"),
+    question,
+    f"{row.text('Equation')} = {answer}\n#### {answer}",
+    answer,
+    row.text("Type"),
+  )
 
 
 def _gsm_hard(row: _Row) -> Example:
   answer = row.number_text("target")
-  return _word_problem(row, row.default_id, row.text("input"), f"{row.text('code')}\n#### {answer}", answer)
+  return _word_problem(
+    row, row.default_id, row.text("input"), f"{row.text('code')}\n#### {answer}", answer
+  )
 
 
 def _aqua(row: _Row) -> Example:
   options = row.fields.get("options")
   if not isinstance(options, list):
-    raise files.DataError(f"{row.file}, row {row.number}: field 'options' is {options!r}; expected a list of five")
+    raise files.DataError(
+      f"{row.file}, row {row.number}: field 'options' is {options!r}; expected a list of five"
+    )
   answer = row.text("correct")
-  question = f"{row.text('question')}\nAnswer Choices: " + " ".join(f"({str(option).replace(')', ') ', 1)}" for option in options)
-  return _word_problem(row, row.default_id, question, f"{row.text('rationale')}\n#### {answer}", answer)
+  question = f"{row.text('question')}\nAnswer Choices: " + " ".join(
+    f"({str(option).replace(')', ') ', 1)}" for option in options
+  )
+  return _word_problem(
+    row, row.default_id, question, f"{row.text('rationale')}\n#### {answer}", answer
+  )
 
 
 def _own_problem(row: _Row) -> Example:
@@ -310,8 +387,10 @@ def _own_problem(row: _Row) -> Example:
   if not isinstance(answer, str):
     answer = row.number_text("answer")
   if not answer.strip():
-    raise files.DataError(f"{row.file}, row {row.number}: field 'answer' is empty; give the final "
-                          "answer, or leave the row out")
+    raise files.DataError(
+      f"{row.file}, row {row.number}: field 'answer' is empty; give the final "
+      "answer, or leave the row out"
+    )
   solution = ""
   if row.fields.get("solution") is not None:
     solution = row.text("solution").strip()
@@ -319,7 +398,9 @@ def _own_problem(row: _Row) -> Example:
 
 
 def _trace(row: _Row) -> Example:
-  return Example(row.id(), row.text("inputs"), row.text("targets"), str(row.fields.get("answer", "")))
+  return Example(
+    row.id(), row.text("inputs"), row.text("targets"), str(row.fields.get("answer", ""))
+  )
 
 
 def _text(row: _Row) -> Example:
@@ -328,6 +409,13 @@ def _text(row: _Row) -> Example:
 
 
 _MAKERS: dict[str, Callable[[_Row], Example]] = {
-  "gsm8k": _gsm8k, "math": _math, "math500": _math, "svamp": _svamp, "gsm_hard": _gsm_hard,
+  "gsm8k": _gsm8k,
+  "math": _math,
+  "math500": _math,
+  "svamp": _svamp,
+  "gsm_hard": _gsm_hard,
   "aqua": _aqua,
-  "problems": _own_problem, "traces": _trace, "text": _text}
+  "problems": _own_problem,
+  "traces": _trace,
+  "text": _text,
+}

@@ -23,15 +23,23 @@ from synthjax import files, schema
 from synthjax.data.tokenizers import Tokenizer
 
 _LINE = re.compile(r"\n(?:[ \t]*\n)*")
-_MARKS = re.compile(r"\\[\\${}%]"  # escaped: no delimiter
-                    r"|(?P<delimiter>\\[\[\]()]|\$\$?|[{}]|\\(?:begin|end)\{\w+\*?\}|\[/?asy\])"
-                    r"|(?P<line>\n(?:[ \t]*\n)*)"
-                    r"|(?P<sentence>[.!?][\"')\]*]*(?=[ \t]+\S))")
+_MARKS = re.compile(
+  r"\\[\\${}%]"  # escaped: no delimiter
+  r"|(?P<delimiter>\\[\[\]()]|\$\$?|[{}]|\\(?:begin|end)\{\w+\*?\}|\[/?asy\])"
+  r"|(?P<line>\n(?:[ \t]*\n)*)"
+  r"|(?P<sentence>[.!?][\"')\]*]*(?=[ \t]+\S))"
+)
 _OPENS = {r"\]": r"\[", r"\)": r"\(", "}": "{", "[/asy]": "[asy]"}
-_ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|etc|cf|vs|Mrs?|Ms|Dr|Eqs?|Figs?|Thm|resp|approx)\.$", re.IGNORECASE)
-_GOES_ON = re.compile(r"\s*(?:[a-z]{2}|[=+<>/,;:.)\]}|&%^_])")  # no step begins like this: a sentence or a formula goes on
+_ABBREVIATION = re.compile(
+  r"\b(?:e\.g|i\.e|etc|cf|vs|Mrs?|Ms|Dr|Eqs?|Figs?|Thm|resp|approx)\.$", re.IGNORECASE
+)
+_GOES_ON = re.compile(
+  r"\s*(?:[a-z]{2}|[=+<>/,;:.)\]}|&%^_])"
+)  # no step begins like this: a sentence or a formula goes on
 _DISPLAY = re.compile(r"\s*(?:\\\[|\$\$|\\begin\b|\[asy\])")
-_ENDED = re.compile(r"(?:[.!?][\"')\]*]*|\\\]|\$\$|\\end\{\w+\*?\}|\[/asy\])\s*$")  # a sentence, or a display
+_ENDED = re.compile(
+  r"(?:[.!?][\"')\]*]*|\\\]|\$\$|\\end\{\w+\*?\}|\[/asy\])\s*$"
+)  # a sentence, or a display
 
 
 # Of the tasks whose steps are not lines.
@@ -68,7 +76,7 @@ def spans(text: str, rule: str, limit: int) -> list[tuple[int, int]]:
   if limit < 1:
     raise ValueError(f"steps: at most {limit} steps; expected 1 and more")
   starts = [0]
-  long_enough = lambda end: len(text[starts[-1]:end].strip()) >= RULES[rule].shortest
+  long_enough = lambda end: len(text[starts[-1] : end].strip()) >= RULES[rule].shortest
   for cut in RULES[rule].cuts(text):
     if len(starts) < limit and long_enough(cut):
       starts.append(cut)
@@ -77,7 +85,9 @@ def spans(text: str, rule: str, limit: int) -> list[tuple[int, int]]:
   return list(itertools.pairwise([*starts, len(text)])) if text else []
 
 
-def token_spans(ids: Sequence[int], text_spans: Sequence[tuple[int, int]], tokenizer: Tokenizer) -> list[list[int]]:
+def token_spans(
+  ids: Sequence[int], text_spans: Sequence[tuple[int, int]], tokenizer: Tokenizer
+) -> list[list[int]]:
   """Steps as lists of the ids that were sampled; nothing is tokenised again.
 
   A token belongs to the step in which its text begins, a space before a word set aside: ` Thus` begins the next sentence whichever side of
@@ -94,13 +104,17 @@ def token_spans(ids: Sequence[int], text_spans: Sequence[tuple[int, int]], token
   text = tokenizer.decode(ids)
   covered = text_spans[-1][1] if text_spans else 0
   if covered != len(text):
-    raise files.DataError(f"steps cover {covered} characters, the {len(ids)} ids decode to {len(text)}: {text[:80]!r}; split the text "
-                          "that tokenizer.decode(ids) gives")
+    raise files.DataError(
+      f"steps cover {covered} characters, the {len(ids)} ids decode to {len(text)}: {text[:80]!r}; split the text "
+      "that tokenizer.decode(ids) gives"
+    )
   edges = [0]
   begins = lambda count: _begins(text, tokenizer.decode(ids[:count]))
   for start, _ in text_spans[1:]:
     edges.append(bisect.bisect_left(range(len(ids)), start, lo=edges[-1], key=begins))
-  return [list(ids[first:last]) for first, last in itertools.pairwise([*edges, len(ids)]) if first < last]
+  return [
+    list(ids[first:last]) for first, last in itertools.pairwise([*edges, len(ids)]) if first < last
+  ]
 
 
 def _begins(text: str, before: str) -> int:
@@ -131,14 +145,22 @@ def _sentences(text: str) -> list[int]:
     if mark["line"]:
       if mark[0].count("\n") > 1:
         scopes.drop("$")
-      if not _GOES_ON.match(text, end) and (not _DISPLAY.match(text, end) or _ENDED.search(text[max(0, start - 40):start])):
+      if not _GOES_ON.match(text, end) and (
+        not _DISPLAY.match(text, end) or _ENDED.search(text[max(0, start - 40) : start])
+      ):
         cuts.append(end)
     elif mark["sentence"]:
-      if not _ABBREVIATION.search(text[max(0, start - 9):start + 1]) and not _GOES_ON.match(text, end):
+      if not _ABBREVIATION.search(text[max(0, start - 9) : start + 1]) and not _GOES_ON.match(
+        text, end
+      ):
         cuts.append(end)
     elif mark["delimiter"] and scopes.closes(mark[0], cuts):
-      within = text[max(0, start - 9):start].rstrip("} \t\n")
-      if within.endswith((".", "!", "?")) and text[end:end + 1] not in ("", "\n", ")") and not _GOES_ON.match(text, end):
+      within = text[max(0, start - 9) : start].rstrip("} \t\n")
+      if (
+        within.endswith((".", "!", "?"))
+        and text[end : end + 1] not in ("", "\n", ")")
+        and not _GOES_ON.match(text, end)
+      ):
         cuts.append(end)
   return cuts
 
@@ -148,7 +170,9 @@ class _Scopes:
 
   def __init__(self) -> None:
     self._open: list[tuple[str, int]] = []
-    self._count: collections.Counter[str] = collections.Counter()  # of each kind among them: no search for what is not there
+    self._count: collections.Counter[str] = (
+      collections.Counter()
+    )  # of each kind among them: no search for what is not there
 
   def closes(self, delimiter: str, cuts: list[int]) -> bool:
     """Takes a delimiter in; whether it closed one, with the cuts inside taken back."""
@@ -158,7 +182,7 @@ class _Scopes:
       self._open.append((name, len(cuts)))
       self._count[name] += 1
     elif self._count[name]:
-      del cuts[self.drop(name):]
+      del cuts[self.drop(name) :]
     return not opening
 
   def drop(self, name: str) -> int | None:

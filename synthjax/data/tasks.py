@@ -48,14 +48,23 @@ class Vocabulary(seqio.Vocabulary):
     return self._tokenizer.decode(ids)
 
   def _encode_tf(self, s):
-    found = tf.numpy_function(lambda b: tf.constant(self._encode(b.decode()), tf.int32).numpy(), [s], tf.int32, stateful=False)
+    found = tf.numpy_function(
+      lambda b: tf.constant(self._encode(b.decode()), tf.int32).numpy(),
+      [s],
+      tf.int32,
+      stateful=False,
+    )
     return tf.ensure_shape(found, [None])
 
   def _decode_tf(self, ids):
-    return tf.numpy_function(lambda i: self._decode(i.tolist()).encode(), [ids], tf.string, stateful=False)
+    return tf.numpy_function(
+      lambda i: self._decode(i.tolist()).encode(), [ids], tf.string, stateful=False
+    )
 
   def __eq__(self, other) -> bool:
-    return isinstance(other, Vocabulary) and self._tokenizer.fingerprint == other._tokenizer.fingerprint
+    return (
+      isinstance(other, Vocabulary) and self._tokenizer.fingerprint == other._tokenizer.fingerprint
+    )
 
   def __hash__(self) -> int:
     return hash(self._tokenizer.fingerprint)
@@ -64,7 +73,14 @@ class Vocabulary(seqio.Vocabulary):
 class _Source(seqio.DataSource):
   """One of the project's sources: a shard a file, rows as (id, inputs, targets, drop)."""
 
-  def __init__(self, source: schema.Source, data: schema.Data, world: shop.World, errors: pathlib.Path, left_out: frozenset[str]):
+  def __init__(
+    self,
+    source: schema.Source,
+    data: schema.Data,
+    world: shop.World,
+    errors: pathlib.Path,
+    left_out: frozenset[str],
+  ):
     self._made_of, self._errors, self._left_out = (source, data, world), errors, left_out
     super().__init__(splits=("train", "test"))
 
@@ -80,7 +96,7 @@ class _Source(seqio.DataSource):
     """As seqio asks; the order is that of the file: the loader shuffles, by index."""
     source, _, world = self._made_of
     names = self.list_shards(split)
-    wanted = names[shard_info.index::shard_info.num_shards] if shard_info else names
+    wanted = names[shard_info.index :: shard_info.num_shards] if shard_info else names
 
     def rows():
       try:
@@ -93,11 +109,20 @@ class _Source(seqio.DataSource):
         files.write_json(self._errors, str(e))
         raise
 
-    return tf.data.Dataset.from_generator(rows, output_signature={c: tf.TensorSpec((), tf.string) for c in _COLUMNS})
+    return tf.data.Dataset.from_generator(
+      rows, output_signature={c: tf.TensorSpec((), tf.string) for c in _COLUMNS}
+    )
 
 
-def register(name: str, source: schema.Source, data: schema.Data, world: shop.World, tokenizer: Tokenizer,
-             errors: pathlib.Path, left_out: frozenset[str] = frozenset()) -> seqio.Task:
+def register(
+  name: str,
+  source: schema.Source,
+  data: schema.Data,
+  world: shop.World,
+  tokenizer: Tokenizer,
+  errors: pathlib.Path,
+  left_out: frozenset[str] = frozenset(),
+) -> seqio.Task:
   """A source as the seqio task `name`, replacing one of that name; splits `train` and `test`.
 
   Bad input is written to `errors`. Documents with an id in `left_out` are dropped, with the reason.
@@ -106,9 +131,11 @@ def register(name: str, source: schema.Source, data: schema.Data, world: shop.Wo
     seqio.TaskRegistry.remove(name)
   feature = seqio.Feature(Vocabulary(tokenizer), add_eos=False, dtype=tf.int32)
   return seqio.TaskRegistry.add(
-    name, source=_Source(source, data, world, errors, left_out),
+    name,
+    source=_Source(source, data, world, errors, left_out),
     preprocessors=[seqio.preprocessors.tokenize, seqio.CacheDatasetPlaceholder()],
-    output_features={"inputs": feature, "targets": feature})
+    output_features={"inputs": feature, "targets": feature},
+  )
 
 
 def tfds_rows(name: str, split: str) -> Iterator[dict[str, Any]]:
@@ -121,7 +148,9 @@ def tfds_rows(name: str, split: str) -> Iterator[dict[str, Any]]:
     builder.download_and_prepare()
     rows = tfds.as_numpy(builder.as_dataset(split=other or split, shuffle_files=False))
   except Exception as e:
-    raise files.DataError(f"tfds:{name}: TensorFlow Datasets cannot give split {other or split!r} ({type(e).__name__}: "
-                          f"{str(e).strip().splitlines()[0][:200]}); prepare it where there is a network and set TFDS_DATA_DIR") from e
+    raise files.DataError(
+      f"tfds:{name}: TensorFlow Datasets cannot give split {other or split!r} ({type(e).__name__}: "
+      f"{str(e).strip().splitlines()[0][:200]}); prepare it where there is a network and set TFDS_DATA_DIR"
+    ) from e
   for row in rows:
     yield {key: value.decode() if isinstance(value, bytes) else value for key, value in row.items()}

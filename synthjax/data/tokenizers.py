@@ -42,7 +42,9 @@ class Words:
     pieces = text.split(" ") if text else []
     for position, word in enumerate(pieces):
       if self._ids.get(word, 0) < 2:
-        raise files.DataError(f"word {position} of {text[:80]!r} is {word!r}, which this word-level tokenizer does not know")
+        raise files.DataError(
+          f"word {position} of {text[:80]!r} is {word!r}, which this word-level tokenizer does not know"
+        )
     return [self._ids[word] for word in pieces]
 
   def decode(self, ids: Iterable[int]) -> str:
@@ -74,7 +76,11 @@ class SentencePiece:
       self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
     except RuntimeError as e:
       raise files.DataError(f"{path}: not a SentencePiece model ({e})") from e
-    self.size, self.eos_id, self.pad_id = self._model.vocab_size(), self._model.eos_id(), max(self._model.pad_id(), 0)
+    self.size, self.eos_id, self.pad_id = (
+      self._model.vocab_size(),
+      self._model.eos_id(),
+      max(self._model.pad_id(), 0),
+    )
     self.fingerprint = hashlib.sha256(data).hexdigest()
 
   def encode(self, text: str) -> list[int]:
@@ -97,13 +103,30 @@ def train_sentencepiece(texts: Iterable[str], path: files.Path, size: int) -> No
   found = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(texts), model_writer=found, vocab_size=size, model_type="bpe", byte_fallback=True,
-      split_digits=True, normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=False,
-      character_coverage=1.0, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, user_defined_symbols=["\n"],
-      max_sentence_length=1 << 20, num_threads=1, minloglevel=2)
+      sentence_iterator=iter(texts),
+      model_writer=found,
+      vocab_size=size,
+      model_type="bpe",
+      byte_fallback=True,
+      split_digits=True,
+      normalization_rule_name="identity",
+      remove_extra_whitespaces=False,
+      add_dummy_prefix=False,
+      character_coverage=1.0,
+      pad_id=0,
+      eos_id=1,
+      unk_id=2,
+      bos_id=-1,
+      user_defined_symbols=["\n"],
+      max_sentence_length=1 << 20,
+      num_threads=1,
+      minloglevel=2,
+    )
   except RuntimeError as e:
-    raise files.DataError(f"a SentencePiece model of {size} pieces cannot be trained on these texts ({e}); "
-                          "change config.data.tokenizer.vocab_size") from e
+    raise files.DataError(
+      f"a SentencePiece model of {size} pieces cannot be trained on these texts ({e}); "
+      "change config.data.tokenizer.vocab_size"
+    ) from e
   with files.replacing(path, "wb") as f:
     f.write(found.getvalue())
 
@@ -137,8 +160,10 @@ def _hugging_face(cfg: schema.Tokenizer) -> HuggingFace:
   eos = cfg.eos or _declared_eos(path.parent / "tokenizer_config.json")
   if model.token_to_id(eos) is None:
     special = [t.content for t in model.get_added_tokens_decoder().values() if t.special]
-    raise files.DataError(f"{path}: end-of-text token {eos!r} is not in it; set config.data.tokenizer.eos to one of "
-                          f"{', '.join(map(repr, special[:20]))}")
+    raise files.DataError(
+      f"{path}: end-of-text token {eos!r} is not in it; set config.data.tokenizer.eos to one of "
+      f"{', '.join(map(repr, special[:20]))}"
+    )
   return HuggingFace(model, eos, hashlib.sha256(data + eos.encode()).hexdigest())
 
 
@@ -154,7 +179,9 @@ def _gpt2(cfg: schema.Tokenizer) -> HuggingFace:
 
   folder = pathlib.Path(cfg.path)
   encoder, merges = _read(folder / "encoder.json"), _read(folder / "vocab.bpe")
-  pairs = [(a, b) for a, b in (line.split(" ") for line in merges.decode().splitlines()[1:] if line)]
+  pairs = [
+    (a, b) for a, b in (line.split(" ") for line in merges.decode().splitlines()[1:] if line)
+  ]
   model = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=json.loads(encoder), merges=pairs))
   model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
   model.decoder = tokenizers.decoders.ByteLevel()

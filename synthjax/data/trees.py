@@ -36,7 +36,9 @@ class Node:
 
   tokens: tuple[int, ...]
   children: tuple["Node", ...] = ()
-  predicted: bool = True  # a step of a policy: its tokens are targets, and it is a segment; False for a prompt
+  predicted: bool = (
+    True  # a step of a policy: its tokens are targets, and it is a segment; False for a prompt
+  )
   side: int = 0  # +1 on the chosen side of a pair, -1 on the rejected one
   weight: float = 1.0  # how much the step counts in its loss
   advantage: float = 0.0  # of the step
@@ -148,14 +150,18 @@ def plan(trees: Sequence[Node], row_length: int, splittable: bool) -> Plan:
   pieces: list[Node] = []
   too_long, divided = [], 0
   for number, tree in enumerate(trees):
-    found = split(tree, row_length) if splittable else ([tree] if tree.size() <= row_length else None)
+    found = (
+      split(tree, row_length) if splittable else ([tree] if tree.size() <= row_length else None)
+    )
     if found is None:
       too_long.append(number)
     else:
       divided += len(found) > 1
       pieces += found
   packed = packing.pack(np.array([piece.size() for piece in pieces], int), row_length)
-  return Plan([[pieces[i] for i in packed.row(r)] for r in range(len(packed))], divided, too_long, packed.fill)
+  return Plan(
+    [[pieces[i] for i in packed.row(r)] for r in range(len(packed))], divided, too_long, packed.fill
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +175,9 @@ class Bounds:
   trees: int  # P
 
 
-def bounds(rows: Sequence[Sequence[Node]], group_rows: int, row_length: int, even: int = _EVEN) -> Bounds:
+def bounds(
+  rows: Sequence[Sequence[Node]], group_rows: int, row_length: int, even: int = _EVEN
+) -> Bounds:
   """Bounds that hold for any group of `TreeRows`: those of the largest rows together, each as often as a group can hold it.
 
   Args:
@@ -179,9 +187,13 @@ def bounds(rows: Sequence[Sequence[Node]], group_rows: int, row_length: int, eve
     even: E is a multiple of it.
   """
   counts = np.sort(np.array([_counts(row) for row in rows]), axis=0)[::-1]
-  repeats = -(-(group_rows - 1) // len(rows)) + 1  # a group may go over the ends of epochs, and each epoch has every row
+  repeats = (
+    -(-(group_rows - 1) // len(rows)) + 1
+  )  # a group may go over the ends of epochs, and each epoch has every row
   predictions, segments, trees = np.repeat(counts, repeats, axis=0)[:group_rows].sum(axis=0)
-  return Bounds(group_rows, row_length, -(-int(predictions) // even) * even, int(segments), int(trees))
+  return Bounds(
+    group_rows, row_length, -(-int(predictions) // even) * even, int(segments), int(trees)
+  )
 
 
 def _counts(row) -> tuple[int, int, int]:
@@ -213,15 +225,13 @@ def layout(rows: Sequence[Sequence[Node]], limits: Bounds) -> dict[str, np.ndarr
   for start in range(0, len(rows), limits.rows):
     group = _Group(limits)
     tree = 0
-    for row, members in enumerate(rows[start:start + limits.rows]):
+    for row, members in enumerate(rows[start : start + limits.rows]):
       group.begin_row(row)
       for root in members:
         group.add(root, tree)
         tree += 1
     groups.append(group.arrays)
-  return {
-    name: np.concatenate([arrays[name] for arrays in groups]) for name in groups[0]
-  }
+  return {name: np.concatenate([arrays[name] for arrays in groups]) for name in groups[0]}
 
 
 class _Group:
@@ -232,10 +242,17 @@ class _Group:
     B, T, E, S, P = dataclasses.astuple(limits)
     alone_T = np.arange(1, T + 1, dtype=np.int32)  # padding sees itself
     self.arrays = {
-      "tokens": np.zeros((B, T), np.int32), "positions": np.zeros((B, T), np.int32), "until": np.tile(alone_T, (B, 1)),
-      "source": np.zeros((1, E), np.int32), "targets": np.zeros((1, E), np.int32), "segment": np.full((1, E), S, np.int32),
+      "tokens": np.zeros((B, T), np.int32),
+      "positions": np.zeros((B, T), np.int32),
+      "until": np.tile(alone_T, (B, 1)),
+      "source": np.zeros((1, E), np.int32),
+      "targets": np.zeros((1, E), np.int32),
+      "segment": np.full((1, E), S, np.int32),
       "tree": np.full((1, S), P, np.int32),
-      **{name: np.zeros((1, S), np.float32) for name in ("side", "weight", "advantage", "segment_tokens")},
+      **{
+        name: np.zeros((1, S), np.float32)
+        for name in ("side", "weight", "advantage", "segment_tokens")
+      },
     }
     self.row = self.at = self.predictions = self.segments = 0
 
@@ -262,13 +279,19 @@ class _Group:
     if count == 0:
       raise TreeError(f"tree {tree}: a node without tokens at depth {depth}")
     if min(node.tokens) < 0 or node.weight < 0:
-      raise TreeError(f"tree {tree}: at depth {depth} a token is {min(node.tokens)} and the step's weight {node.weight}; expected 0 and "
-                      "more of both: which side a step is on is said by `side`, not by the sign of its weight")
+      raise TreeError(
+        f"tree {tree}: at depth {depth} a token is {min(node.tokens)} and the step's weight {node.weight}; expected 0 and "
+        "more of both: which side a step is on is said by `side`, not by the sign of its weight"
+      )
     if start + count > limits.row_length or tree >= limits.trees:
-      raise TreeError(f"tree {tree}: place {start + count} of row {self.row} is beyond its {limits.row_length} places, or the tree beyond "
-                      f"the group's {limits.trees}")
+      raise TreeError(
+        f"tree {tree}: place {start + count} of row {self.row} is beyond its {limits.row_length} places, or the tree beyond "
+        f"the group's {limits.trees}"
+      )
     if node.predicted and before is None:
-      raise TreeError(f"tree {tree}: its first node is to be predicted, but nothing comes before it; begin with a prompt")
+      raise TreeError(
+        f"tree {tree}: its first node is to be predicted, but nothing comes before it; begin with a prompt"
+      )
     places = slice(start, start + count)
     self.arrays["tokens"][self.row, places] = node.tokens
     self.arrays["positions"][self.row, places] = depth + np.arange(count)
@@ -280,13 +303,23 @@ class _Group:
   def _predict(self, node, before, start, tree) -> None:
     count, first, limits = len(node.tokens), self.predictions, self.limits
     if first + count > limits.predictions or self.segments >= limits.segments:
-      raise TreeError(f"tree {tree}: {first + count} predictions and {self.segments + 1} segments in this group, bounds are "
-                      f"{limits.predictions} and {limits.segments}")
+      raise TreeError(
+        f"tree {tree}: {first + count} predictions and {self.segments + 1} segments in this group, bounds are "
+        f"{limits.predictions} and {limits.segments}"
+      )
     entries, row = slice(first, first + count), self.row * limits.row_length
-    self.arrays["source"][0, entries] = row + np.concatenate([[before], np.arange(start, start + count - 1)])
+    self.arrays["source"][0, entries] = row + np.concatenate(
+      [[before], np.arange(start, start + count - 1)]
+    )
     self.arrays["targets"][0, entries] = node.tokens
     self.arrays["segment"][0, entries] = self.segments
-    about = {"tree": tree, "side": node.side, "weight": node.weight, "advantage": node.advantage, "segment_tokens": count}
+    about = {
+      "tree": tree,
+      "side": node.side,
+      "weight": node.weight,
+      "advantage": node.advantage,
+      "segment_tokens": count,
+    }
     for name, value in about.items():
       self.arrays[name][0, self.segments] = value
     self.predictions += count
@@ -304,9 +337,18 @@ class TreeRows:
     fill: of the plan.
   """
 
-  def __init__(self, rows: Sequence[Sequence[Node]], reference: Sequence[np.ndarray] | None, limits: Bounds, seed: int, fill: float):
+  def __init__(
+    self,
+    rows: Sequence[Sequence[Node]],
+    reference: Sequence[np.ndarray] | None,
+    limits: Bounds,
+    seed: int,
+    fill: float,
+  ):
     self.rows, self.reference, self.limits, self.fill = rows, reference, limits, fill
-    self._order = functools.lru_cache(2)(lambda epoch: np.random.default_rng([seed, epoch]).permutation(len(rows)))
+    self._order = functools.lru_cache(2)(
+      lambda epoch: np.random.default_rng([seed, epoch]).permutation(len(rows))
+    )
 
   def ids(self, index: int) -> list[int]:
     """The row of the plan that stands at a place of the global order."""
@@ -321,6 +363,8 @@ class TreeRows:
     if self.reference is not None:
       for group, sums_S in enumerate(sums_MS):
         first = group * self.limits.rows
-        found = np.concatenate([self.reference[i] for i in chosen[first:first + self.limits.rows]])
-        sums_S[:len(found)] = found
+        found = np.concatenate(
+          [self.reference[i] for i in chosen[first : first + self.limits.rows]]
+        )
+        sums_S[: len(found)] = found
     return {**arrays, "reference": sums_MS}

@@ -36,7 +36,9 @@ def pass_at(n: int, c: int, k: int) -> float:
     ValueError: k is not in 1..n, or c not in 0..n.
   """
   if not (1 <= k <= n and 0 <= c <= n):
-    raise ValueError(f"pass@{k} from {c} right samples of {n}: expected 1 <= k <= n and 0 <= c <= n")
+    raise ValueError(
+      f"pass@{k} from {c} right samples of {n}: expected 1 <= k <= n and 0 <= c <= n"
+    )
   return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
@@ -49,12 +51,16 @@ def majority(answers: Sequence[Hashable | None]) -> tuple[int | None, bool]:
   if not votes:
     return None, False
   most = max(votes.values())
-  leading = [answer for answer, count in votes.items() if count == most]  # in order of first appearance
+  leading = [
+    answer for answer, count in votes.items() if count == most
+  ]  # in order of first appearance
   return answers.index(leading[0]), len(leading) > 1
 
 
 def paired(one_P: Sequence[float], other_P: Sequence[float]) -> tuple[float, float]:
   """(mean of other - one, standard error) over the same problems in the same order."""
   if len(one_P) != len(other_P):
-    raise ValueError(f"a paired difference needs the same problems: {len(one_P)} against {len(other_P)}")
+    raise ValueError(
+      f"a paired difference needs the same problems: {len(one_P)} against {len(other_P)}"
+    )
   return mean((np.asarray(other_P, float) - np.asarray(one_P, float)).tolist())

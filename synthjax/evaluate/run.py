@@ -13,7 +13,13 @@ from synthjax.rollout.engine import JaxEngine
 from synthjax.rollout.requests import Engine, Request, Result, Sampling
 
 
-def evaluate(model: Transformer, params: Params, tokenizer: Tokenizer, experiment: schema.Experiment, out: files.Path) -> dict:
+def evaluate(
+  model: Transformer,
+  params: Params,
+  tokenizer: Tokenizer,
+  experiment: schema.Experiment,
+  out: files.Path,
+) -> dict:
   """Answers the protocol's problems as the config says and scores the answers into the folder `out`. Returns the results.
 
   A model that is evaluated again, with other parameters, is not compiled again.
@@ -25,7 +31,12 @@ def evaluate(model: Transformer, params: Params, tokenizer: Tokenizer, experimen
   return answer(engine, problems(experiment), experiment, pathlib.Path(out))
 
 
-def answer(engine: Engine, examples: Sequence[sources.Example], experiment: schema.Experiment, out: pathlib.Path) -> dict:
+def answer(
+  engine: Engine,
+  examples: Sequence[sources.Example],
+  experiment: schema.Experiment,
+  out: pathlib.Path,
+) -> dict:
   """The same with an engine's answers to problems of the protocol's task.
 
   Raises:
@@ -33,12 +44,29 @@ def answer(engine: Engine, examples: Sequence[sources.Example], experiment: sche
   """
   cfg, protocol = experiment.evaluate, protocols.of(experiment)
   sampling = Sampling(cfg.max_new_tokens, cfg.temperature, stop=protocol.stop)
-  requests = [Request(str(number), protocol.prompt(example), sampling=sampling, n=cfg.samples, seed=experiment.seed)
-              for number, example in enumerate(examples)]
+  requests = [
+    Request(
+      str(number), protocol.prompt(example), sampling=sampling, n=cfg.samples, seed=experiment.seed
+    )
+    for number, example in enumerate(examples)
+  ]
   found = {result.id: result for result in engine.generate(requests)}
-  answered = [Answered(example.id, example.question, example.answer, _responses(example, found[request.id]), example.group)
-              for example, request in zip(examples, requests)]
-  decoding = {"temperature": cfg.temperature, "samples": cfg.samples, "max_new_tokens": cfg.max_new_tokens, "seed": experiment.seed}
+  answered = [
+    Answered(
+      example.id,
+      example.question,
+      example.answer,
+      _responses(example, found[request.id]),
+      example.group,
+    )
+    for example, request in zip(examples, requests)
+  ]
+  decoding = {
+    "temperature": cfg.temperature,
+    "samples": cfg.samples,
+    "max_new_tokens": cfg.max_new_tokens,
+    "seed": experiment.seed,
+  }
   return score.score(answered, protocol, cfg.policy, cfg.pass_at, out, decoding)
 
 
@@ -51,20 +79,30 @@ def problems(experiment: schema.Experiment) -> list[sources.Example]:
   found = list(sources.of_sources([source(experiment)], experiment.data, experiment.world, "test"))
   for example in found:
     if not example.answer:
-      raise files.DataError(f"test problem {example.id!r} has no answer to be compared with; give its row "
-                            "a field 'answer'")
+      raise files.DataError(
+        f"test problem {example.id!r} has no answer to be compared with; give its row "
+        "a field 'answer'"
+      )
   return found
 
 
 def fingerprint(experiment: schema.Experiment) -> list:
   """JSON that changes when the problems or the protocol do."""
-  return [sources.fingerprint(source(experiment), experiment.data, experiment.world, "test"), protocols.of(experiment).record()]
+  return [
+    sources.fingerprint(source(experiment), experiment.data, experiment.world, "test"),
+    protocols.of(experiment).record(),
+  ]
 
 
 def source(experiment: schema.Experiment) -> schema.Source:
   """Where the test problems of the experiment's protocol lie."""
   protocol, data = protocols.of(experiment), experiment.data
-  return schema.Source(protocol.task, data.test_path if protocol.task == data.task else "", data.test_problems, data.traces)
+  return schema.Source(
+    protocol.task,
+    data.test_path if protocol.task == data.task else "",
+    data.test_problems,
+    data.traces,
+  )
 
 
 def golds(experiment: schema.Experiment) -> dict[str, Answered]:

@@ -34,8 +34,14 @@ class Answered:
   group: str = ""
 
 
-def score(answered: Sequence[Answered], protocol: Protocol, policy: str, pass_at: Sequence[int], out: files.Path,
-          decoding: Mapping[str, Any] | None = None) -> dict:
+def score(
+  answered: Sequence[Answered],
+  protocol: Protocol,
+  policy: str,
+  pass_at: Sequence[int],
+  out: files.Path,
+  decoding: Mapping[str, Any] | None = None,
+) -> dict:
   """Judges all responses; writes `results.json`, `responses.jsonl` and `wrong.jsonl` into `out`. Returns the results.
 
   Raises:
@@ -45,20 +51,55 @@ def score(answered: Sequence[Answered], protocol: Protocol, policy: str, pass_at
     raise files.DataError(f"protocol {protocol.name}: no problems to score")
   flat = [(problem, response) for problem in answered for response in problem.responses]
   found = [extract.extract(response.text, protocol.mode) for _, response in flat]
-  verdicts = pool.compare_many([(problem.gold, answer) for (problem, _), answer in zip(flat, found)], POLICIES[policy])
-  judged = [_Judged(*row) for row in zip((p for p, _ in flat), (r for _, r in flat), found, verdicts)]
+  verdicts = pool.compare_many(
+    [(problem.gold, answer) for (problem, _), answer in zip(flat, found)], POLICIES[policy]
+  )
+  judged = [
+    _Judged(*row) for row in zip((p for p, _ in flat), (r for _, r in flat), found, verdicts)
+  ]
   of_problem: dict[str, list[_Judged]] = collections.defaultdict(list)
   for row in judged:
     of_problem[row.problem.id].append(row)
-  results = {**protocol.record(), "policy": policy, "decoding": dict(decoding or {}), "versions": _versions(),
-             **_numbers(list(of_problem.values()), pass_at), **_groups(list(of_problem.values()))}
+  results = {
+    **protocol.record(),
+    "policy": policy,
+    "decoding": dict(decoding or {}),
+    "versions": _versions(),
+    **_numbers(list(of_problem.values()), pass_at),
+    **_groups(list(of_problem.values())),
+  }
   if protocol.task == "world":
-    results["steps"] = dict(collections.Counter(s for row in judged for s in shop.judge_steps(row.problem.question, row.response.text)))
+    results["steps"] = dict(
+      collections.Counter(
+        s for row in judged for s in shop.judge_steps(row.problem.question, row.response.text)
+      )
+    )
   out = pathlib.Path(out)
-  files.write_jsonl(out / "responses.jsonl", ({"id": rows[0].problem.id, "gold": rows[0].problem.gold, "group": rows[0].problem.group,
-                                               "responses": [row.to_json() for row in rows]} for rows in of_problem.values()))
-  files.write_jsonl(out / "wrong.jsonl", ({"id": row.problem.id, "question": row.problem.question, "gold": row.problem.gold,
-                                           **row.to_json()} for row in judged if not row.verdict.reward))
+  files.write_jsonl(
+    out / "responses.jsonl",
+    (
+      {
+        "id": rows[0].problem.id,
+        "gold": rows[0].problem.gold,
+        "group": rows[0].problem.group,
+        "responses": [row.to_json() for row in rows],
+      }
+      for rows in of_problem.values()
+    ),
+  )
+  files.write_jsonl(
+    out / "wrong.jsonl",
+    (
+      {
+        "id": row.problem.id,
+        "question": row.problem.question,
+        "gold": row.problem.gold,
+        **row.to_json(),
+      }
+      for row in judged
+      if not row.verdict.reward
+    ),
+  )
   files.write_json(out / "results.json", results)
   return results
 
@@ -70,29 +111,51 @@ class _Judged(NamedTuple):
   verdict: Verdict
 
   def to_json(self) -> dict:
-    return {"text": self.response.text, "ended": self.response.ended, "answer": self.answer, **self.verdict.to_json()}
+    return {
+      "text": self.response.text,
+      "ended": self.response.ended,
+      "answer": self.answer,
+      **self.verdict.to_json(),
+    }
 
 
 def _numbers(problems: list[list[_Judged]], pass_at) -> dict:
   shares = [sum(row.verdict.reward for row in rows) / len(rows) for rows in problems]
   rows = [row for problem in problems for row in problem]
   accuracy, error = metrics.mean(shares)
-  found = {"problems": len(problems), "samples": len(rows), "accuracy": accuracy, "standard_error": error,
-           "interval": metrics.interval(shares), "undecided": dict(collections.Counter(r.verdict.reason for r in rows if r.verdict.reason)),
-           "no_answer": sum(row.answer is None for row in rows), "truncated": sum(not row.response.ended for row in rows),
-           "flexible_accuracy": _flexible(problems)}
+  found = {
+    "problems": len(problems),
+    "samples": len(rows),
+    "accuracy": accuracy,
+    "standard_error": error,
+    "interval": metrics.interval(shares),
+    "undecided": dict(collections.Counter(r.verdict.reason for r in rows if r.verdict.reason)),
+    "no_answer": sum(row.answer is None for row in rows),
+    "truncated": sum(not row.response.ended for row in rows),
+    "flexible_accuracy": _flexible(problems),
+  }
   for k in pass_at:
     found[f"pass@{k}"], found[f"pass@{k}_standard_error"] = metrics.mean(
-      [metrics.pass_at(len(problem), sum(row.verdict.reward for row in problem), k) for problem in problems])
+      [
+        metrics.pass_at(len(problem), sum(row.verdict.reward for row in problem), k)
+        for problem in problems
+      ]
+    )
     votes = [_majority(problem[:k]) for problem in problems]
-    found[f"maj@{k}"], found[f"maj@{k}_standard_error"] = metrics.mean([right for right, _ in votes])
+    found[f"maj@{k}"], found[f"maj@{k}_standard_error"] = metrics.mean(
+      [right for right, _ in votes]
+    )
     found[f"maj@{k}_ties"] = sum(tie for _, tie in votes)
   return found
 
 
 def _flexible(problems) -> float:
   """Accuracy of the last number of each response, whatever the protocol asks for: apart from it, the form was wrong and not the answer."""
-  pairs = [(row.problem.gold, extract.extract(row.response.text, "last_number")) for problem in problems for row in problem]
+  pairs = [
+    (row.problem.gold, extract.extract(row.response.text, "last_number"))
+    for problem in problems
+    for row in problem
+  ]
   verdicts = [pool.settle(gold, prediction) for gold, prediction in pairs]
   right = iter([verdict is not None and verdict.reward for verdict in verdicts])
   return metrics.mean([sum(next(right) for _ in problem) / len(problem) for problem in problems])[0]
@@ -100,7 +163,9 @@ def _flexible(problems) -> float:
 
 def _majority(rows: list[_Judged]) -> tuple[float, bool]:
   """(1 where the majority's answer is right, whether there was a tie); answers with one canonical form are one."""
-  index, tie = metrics.majority([None if row.answer is None else fast.key(row.answer) for row in rows])
+  index, tie = metrics.majority(
+    [None if row.answer is None else fast.key(row.answer) for row in rows]
+  )
   return (0.0 if index is None else float(rows[index].verdict.reward)), tie
 
 
@@ -110,12 +175,23 @@ def _groups(problems) -> dict:
   for rows in problems:
     for group in filter(None, rows[0].problem.group.split(", ")):
       members[group].append(sum(row.verdict.reward for row in rows) / len(rows))
-  return {"groups": {name: dict(zip(("accuracy", "standard_error"), metrics.mean(values)), problems=len(values))
-                     for name, values in sorted(members.items())}} if members else {}
+  return (
+    {
+      "groups": {
+        name: dict(zip(("accuracy", "standard_error"), metrics.mean(values)), problems=len(values))
+        for name, values in sorted(members.items())
+      }
+    }
+    if members
+    else {}
+  )
 
 
 def _versions() -> dict[str, str]:
-  return {name: metadata.version(name) for name in ("math-verify", "latex2sympy2_extended", "sympy", "antlr4-python3-runtime")}
+  return {
+    name: metadata.version(name)
+    for name in ("math-verify", "latex2sympy2_extended", "sympy", "antlr4-python3-runtime")
+  }
 
 
 def compare(one: files.Path, other: files.Path) -> dict:
@@ -129,24 +205,34 @@ def compare(one: files.Path, other: files.Path) -> dict:
   if not both:
     raise files.DataError(f"{one} and {other} have no problem in common")
   difference, error = metrics.paired(*[[share[name] for name in both] for share in of])
-  return {"problems": len(both), "left_out": len(of[0]) + len(of[1]) - 2 * len(both), "difference": difference,
-          "standard_error": error, "interval": (difference - 1.96 * error, difference + 1.96 * error)}
+  return {
+    "problems": len(both),
+    "left_out": len(of[0]) + len(of[1]) - 2 * len(both),
+    "difference": difference,
+    "standard_error": error,
+    "interval": (difference - 1.96 * error, difference + 1.96 * error),
+  }
 
 
 def shares(path: files.Path) -> dict[str, float]:
   """Problem id -> share of right responses, from a `responses.jsonl`."""
-  return {row["id"]: sum(r["value"] == "equal" for r in row["responses"]) / len(row["responses"]) for row in files.read_jsonl(path)}
+  return {
+    row["id"]: sum(r["value"] == "equal" for r in row["responses"]) / len(row["responses"])
+    for row in files.read_jsonl(path)
+  }
 
 
 def table(results: dict) -> str:
   """The results as a person reads them."""
   low, high = results["interval"]
   undecided = ", ".join(f"{n} {reason}" for reason, n in results["undecided"].items()) or "none"
-  lines = [f"{results['protocol']}: {results['problems']:,} problems, {results['samples']:,} responses, policy {results['policy']}, "
-           f"prompt {results['prompt_hash'][:12]}",
-           f"  accuracy {_percent(results, 'accuracy')}, 95 % interval {100 * low:.1f} to {100 * high:.1f} %; "
-           f"last number {100 * results['flexible_accuracy']:.1f} %",
-           f"  without an answer {results['no_answer']:,}, truncated {results['truncated']:,}, undecided (counted as wrong): {undecided}"]
+  lines = [
+    f"{results['protocol']}: {results['problems']:,} problems, {results['samples']:,} responses, policy {results['policy']}, "
+    f"prompt {results['prompt_hash'][:12]}",
+    f"  accuracy {_percent(results, 'accuracy')}, 95 % interval {100 * low:.1f} to {100 * high:.1f} %; "
+    f"last number {100 * results['flexible_accuracy']:.1f} %",
+    f"  without an answer {results['no_answer']:,}, truncated {results['truncated']:,}, undecided (counted as wrong): {undecided}",
+  ]
   for name in results:
     if name.startswith(("pass@", "maj@")) and f"{name}_standard_error" in results:
       ties = f", {results[f'{name}_ties']} ties" if f"{name}_ties" in results else ""
@@ -162,7 +248,9 @@ def _percent(results, name) -> str:
   return f"{100 * results[name]:.2f} ± {100 * error:.2f} %"
 
 
-def read_generations(path: files.Path, golds: Callable[[], Mapping[str, Answered]]) -> list[Answered]:
+def read_generations(
+  path: files.Path, golds: Callable[[], Mapping[str, Answered]]
+) -> list[Answered]:
   """Somebody else's generations: JSONL of {id, responses: [text, ...]} or {id, response}; `gold` in the row, or found by id in the task.
 
   Raises:
@@ -173,12 +261,16 @@ def read_generations(path: files.Path, golds: Callable[[], Mapping[str, Answered
   for number, row in enumerate(files.read_jsonl(path), 1):
     texts = row.get("responses", [row["response"]] if "response" in row else None)
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-      raise files.DataError(f"{path}, row {number}: expected `responses` (a list of texts) or `response` (a text), found {', '.join(row)}")
+      raise files.DataError(
+        f"{path}, row {number}: expected `responses` (a list of texts) or `response` (a text), found {', '.join(row)}"
+      )
     name = str(row.get("id", number - 1))
     if not isinstance(row.get("gold"), str):
       known = known or golds()
       if name not in known:
-        raise files.DataError(f"{path}, row {number}: no `gold` in the row, and the task has no problem {name!r}")
+        raise files.DataError(
+          f"{path}, row {number}: no `gold` in the row, and the task has no problem {name!r}"
+        )
     gold = row["gold"] if isinstance(row.get("gold"), str) else known[name].gold
     question, group = str(row.get("question", "")), str(row.get("group", ""))
     answered.append(Answered(name, question, gold, tuple(Response(text) for text in texts), group))

@@ -15,8 +15,14 @@ from synthjax import files, progress
 _POLL_SECONDS = 0.5
 
 
-def watch(checkpoints: files.Path, out: files.Path, settings: dict, evaluate: Callable[[int, pathlib.Path], dict],
-          finished: Callable[[], bool], say: Callable[[str], None] = progress.say) -> list[dict]:
+def watch(
+  checkpoints: files.Path,
+  out: files.Path,
+  settings: dict,
+  evaluate: Callable[[int, pathlib.Path], dict],
+  finished: Callable[[], bool],
+  say: Callable[[str], None] = progress.say,
+) -> list[dict]:
   """Scores each step in `checkpoints`, oldest first, until `finished()` and none is left. Returns a row a step.
 
   Args:
@@ -34,8 +40,12 @@ def watch(checkpoints: files.Path, out: files.Path, settings: dict, evaluate: Ca
   _same_settings(out / "settings.json", settings)
   with files.Journal(out / "results.jsonl", say) as journal, _Board(out, journal.rows) as board:
     while True:
-      last_look = finished()  # asked before looking: what was written before the end is seen after it
-      left = [step for step in _steps(checkpoints) if step not in {row["step"] for row in journal.rows}]
+      last_look = (
+        finished()
+      )  # asked before looking: what was written before the end is seen after it
+      left = [
+        step for step in _steps(checkpoints) if step not in {row["step"] for row in journal.rows}
+      ]
       for step in left[:1]:
         results = evaluate(step, out / f"step_{step}")
         row = {"step": step, **{k: v for k, v in results.items() if isinstance(v, int | float)}}
@@ -50,12 +60,18 @@ def watch(checkpoints: files.Path, out: files.Path, settings: dict, evaluate: Ca
 
 
 def _steps(folder: pathlib.Path) -> list[int]:
-  return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+  return (
+    sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    if folder.is_dir()
+    else []
+  )
 
 
 def _same_settings(path: pathlib.Path, settings: dict) -> None:
   if path.exists() and files.read_json(path) != settings:
-    raise files.DataError(f"{path.parent}: this watcher scored with other settings; give another --name, or remove the folder")
+    raise files.DataError(
+      f"{path.parent}: this watcher scored with other settings; give another --name, or remove the folder"
+    )
   files.write_json(path, settings)
 
 

@@ -21,9 +21,18 @@ def _path(kernels: str, what: str) -> str:
   """`xla`, `pallas` or `interpret`; printed the first time."""
   platform = jax.default_backend()
   if kernels == "pallas":
-    path, why = ("interpret", "a CPU runs Pallas in interpret mode") if platform == "cpu" else ("pallas", "the config asks for it")
+    path, why = (
+      ("interpret", "a CPU runs Pallas in interpret mode")
+      if platform == "cpu"
+      else ("pallas", "the config asks for it")
+    )
   else:
-    path, why = "xla", "the config asks for it" if kernels == "xla" else f"no Pallas path has been timed on a {platform} yet"
+    path, why = (
+      "xla",
+      "the config asks for it"
+      if kernels == "xla"
+      else f"no Pallas path has been timed on a {platform} yet",
+    )
   progress.say(f"{what}: {path}, because {why}")
   return path
 
@@ -32,11 +41,18 @@ def attention(kernels: str, window: int, soft_cap: float) -> Callable:
   """`interval_attention(q, k, v, until, positions)` by the path of the config."""
   path = _path(kernels, "attention")
   if path == "xla":
-    return functools.partial(interval_attention.interval_attention, window=window, soft_cap=soft_cap)
-  return functools.partial(pallas_attention.attention, how=Flash(window=window, soft_cap=soft_cap, interpret=path == "interpret"))
+    return functools.partial(
+      interval_attention.interval_attention, window=window, soft_cap=soft_cap
+    )
+  return functools.partial(
+    pallas_attention.attention,
+    how=Flash(window=window, soft_cap=soft_cap, interpret=path == "interpret"),
+  )
 
 
-def head(kernels: str, how: Head, split: Split | None) -> Callable[[jax.Array, jax.Array, jax.Array], LogProbs]:
+def head(
+  kernels: str, how: Head, split: Split | None
+) -> Callable[[jax.Array, jax.Array, jax.Array], LogProbs]:
   """`linear_logprob(hidden, head, targets)` by the path of the config.
 
   Raises:
@@ -44,14 +60,21 @@ def head(kernels: str, how: Head, split: Split | None) -> Callable[[jax.Array, j
   """
   path = _path(kernels, "head")
   if path == "xla":
-    return lambda hidden_ND, head, targets_N: linear_logprob.linear_logprob(hidden_ND, head, targets_N, how, split)
+    return lambda hidden_ND, head, targets_N: linear_logprob.linear_logprob(
+      hidden_ND, head, targets_N, how, split
+    )
   if split is not None or how.entropy:
-    raise ConfigError("config.model.kernels is 'pallas', whose head knows neither a mesh nor the entropy; set it to 'xla'")
+    raise ConfigError(
+      "config.model.kernels is 'pallas', whose head knows neither a mesh nor the entropy; set it to 'xla'"
+    )
 
   def log_probs(hidden_ND, head, targets_N):
     head_DV = head.T if how.transposed else head
     tile = _divisor(len(hidden_ND)), _divisor(head_DV.shape[1])
-    return LogProbs(*pallas_logprob.linear_logprob(hidden_ND, head_DV, targets_N, how, tile, path == "interpret"), None)
+    return LogProbs(
+      *pallas_logprob.linear_logprob(hidden_ND, head_DV, targets_N, how, tile, path == "interpret"),
+      None,
+    )
 
   return log_probs
 

@@ -14,8 +14,15 @@ _LEAST_BLOCK, _MOST_BLOCKS = 64, 16
 
 
 @jax.named_scope("interval_attention")
-def interval_attention(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, until_BT: jax.Array,
-                       positions_BT: jax.Array | None = None, window: int = 0, soft_cap: float = 0.0) -> jax.Array:
+def interval_attention(
+  q_BTHK: jax.Array,
+  k_BTGK: jax.Array,
+  v_BTGK: jax.Array,
+  until_BT: jax.Array,
+  positions_BT: jax.Array | None = None,
+  window: int = 0,
+  soft_cap: float = 0.0,
+) -> jax.Array:
   """Causal attention over intervals, grouped-query, scaled by K^-1/2; softmax in float32.
 
   Args:
@@ -39,16 +46,31 @@ def interval_attention(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, 
   # Scores are recomputed in the backward pass: as fast, and no matrix of them is kept.
   one = jax.checkpoint(_block, static_argnums=(5, 6, 7))
   if window and positions_BT is None:
-    raise ValueError(f"interval_attention: a window of {window} needs positions_BT: places in a row are not positions in a tree")
+    raise ValueError(
+      f"interval_attention: a window of {window} needs positions_BT: places in a row are not positions in a tree"
+    )
   positions_BT = until_BT if positions_BT is None else positions_BT  # not read without a window
-  out = [one(q_BGRTK[:, :, :, start:start + block], k_BGTK[:, :, :start + block], v_BGTK[:, :, :start + block],
-             until_BT[:, :start + block], positions_BT[:, :start + block], start, window, soft_cap) for start in range(0, T, block)]
+  out = [
+    one(
+      q_BGRTK[:, :, :, start : start + block],
+      k_BGTK[:, :, : start + block],
+      v_BGTK[:, :, : start + block],
+      until_BT[:, : start + block],
+      positions_BT[:, : start + block],
+      start,
+      window,
+      soft_cap,
+    )
+    for start in range(0, T, block)
+  ]
   return jnp.moveaxis(jnp.concatenate(out, axis=3), 3, 1).reshape(B, T, H, K)
 
 
 def _block(q_BGRQK, k_BGSK, v_BGSK, until_BS, positions_BS, start, window, soft_cap):
   """Queries start, start + 1, ... against the keys up to the last of them."""
-  scores_BGRQS = jnp.einsum("bgrqk,bgsk->bgrqs", q_BGRQK, k_BGSK, preferred_element_type=jnp.float32)
+  scores_BGRQS = jnp.einsum(
+    "bgrqk,bgsk->bgrqs", q_BGRQK, k_BGSK, preferred_element_type=jnp.float32
+  )
   if soft_cap:
     scores_BGRQS = soft_cap * jnp.tanh(scores_BGRQS / soft_cap)
   query_1Q1 = start + jnp.arange(q_BGRQK.shape[3])[None, :, None]
@@ -60,7 +82,12 @@ def _block(q_BGRQK, k_BGSK, v_BGSK, until_BS, positions_BS, start, window, soft_
   highest_BGRQ1 = jax.lax.stop_gradient(jnp.max(scores_BGRQS, axis=-1, keepdims=True))
   weights_BGRQS = jnp.exp(scores_BGRQS - highest_BGRQ1)
   total_BGRQ1 = jnp.sum(weights_BGRQS, axis=-1, keepdims=True)
-  mixed = jnp.einsum("bgrqs,bgsk->bgrqk", weights_BGRQS.astype(v_BGSK.dtype), v_BGSK, preferred_element_type=jnp.float32)
+  mixed = jnp.einsum(
+    "bgrqs,bgsk->bgrqk",
+    weights_BGRQS.astype(v_BGSK.dtype),
+    v_BGSK,
+    preferred_element_type=jnp.float32,
+  )
   return (mixed / total_BGRQ1).astype(v_BGSK.dtype)
 
 
@@ -70,5 +97,7 @@ def check_until(until_BT: np.ndarray) -> None:
   bad = np.argwhere(until_BT <= np.arange(until_BT.shape[1]))
   if len(bad):
     row, index = bad[0]
-    raise ValueError(f"until[{row}, {index}] is {until_BT[row, index]}; expected more than its own index {index}: "
-                     "a token is visible at least to itself")
+    raise ValueError(
+      f"until[{row}, {index}] is {until_BT[row, index]}; expected more than its own index {index}: "
+      "a token is visible at least to itself"
+    )

@@ -43,11 +43,18 @@ class LogProbs(NamedTuple):
 
   log_prob: jax.Array  # of the target
   log_sum_exp: jax.Array  # the logits' normaliser, for a z-loss
-  entropy: jax.Array | None  # of the distribution, nats, where `Head.entropy` asks for it; carries no gradient
+  entropy: (
+    jax.Array | None
+  )  # of the distribution, nats, where `Head.entropy` asks for it; carries no gradient
 
 
-def linear_logprob(hidden_ND: jax.Array, head: jax.Array, targets_N: jax.Array, how: Head | None = None,
-                   split: Split | None = None) -> LogProbs:
+def linear_logprob(
+  hidden_ND: jax.Array,
+  head: jax.Array,
+  targets_N: jax.Array,
+  how: Head | None = None,
+  split: Split | None = None,
+) -> LogProbs:
   """Log-prob of each row's target: log softmax(hidden @ head)[target].
 
   Args:
@@ -62,7 +69,9 @@ def linear_logprob(hidden_ND: jax.Array, head: jax.Array, targets_N: jax.Array, 
   """
   how = how or Head()
   log_prob_N, log_sum_exp_N, entropy_N = _linear_logprob(how, split, hidden_ND, head, targets_N)
-  return LogProbs(log_prob_N, log_sum_exp_N, jax.lax.stop_gradient(entropy_N) if how.entropy else None)
+  return LogProbs(
+    log_prob_N, log_sum_exp_N, jax.lax.stop_gradient(entropy_N) if how.entropy else None
+  )
 
 
 def segment_sums(log_prob_N: jax.Array, segment_N: jax.Array, segments: int) -> jax.Array:
@@ -76,7 +85,9 @@ def check_targets(targets: np.ndarray, vocabulary: int, name: str = "targets") -
   bad = np.argwhere((targets < 0) | (targets >= vocabulary))
   if len(bad):
     where = tuple(int(i) for i in bad[0])
-    raise ValueError(f"{name}[{', '.join(map(str, where))}] is {targets[where]}; expected 0 to {vocabulary - 1}")
+    raise ValueError(
+      f"{name}[{', '.join(map(str, where))}] is {targets[where]}; expected 0 to {vocabulary - 1}"
+    )
 
 
 def check_segments(segment_N: np.ndarray) -> None:
@@ -86,7 +97,9 @@ def check_segments(segment_N: np.ndarray) -> None:
   bad = np.flatnonzero((segment_N < 0) | (segment_N > next_N))
   if len(bad):
     row = bad[0]
-    raise ValueError(f"segment[{row}] is {segment_N[row]}; expected 0 to {next_N[row]}: segment ids count up from 0 and skip none")
+    raise ValueError(
+      f"segment[{row}] is {segment_N[row]}; expected 0 to {next_N[row]}: segment ids count up from 0 and skip none"
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -106,7 +119,9 @@ def _backward(how, split, kept, gradients):
   hidden_ND, head, targets_N, log_sum_exp_N = kept
   d_log_prob_N, d_log_sum_exp_N, _ = gradients
   walk_back = _walk_back if split is None else _split_backward(split)
-  d_hidden_ND, d_head = walk_back(how, hidden_ND, head, targets_N, log_sum_exp_N, d_log_prob_N, d_log_sum_exp_N)
+  d_hidden_ND, d_head = walk_back(
+    how, hidden_ND, head, targets_N, log_sum_exp_N, d_log_prob_N, d_log_sum_exp_N
+  )
   return d_hidden_ND.astype(hidden_ND.dtype), d_head.astype(head.dtype), None
 
 
@@ -132,8 +147,12 @@ def _walk(how, hidden_ND, head, targets_N):
     local_N = targets_N - start
     inside_N = (local_N >= 0) & (local_N < size)
     picked_N = jnp.take_along_axis(logits_NC, jnp.clip(local_N, 0, size - 1)[:, None], axis=1)[:, 0]
-    return (new_N, total_N * shrink_N + weight_NC.sum(axis=1), target_N + jnp.where(inside_N, picked_N, 0.0),
-            mean_N * shrink_N + (weight_NC * logits_NC).sum(axis=1) if how.entropy else mean_N)
+    return (
+      new_N,
+      total_N * shrink_N + weight_NC.sum(axis=1),
+      target_N + jnp.where(inside_N, picked_N, 0.0),
+      mean_N * shrink_N + (weight_NC * logits_NC).sum(axis=1) if how.entropy else mean_N,
+    )
 
   zeros_N = jnp.zeros(N, jnp.float32)
   lowest_N = jnp.full(N, jnp.finfo(jnp.float32).min)
@@ -150,15 +169,21 @@ def _walk_back(how, hidden_ND, head, targets_N, log_sum_exp_N, d_log_prob_N, d_l
     columns = _columns(how, head, start, size)
     logits_NC, slope_NC = _logits(how, hidden_ND, columns)
     hit_NC = (targets_N - start)[:, None] == jnp.arange(size)[None]
-    d_logits_NC = jnp.exp(logits_NC - log_sum_exp_N[:, None]) * d_softmax_N[:, None] + jnp.where(hit_NC, d_log_prob_N[:, None], 0.0)
+    d_logits_NC = jnp.exp(logits_NC - log_sum_exp_N[:, None]) * d_softmax_N[:, None] + jnp.where(
+      hit_NC, d_log_prob_N[:, None], 0.0
+    )
     d_logits_NC = (d_logits_NC * slope_NC).astype(hidden_ND.dtype)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     if how.transposed:
       d_hidden_ND += product("nc,cd->nd", d_logits_NC, columns)
-      d_head = jax.lax.dynamic_update_slice_in_dim(d_head, product("nc,nd->cd", d_logits_NC, hidden_ND), start, axis=0)
+      d_head = jax.lax.dynamic_update_slice_in_dim(
+        d_head, product("nc,nd->cd", d_logits_NC, hidden_ND), start, axis=0
+      )
     else:
       d_hidden_ND += product("nc,dc->nd", d_logits_NC, columns)
-      d_head = jax.lax.dynamic_update_slice_in_dim(d_head, product("nd,nc->dc", hidden_ND, d_logits_NC), start, axis=1)
+      d_head = jax.lax.dynamic_update_slice_in_dim(
+        d_head, product("nd,nc->dc", hidden_ND, d_logits_NC), start, axis=1
+      )
     return d_hidden_ND, d_head
 
   zeros = jnp.zeros(hidden_ND.shape, jnp.float32), jnp.zeros(head.shape, jnp.float32)
@@ -169,7 +194,11 @@ def _over_blocks(how, vocabulary, block, carry):
   """`block(start, size, carry)` over whole blocks in a loop, then over what is left."""
   size = min(how.block, vocabulary)
   whole = vocabulary // size
-  carry = block(0, size, carry) if whole == 1 else jax.lax.fori_loop(0, whole, lambda i, carry: block(i * size, size, carry), carry)
+  carry = (
+    block(0, size, carry)
+    if whole == 1
+    else jax.lax.fori_loop(0, whole, lambda i, carry: block(i * size, size, carry), carry)
+  )
   left = vocabulary - whole * size
   return block(whole * size, left, carry) if left else carry
 
@@ -184,7 +213,12 @@ def _columns(how, head, start, size):
 
 def _logits(how, hidden_ND, columns):
   """(logits [N, C] in float32, their slope against the plain product)."""
-  plain_NC = jnp.einsum("nd,cd->nc" if how.transposed else "nd,dc->nc", hidden_ND, columns, preferred_element_type=jnp.float32)
+  plain_NC = jnp.einsum(
+    "nd,cd->nc" if how.transposed else "nd,dc->nc",
+    hidden_ND,
+    columns,
+    preferred_element_type=jnp.float32,
+  )
   return bend(how, plain_NC)
 
 
@@ -213,7 +247,9 @@ def _split_forward(how, split):
     sums = jax.lax.psum((total_N * scale_N, target_N, mean_N * scale_N), split.vocabulary)
     return _finish(top_N, *sums)
 
-  return jax.shard_map(local, mesh=split.mesh, in_specs=(rows, columns, rows), out_specs=(rows,) * 3, check_vma=False)
+  return jax.shard_map(
+    local, mesh=split.mesh, in_specs=(rows, columns, rows), out_specs=(rows,) * 3, check_vma=False
+  )
 
 
 def _split_backward(split):
@@ -225,7 +261,12 @@ def _split_backward(split):
       d_hidden_ND, d_head = _walk_back(how, hidden_ND, head, targets_N - first, *gradients)
       return jax.lax.psum(d_hidden_ND, split.vocabulary), jax.lax.psum(d_head, split.rows)
 
-    return jax.shard_map(local, mesh=split.mesh, in_specs=(rows, columns, *(rows,) * 4), out_specs=(rows, columns),
-                         check_vma=False)(*arguments)
+    return jax.shard_map(
+      local,
+      mesh=split.mesh,
+      in_specs=(rows, columns, *(rows,) * 4),
+      out_specs=(rows, columns),
+      check_vma=False,
+    )(*arguments)
 
   return walk_back

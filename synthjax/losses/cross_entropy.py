@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from synthjax.schema import Train
 
 
-def cross_entropy(log_prob_BT: jax.Array, log_sum_exp_BT: jax.Array, weights_BT: jax.Array, cfg: Train):
+def cross_entropy(
+  log_prob_BT: jax.Array, log_sum_exp_BT: jax.Array, weights_BT: jax.Array, cfg: Train
+):
   """Weighted negative log-likelihood, plus `cfg.z_loss` times the squared log-normaliser (PaLM, Chowdhery et al. 2022).
 
   Args:

@@ -8,8 +8,16 @@ from synthjax.model.transformer import Transformer
 from synthjax.schema import Model
 
 # Dense bfloat16 peak of one device, FLOP/s, from the vendors' data sheets; by a part of `device_kind`.
-_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12,
-         "TPU v5p": 459e12, "TPU v6": 918e12}
+_PEAK = {
+  "H100": 989e12,
+  "H200": 989e12,
+  "A100": 312e12,
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5e": 197e12,
+  "TPU v5p": 459e12,
+  "TPU v6": 918e12,
+}
 
 
 def parameters(model: Transformer) -> dict[str, int]:

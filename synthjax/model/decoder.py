@@ -24,7 +24,9 @@ Constrain = Callable[..., jax.Array]
 
 def _weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], std: float) -> nnx.Param:
   """A matrix drawn from a normal distribution cut at two standard deviations."""
-  return nnx.Param(std * jax.random.truncated_normal(rngs.params(), -2, 2, shape, jnp.float32), axes=axes)
+  return nnx.Param(
+    std * jax.random.truncated_normal(rngs.params(), -2, 2, shape, jnp.float32), axes=axes
+  )
 
 
 def _filled(shape: tuple[int, ...], axes: tuple[str, ...], value: float) -> nnx.Param:
@@ -50,7 +52,9 @@ class Attention(nnx.Module):
     self.query = _weight(rngs, (L, D, H, K), ("layers", "embed", "heads", "head_dim"), std)
     self.key = _weight(rngs, (L, D, G, K), ("layers", "embed", "kv_heads", "head_dim"), std)
     self.value = _weight(rngs, (L, D, G, K), ("layers", "embed", "kv_heads", "head_dim"), std)
-    self.out = _weight(rngs, (L, H, K, D), ("layers", "heads", "head_dim", "embed"), (2 * L * H * K) ** -0.5)
+    self.out = _weight(
+      rngs, (L, H, K, D), ("layers", "heads", "head_dim", "embed"), (2 * L * H * K) ** -0.5
+    )
     if cfg.qkv_bias:
       self.query_bias = _filled((L, H, K), ("layers", "heads", "head_dim"), 0.0)
       self.key_bias = _filled((L, G, K), ("layers", "kv_heads", "head_dim"), 0.0)

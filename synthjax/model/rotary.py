@@ -20,7 +20,9 @@ def frequencies(cfg: Model) -> np.ndarray:
   if cfg.rope_scaling == "llama3":
     # Llama 3.1: slow turns are stretched, fast ones kept, those between interpolated by the turns in the old context.
     turns = cfg.rope_original_context * found / (2 * math.pi)
-    keep = (turns - cfg.rope_low_freq_factor) / (cfg.rope_high_freq_factor - cfg.rope_low_freq_factor)
+    keep = (turns - cfg.rope_low_freq_factor) / (
+      cfg.rope_high_freq_factor - cfg.rope_low_freq_factor
+    )
     keep = np.clip(keep, 0.0, 1.0)
     return keep * found + (1 - keep) * found / cfg.rope_factor
   return found
@@ -37,4 +39,6 @@ def turn(x_BTHK: jax.Array, turns: tuple[jax.Array, jax.Array]) -> jax.Array:
   """Rotates channel k against channel k + K/2 (the layout of Llama checkpoints on Hugging Face), in float32."""
   cos, sin = turns
   first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTHK.dtype)
+  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(
+    x_BTHK.dtype
+  )

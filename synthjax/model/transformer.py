@@ -68,13 +68,20 @@ class Transformer:
 
   def __init__(self, cfg: Model, constrain: Constrain = unconstrained):
     if cfg.vocab_size < 1:
-      raise ValueError(f"model.vocab_size is {cfg.vocab_size}; set it from the tokenizer (model.sized) before building")
+      raise ValueError(
+        f"model.vocab_size is {cfg.vocab_size}; set it from the tokenizer (model.sized) before building"
+      )
     self.cfg, self.constrain = cfg, constrain
     abstract = nnx.eval_shape(lambda: Decoder(cfg, nnx.Rngs(0)))
     # The stacked layers' graph: merged with one slice of their parameters inside the scan, it is one layer.
     self._block_graphdef = nnx.graphdef(abstract.blocks)
-    self.leaves: Params = nnx.to_pure_dict(jax.tree.map(
-      lambda p: Leaf(p.shape, p.get_metadata("axes")), nnx.state(abstract), is_leaf=lambda p: isinstance(p, nnx.Variable)))
+    self.leaves: Params = nnx.to_pure_dict(
+      jax.tree.map(
+        lambda p: Leaf(p.shape, p.get_metadata("axes")),
+        nnx.state(abstract),
+        is_leaf=lambda p: isinstance(p, nnx.Variable),
+      )
+    )
     self.dtype = _compute_dtype(cfg)
     self._attention = choose.attention(cfg.kernels, cfg.window, cfg.attention_soft_cap)
 
@@ -90,15 +97,21 @@ class Transformer:
     """Fresh parameters; jit it with `out_shardings` to create them in place on a mesh."""
     return nnx.to_pure_dict(nnx.split(Decoder(self.cfg, nnx.Rngs(key)))[1])
 
-  def hidden(self, params: Params, tokens_BT: jax.Array, positions_BT: jax.Array, until_BT: jax.Array) -> jax.Array:
+  def hidden(
+    self, params: Params, tokens_BT: jax.Array, positions_BT: jax.Array, until_BT: jax.Array
+  ) -> jax.Array:
     """Final hidden states [B, T, D] under the one mask: key j is visible to query i iff j <= i < until[j]."""
+
     def attend(q_BTHK, k_BTGK, v_BTGK):
       return self._attention(q_BTHK, k_BTGK, v_BTGK, until_BT, positions_BT), None
 
     return self._run(params, tokens_BT, positions_BT, attend)[0]
 
-  def prefill(self, params: Params, tokens_BT: jax.Array, positions_BT: jax.Array, until_BT: jax.Array):
+  def prefill(
+    self, params: Params, tokens_BT: jax.Array, positions_BT: jax.Array, until_BT: jax.Array
+  ):
     """As `hidden`, with parameters from `unstacked`: (hidden, [(keys, values) of every layer]), keys and values [B, G, T, K]."""
+
     def attend(q_BTHK, k_BTGK, v_BTGK):
       return self._attention(q_BTHK, k_BTGK, v_BTGK, until_BT, positions_BT), (k_BTGK, v_BTGK)
 
@@ -108,18 +121,39 @@ class Transformer:
   def empty_cache(self, blocks: int, sequences: int, shared: int, own: int) -> Cache:
     """Room for `blocks` of `sequences` each: `shared` positions a block, `own` ones a sequence."""
     cfg = self.cfg
-    shapes = ((blocks, cfg.kv_heads, shared, cfg.head_dim), (blocks, sequences, cfg.kv_heads, own, cfg.head_dim))
-    return tuple(LayerCache(*(jnp.zeros(shapes[part], self.dtype) for part in (0, 0, 1, 1))) for _ in range(cfg.layers))
+    shapes = (
+      (blocks, cfg.kv_heads, shared, cfg.head_dim),
+      (blocks, sequences, cfg.kv_heads, own, cfg.head_dim),
+    )
+    return tuple(
+      LayerCache(*(jnp.zeros(shapes[part], self.dtype) for part in (0, 0, 1, 1)))
+      for _ in range(cfg.layers)
+    )
 
   def unstacked(self, params: Params) -> Params:
     """The parameters as `prefill` and `decode` take them: layers apart, in the type they are computed in, the head laid out to be read."""
+
     def layer(i):
       # Norm scales stay float32, as in training.
-      return jax.tree.map(lambda x: x[i].astype(self.dtype) if x.ndim > 2 else x[i], params["blocks"])
+      return jax.tree.map(
+        lambda x: x[i].astype(self.dtype) if x.ndim > 2 else x[i], params["blocks"]
+      )
 
-    return {**params, "blocks": [layer(i) for i in range(self.cfg.layers)], "head": self.head_DV(params).astype(self.dtype)}
+    return {
+      **params,
+      "blocks": [layer(i) for i in range(self.cfg.layers)],
+      "head": self.head_DV(params).astype(self.dtype),
+    }
 
-  def decode(self, params: Params, token_BN: jax.Array, position_BN: jax.Array, cache: Cache, seen: Seen, place: jax.Array):
+  def decode(
+    self,
+    params: Params,
+    token_BN: jax.Array,
+    position_BN: jax.Array,
+    cache: Cache,
+    seen: Seen,
+    place: jax.Array,
+  ):
     """One token a sequence.
 
     Args:
@@ -133,18 +167,33 @@ class Transformer:
     Returns:
       (hidden states [B, N, D], cache).
     """
+
     def attend(cached: LayerCache) -> Attend:
-      return lambda q, k, v: (_attend_cached((q, k, v), cached, seen, self.cfg.attention_soft_cap), (k, v))
+      return lambda q, k, v: (
+        _attend_cached((q, k, v), cached, seen, self.cfg.attention_soft_cap),
+        (k, v),
+      )
 
     def put(old_BNGCK, new_S1GK):
-      return jax.lax.dynamic_update_slice(old_BNGCK, new_S1GK.reshape(*token_BN.shape, -1, 1, new_S1GK.shape[-1]), (0, 0, 0, place, 0))
+      return jax.lax.dynamic_update_slice(
+        old_BNGCK, new_S1GK.reshape(*token_BN.shape, -1, 1, new_S1GK.shape[-1]), (0, 0, 0, place, 0)
+      )
 
-    hidden_S1D, kept = self._unrolled(params, token_BN.reshape(-1, 1), position_BN.reshape(-1, 1), [attend(cached) for cached in cache])
+    hidden_S1D, kept = self._unrolled(
+      params,
+      token_BN.reshape(-1, 1),
+      position_BN.reshape(-1, 1),
+      [attend(cached) for cached in cache],
+    )
     # The place depends on the outcome (a normalised value is never that large): XLA then writes the cache after all have read it, in place,
     # instead of copying it at every token. A barrier is dropped before XLA decides this.
     place = place + (hidden_S1D[0, 0, 0] > jnp.finfo(hidden_S1D.dtype).max / 2).astype(jnp.int32)
-    written = tuple(cached._replace(own_k_BNGCK=put(cached.own_k_BNGCK, k), own_v_BNGCK=put(cached.own_v_BNGCK, v))
-                    for cached, (k, v) in zip(cache, kept))
+    written = tuple(
+      cached._replace(
+        own_k_BNGCK=put(cached.own_k_BNGCK, k), own_v_BNGCK=put(cached.own_v_BNGCK, v)
+      )
+      for cached, (k, v) in zip(cache, kept)
+    )
     return hidden_S1D.reshape(*token_BN.shape, -1), written
 
   def head_DV(self, params: Params) -> jax.Array:
@@ -158,7 +207,9 @@ class Transformer:
     cap = self.cfg.logit_soft_cap
     return cap * jnp.tanh(logits / cap) if cap else logits
 
-  def log_prob(self, params: Params, hidden: jax.Array, targets: jax.Array, split: Split | None = None) -> LogProbs:
+  def log_prob(
+    self, params: Params, hidden: jax.Array, targets: jax.Array, split: Split | None = None
+  ) -> LogProbs:
     """Log-prob of the targets and what comes with it, float32 [...], of hidden states [..., D]; logits are never held."""
     head = (params["embedding"] if self.cfg.tie_embeddings else params["head"]).astype(self.dtype)
     how = Head(soft_cap=self.cfg.logit_soft_cap, transposed=self.cfg.tie_embeddings)
@@ -184,7 +235,9 @@ class Transformer:
     x_BTD, kept = params["embedding"].astype(self.dtype)[tokens_BT], []
     turns = rotary.turns(self.cfg, positions_BT)
     for layer_params, attend in zip(params["blocks"], attends):
-      x_BTD, found = nnx.merge(self._block_graphdef, layer_params)(x_BTD, turns, attend, self.constrain)
+      x_BTD, found = nnx.merge(self._block_graphdef, layer_params)(
+        x_BTD, turns, attend, self.constrain
+      )
       kept.append(found)
     return rms_norm(x_BTD, params["final_norm"], self.cfg.norm_epsilon), kept
 
@@ -210,20 +263,37 @@ def _attend_cached(new, cached: LayerCache, seen: Seen, soft_cap: float):
   B, N, G, _, K = own_k_BNGCK.shape
   q_BNGRK = q_S1HK.reshape(B, N, G, -1, K) * K**-0.5
   k_BNGK, v_BNGK = k_S1GK.reshape(B, N, G, K), v_S1GK.reshape(B, N, G, K)
-  scores = [jnp.einsum(how, q_BNGRK, keys, preferred_element_type=jnp.float32) for how, keys in
-            (("bngrk,bgwk->bngrw", shared_k_BGWK), ("bngrk,bngck->bngrc", own_k_BNGCK), ("bngrk,bngk->bngr", k_BNGK))]
+  scores = [
+    jnp.einsum(how, q_BNGRK, keys, preferred_element_type=jnp.float32)
+    for how, keys in (
+      ("bngrk,bgwk->bngrw", shared_k_BGWK),
+      ("bngrk,bngck->bngrc", own_k_BNGCK),
+      ("bngrk,bngk->bngr", k_BNGK),
+    )
+  ]
   if soft_cap:
     scores = [soft_cap * jnp.tanh(x / soft_cap) for x in scores]
   shared_BNGRW = jnp.where(seen.shared_BNW[:, :, None, None], scores[0], -jnp.inf)
   own_BNGRC = jnp.where(seen.own_BNC[:, :, None, None], scores[1], -jnp.inf)
   highest_BNGR = jnp.maximum(jnp.maximum(shared_BNGRW.max(-1), own_BNGRC.max(-1)), scores[2])
-  shared_BNGRW, own_BNGRC = (jnp.exp(x - highest_BNGR[..., None]) for x in (shared_BNGRW, own_BNGRC))
+  shared_BNGRW, own_BNGRC = (
+    jnp.exp(x - highest_BNGR[..., None]) for x in (shared_BNGRW, own_BNGRC)
+  )
   itself_BNGR = jnp.exp(scores[2] - highest_BNGR)
   total_BNGR = shared_BNGRW.sum(-1) + own_BNGRC.sum(-1) + itself_BNGR
   dtype = v_BNGK.dtype
-  mixed_BNGRK = (jnp.einsum("bngrw,bgwk->bngrk", shared_BNGRW.astype(dtype), shared_v_BGWK, preferred_element_type=jnp.float32)
-                 + jnp.einsum("bngrc,bngck->bngrk", own_BNGRC.astype(dtype), own_v_BNGCK, preferred_element_type=jnp.float32)
-                 + itself_BNGR[..., None] * v_BNGK[:, :, :, None])
+  mixed_BNGRK = (
+    jnp.einsum(
+      "bngrw,bgwk->bngrk",
+      shared_BNGRW.astype(dtype),
+      shared_v_BGWK,
+      preferred_element_type=jnp.float32,
+    )
+    + jnp.einsum(
+      "bngrc,bngck->bngrk", own_BNGRC.astype(dtype), own_v_BNGCK, preferred_element_type=jnp.float32
+    )
+    + itself_BNGR[..., None] * v_BNGK[:, :, :, None]
+  )
   return (mixed_BNGRK / total_BNGR[..., None]).astype(dtype).reshape(q_S1HK.shape)
 
 
@@ -242,6 +312,8 @@ def sized(cfg: Model, tokenizer_size: int) -> Model:
   if cfg.vocab_size == 0:
     return dataclasses.replace(cfg, vocab_size=-(-tokenizer_size // 64) * 64)
   if cfg.vocab_size < tokenizer_size:
-    raise ConfigError(f"config.model.vocab_size is {cfg.vocab_size}, but the tokenizer has {tokenizer_size} ids; "
-                     "set config.model_overrides.vocab_size=0 or choose the model's own tokenizer")
+    raise ConfigError(
+      f"config.model.vocab_size is {cfg.vocab_size}, but the tokenizer has {tokenizer_size} ids; "
+      "set config.model_overrides.vocab_size=0 or choose the model's own tokenizer"
+    )
   return cfg

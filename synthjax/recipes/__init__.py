@@ -10,8 +10,13 @@ from typing import Any
 from synthjax.errors import ConfigError
 from synthjax.recipes import credit_phase, finetune, math_rl, preference, star
 
-RECIPES = {"finetune": finetune, "preference": preference, "math_rl": math_rl, "star": star,
-           "credit_phase": credit_phase}
+RECIPES = {
+  "finetune": finetune,
+  "preference": preference,
+  "math_rl": math_rl,
+  "star": star,
+  "credit_phase": credit_phase,
+}
 VERBS = {"run": "run", "prepare": "cache", "train": "train"}  # part -> the verb that calls it
 
 
@@ -24,5 +29,7 @@ def part(recipe: str, name: str) -> Callable[[finetune.Job], Any]:
   module = RECIPES[recipe]
   if not hasattr(module, name):
     verbs = ", ".join(verb for known, verb in VERBS.items() if hasattr(module, known))
-    raise ConfigError(f"recipe {recipe!r} has no part {name!r} for the verb {VERBS[name]!r}; its verbs are {verbs}")
+    raise ConfigError(
+      f"recipe {recipe!r} has no part {name!r} for the verb {VERBS[name]!r}; its verbs are {verbs}"
+    )
   return getattr(module, name)

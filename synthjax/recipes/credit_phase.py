@@ -40,8 +40,9 @@ def run(job: Job) -> dict:
   return result
 
 
-def _outcomes(job: Job, cells: list[Cell],
-              journal: files.Journal) -> dict[tuple, dict[str, Outcome]]:
+def _outcomes(
+  job: Job, cells: list[Cell], journal: files.Journal
+) -> dict[tuple, dict[str, Outcome]]:
   """(chain, methods) -> outcomes, computed where the journal has none with these settings."""
   study, seed = job.experiment.credit_phase, job.experiment.seed
   known = {row["key"]: row["outcomes"] for row in journal.rows}
@@ -55,11 +56,12 @@ def _outcomes(job: Job, cells: list[Cell],
         outcomes = tuning.outcomes(chain, names, study.tuning, seed)
         known[key] = {name: [list(o.chosen), o.success_R] for name, o in outcomes.items()}
         journal.append({"key": key, "chain": dataclasses.asdict(chain), "outcomes": known[key]})
-      found[chain, names] = {name: Outcome(Chosen(*chosen), success_R)
-                             for name, (chosen, success_R) in known[key].items()}
+      found[chain, names] = {
+        name: Outcome(Chosen(*chosen), success_R)
+        for name, (chosen, success_R) in known[key].items()
+      }
       advance(1)
   return found
-
 
 
 def _gain(cell: Cell, outcomes) -> Gain:

@@ -74,14 +74,18 @@ def run(job: Job, arm: str, checkpoint: str, sampled: Sampled) -> dict:
     progress.say("diagnosis: estimates, then arms in the tabular model")
     found = diagnose.estimate(problems, seed=cell.experiment.seed)
     study = job.experiment.study
-    budget = Budget(problems=_trained_on(study, arm), traces=study.samples, rollouts=study.values.rollouts)
+    budget = Budget(
+      problems=_trained_on(study, arm), traces=study.samples, rollouts=study.values.rollouts
+    )
     placed = diagnose.place(found, budget, seed=cell.experiment.seed, quick=diagnose.QUICK)
     text = report(found, placed, budget, sampled)
     result = {
       "policy": {"name": arm or policy.checkpoints, "identity": policy.identity},
       "sampled": dataclasses.asdict(sampled),
       "budget": dataclasses.asdict(budget),
-      "estimates": {name: files.without_nan(figure._asdict()) for name, figure in found.figures.items()},
+      "estimates": {
+        name: files.without_nan(figure._asdict()) for name, figure in found.figures.items()
+      },
       "placed": {**placed._asdict(), "chain": dataclasses.asdict(placed.chain)},
       "advice": diagnose.advice(placed, found.unsure),
     }
@@ -101,7 +105,9 @@ def observe(cell: Cell, policy: Policy, sampled: Sampled) -> list[Problem]:
   return _problems(cell, drawn, wanted, valued, pits)
 
 
-def report(found: diagnose.Estimates, placed: diagnose.Placed, budget: Budget, sampled: Sampled) -> str:
+def report(
+  found: diagnose.Estimates, placed: diagnose.Placed, budget: Budget, sampled: Sampled
+) -> str:
   """What a person reads."""
   figures = found.figures
   share, plain = _shown(100, " %"), _shown(1, "")
@@ -142,32 +148,46 @@ def _shown(scale: float, unit: str):
 
 def _check(job: Job, arm: str, checkpoint: str, sampled: Sampled) -> None:
   if arm and checkpoint:
-    raise ConfigError(f"--arm {arm} and --checkpoint {checkpoint} name two policies; give one of them")
+    raise ConfigError(
+      f"--arm {arm} and --checkpoint {checkpoint} name two policies; give one of them"
+    )
   if not (arm or checkpoint or job.experiment.train.init):
-    raise ConfigError("no policy to diagnose: give --arm CELL/ARM of a study, --checkpoint FOLDER, or config.train.init")
+    raise ConfigError(
+      "no policy to diagnose: give --arm CELL/ARM of a study, --checkpoint FOLDER, or config.train.init"
+    )
   if job.force:
-    raise ConfigError("`values --diagnose` has a stage for every kind of sample; to redo one, remove its folder instead of giving --force")
+    raise ConfigError(
+      "`values --diagnose` has a stage for every kind of sample; to redo one, remove its folder instead of giving --force"
+    )
   if sampled.problems < 10 or sampled.traces < 2 or sampled.rollouts < 2:
-    raise ConfigError(f"{sampled}: expected at least 10 problems, 2 traces and 2 rollouts; fewer say nothing")
+    raise ConfigError(
+      f"{sampled}: expected at least 10 problems, 2 traces and 2 rollouts; fewer say nothing"
+    )
   arms.refuse_star(job.experiment)
 
 
 def _opened(job: Job, arm: str, checkpoint: str, sampled: Sampled) -> tuple[Cell, Policy]:
   """The problems and the policy; stages lie in a folder of the policy's own."""
-  experiment = dataclasses.replace(job.experiment, study=dataclasses.replace(job.experiment.study, server=schema.StudyServer()))
+  experiment = dataclasses.replace(
+    job.experiment, study=dataclasses.replace(job.experiment.study, server=schema.StudyServer())
+  )
   tokenizer: Tokenizer = finetune.tokenizer_of(job)
   count, seed, name, label = sampled.problems, 0, "policy", "checkpoint"
   if arm:
     found = arms.find(job, arm)
     match = re.fullmatch(r"n(\d+)_s(\d+)/([^/]+)", found.name)
     if not match:
-      raise ConfigError(f"--arm {arm}: expected an arm of a cell below the work folder, such as n00512_s0/sft")
+      raise ConfigError(
+        f"--arm {arm}: expected an arm of a cell below the work folder, such as n00512_s0/sft"
+      )
     count, seed, name = max(int(match[1]), sampled.problems), int(match[2]), match[3]
     source, tokenizer, label = found.checkpoints, found.tokenizer, found.name.replace("/", "_")
   else:
     source = arms.checkpoints_in(checkpoint or experiment.train.init)
   opened = open_cell(job._replace(experiment=experiment), tokenizer, count, seed)
-  cell = dataclasses.replace(opened, folder=job.workdir / "diagnose" / label, problems=opened.problems[:sampled.problems])
+  cell = dataclasses.replace(
+    opened, folder=job.workdir / "diagnose" / label, problems=opened.problems[: sampled.problems]
+  )
   cell.folder.mkdir(parents=True, exist_ok=True)
   return cell, Policy(name, source, Cost(), Cost())
 
@@ -216,13 +236,22 @@ class _Noting:
 def _first_step(cell: Cell, ids: Sequence[int]) -> str:
   text = cell.tokenizer.decode(ids)
   spans = steps.spans(text, cell.splitting.rule, cell.splitting.limit)
-  return text[spans[0][0]:spans[0][1]].strip() if spans else ""
+  return text[spans[0][0] : spans[0][1]].strip() if spans else ""
 
 
-def _rolled_out(cell: Cell, policy: Policy, wanted: Sequence[Drawn], sampled: Sampled) -> pathlib.Path:
+def _rolled_out(
+  cell: Cell, policy: Policy, wanted: Sequence[Drawn], sampled: Sampled
+) -> pathlib.Path:
   """Folder of the rollouts from every prefix of the traces, and of their values."""
   study = cell.study
-  cfg = dataclasses.replace(study.values, schedule="full", rollouts=sampled.rollouts, block=sampled.rollouts, keep=0, best_of=1)
+  cfg = dataclasses.replace(
+    study.values,
+    schedule="full",
+    rollouts=sampled.rollouts,
+    block=sampled.rollouts,
+    keep=0,
+    best_of=1,
+  )
   traces = signals.token_traces(cell, wanted)
 
   def work(folder: pathlib.Path) -> dict:
@@ -238,7 +267,9 @@ def _rolled_out(cell: Cell, policy: Policy, wanted: Sequence[Drawn], sampled: Sa
   return cell.folder / "rollouts"
 
 
-def _looked_at_again(cell: Cell, policy: Policy, wanted: Sequence[Drawn], valued: pathlib.Path, sampled: Sampled) -> dict[str, list[bool]]:
+def _looked_at_again(
+  cell: Cell, policy: Policy, wanted: Sequence[Drawn], valued: pathlib.Path, sampled: Sampled
+) -> dict[str, list[bool]]:
   """Problem id -> for every pit of its incorrect traces, whether fresh rollouts show a fall as the guards ask."""
   study = cell.study
   rows: dict[int, dict[int, StepValue]] = collections.defaultdict(dict)
@@ -249,26 +280,46 @@ def _looked_at_again(cell: Cell, policy: Policy, wanted: Sequence[Drawn], valued
     q, counts = values.evidence([rows[number].get(step) for step in range(len(d.steps) + 1)], 1)
     pit = first_pit(q, study.pairs.guards, counts) if d.reward() == 0 else None
     if pit:
-      given = cell.prompts[d.problem_id] + sum(d.steps[:pit - 1], ())
+      given = cell.prompts[d.problem_id] + sum(d.steps[: pit - 1], ())
       ended = d.complete and pit == len(d.steps)
-      traces.append(TokenTrace(d.problem_id, given, (d.steps[pit - 1],), ended, 0 if ended else None))
+      traces.append(
+        TokenTrace(d.problem_id, given, (d.steps[pit - 1],), ended, 0 if ended else None)
+      )
   more = _SECOND_LOOK * sampled.rollouts
   cfg = dataclasses.replace(
-    study.values, schedule="full", rollouts=more, block=sampled.rollouts, keep=0, best_of=1, seed=study.values.seed + 1
+    study.values,
+    schedule="full",
+    rollouts=more,
+    block=sampled.rollouts,
+    keep=0,
+    best_of=1,
+    seed=study.values.seed + 1,
   )
 
   def work(folder: pathlib.Path) -> dict:
     found = values.estimate(traces, cell.sampler(policy, folder), cell.judge, cfg)
     confirmed = []
     for trace, (before, after) in zip(traces, found.values):
-      holds = (before.q is not None and after.q is not None
-               and study.pairs.guards.hold(before.q, after.q))
-      confirmed.append({"problem_id": trace.problem_id, "before": before.q, "after": after.q, "confirmed": bool(holds)})
+      holds = (
+        before.q is not None and after.q is not None and study.pairs.guards.hold(before.q, after.q)
+      )
+      confirmed.append(
+        {
+          "problem_id": trace.problem_id,
+          "before": before.q,
+          "after": after.q,
+          "confirmed": bool(holds),
+        }
+      )
     files.write_jsonl(folder / "pits.jsonl", confirmed)
     return dataclasses.asdict(found.spent)
 
   how = {name: value for name, value in cfg.to_json().items() if name != "threads"}
-  cell.stage("pits", [policy.identity, how, dataclasses.asdict(study.pairs.guards), _hash(traces), cell.judging], work)
+  cell.stage(
+    "pits",
+    [policy.identity, how, dataclasses.asdict(study.pairs.guards), _hash(traces), cell.judging],
+    work,
+  )
   found = collections.defaultdict(list)
   for row in files.read_jsonl(cell.folder / "pits" / "pits.jsonl"):
     found[row["problem_id"]].append(row["confirmed"])
@@ -276,7 +327,11 @@ def _looked_at_again(cell: Cell, policy: Policy, wanted: Sequence[Drawn], valued
 
 
 def _problems(
-  cell: Cell, drawn: Sequence[Drawn], wanted: Sequence[Drawn], valued: pathlib.Path, pits: dict[str, list[bool]]
+  cell: Cell,
+  drawn: Sequence[Drawn],
+  wanted: Sequence[Drawn],
+  valued: pathlib.Path,
+  pits: dict[str, list[bool]],
 ) -> list[Problem]:
   times: collections.Counter[tuple[str, Ids]] = collections.Counter()
   for d in wanted:
@@ -284,7 +339,9 @@ def _problems(
     for step in d.steps:
       times[d.problem_id, given] += 1
       given += tuple(step)
-  by_prefix: dict[str, dict[tuple, list[dict]]] = collections.defaultdict(lambda: collections.defaultdict(list))
+  by_prefix: dict[str, dict[tuple, list[dict]]] = collections.defaultdict(
+    lambda: collections.defaultdict(list)
+  )
   for row in files.read_jsonl(valued / "rollouts.jsonl"):
     by_prefix[row["problem_id"]][tuple(row["given"])].append(row)
   traces: dict[str, list[Drawn]] = collections.defaultdict(list)
@@ -295,7 +352,10 @@ def _problems(
     Problem(
       correct=tuple(d.reward() == 1 for d in traces[problem.id]),
       lengths=tuple(len(d.steps) for d in traces[problem.id]),
-      prefixes=tuple(_prefix(rows, max(times[problem.id, given], 1)) for given, rows in by_prefix[problem.id].items()),
+      prefixes=tuple(
+        _prefix(rows, max(times[problem.id, given], 1))
+        for given, rows in by_prefix[problem.id].items()
+      ),
       pits=tuple(pits.get(problem.id, ())),
     )
     for problem in cell.problems

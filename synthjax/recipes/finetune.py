@@ -67,9 +67,20 @@ def prepare(job: Job) -> tuple[tokenizers.Tokenizer, dict[pathlib.Path, float]]:
   if multihost.is_first():
     files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
   for (split, source), folder in _caches(job).items():
-    cache.cache(source, job.experiment.data, job.experiment.world, split, tokenizer, folder, job.runner, job.force,
-                left_out=left_out if split == "train" else frozenset())
-  return tokenizer, {folder: source.rate for (split, source), folder in _caches(job).items() if split == "train"}
+    cache.cache(
+      source,
+      job.experiment.data,
+      job.experiment.world,
+      split,
+      tokenizer,
+      folder,
+      job.runner,
+      job.force,
+      left_out=left_out if split == "train" else frozenset(),
+    )
+  return tokenizer, {
+    folder: source.rate for (split, source), folder in _caches(job).items() if split == "train"
+  }
 
 
 def check_start(experiment: schema.Experiment) -> None:
@@ -85,8 +96,10 @@ def say_what_is_asked(experiment: schema.Experiment) -> None:
     return
   protocol = protocols.of(experiment)
   if protocol.task != data.task:
-    progress.say(f"config.evaluate.protocol {protocol.name!r} asks the test problems of {protocol.task}, not those of "
-                 f"config.data.test_path ({data.test_path}); to ask those, leave it out and set config.evaluate.answer")
+    progress.say(
+      f"config.evaluate.protocol {protocol.name!r} asks the test problems of {protocol.task}, not those of "
+      f"config.data.test_path ({data.test_path}); to ask those, leave it out and set config.evaluate.answer"
+    )
 
 
 def _check_answers(experiment: schema.Experiment) -> None:
@@ -97,16 +110,21 @@ def _check_answers(experiment: schema.Experiment) -> None:
   looked_at = list(itertools.islice((each for each in documents if each.answer), _LOOKED_AT))
   mode = protocols.of(experiment).mode
   if looked_at and not any(extract.extract(each.targets, mode) for each in looked_at):
-    raise ConfigError(f"config.evaluate.answer is {experiment.evaluate.answer!r}: none of the first {len(looked_at)} training "
-                      f"targets has an answer there, looked for as {mode!r}; the first one ends {looked_at[0].targets[-40:]!r}; "
-                      "name where the answers stand, see synthjax config --explain evaluate.answer")
+    raise ConfigError(
+      f"config.evaluate.answer is {experiment.evaluate.answer!r}: none of the first {len(looked_at)} training "
+      f"targets has an answer there, looked for as {mode!r}; the first one ends {looked_at[0].targets[-40:]!r}; "
+      "name where the answers stand, see synthjax config --explain evaluate.answer"
+    )
 
 
 def _caches(job: Job) -> dict[tuple[str, schema.Source], pathlib.Path]:
   """(split, source) -> its folder, for everything that is cached."""
   data = job.experiment.data
-  train = {("train", source): job.workdir / (f"cache_train_{number}_{source.task}" if data.mixture else "cache_train")
-           for number, source in enumerate(sources.of_split(data, "train"))}
+  train = {
+    ("train", source): job.workdir
+    / (f"cache_train_{number}_{source.task}" if data.mixture else "cache_train")
+    for number, source in enumerate(sources.of_split(data, "train"))
+  }
   return train | {("test", sources.of_split(data, "test")[0]): job.workdir / "cache_test"}
 
 
@@ -120,8 +138,14 @@ def _train(job, tokenizer, caches) -> dict:
 
   def work(folder: pathlib.Path) -> dict:
     earlier = earlier_trainings(job, folder, inputs)
-    result = loop.train(job.experiment, caches, folder, (tokenizer.size, tokenizer.fingerprint), job.workdir / "cache_test",
-                        earlier=earlier)
+    result = loop.train(
+      job.experiment,
+      caches,
+      folder,
+      (tokenizer.size, tokenizer.fingerprint),
+      job.workdir / "cache_test",
+      earlier=earlier,
+    )
     return dataclasses.asdict(result)
 
   return stages.run(job.workdir / "train", inputs, work, job.force, together=True, whole=is_whole)
@@ -133,7 +157,11 @@ def earlier_trainings(job: Job, folder: pathlib.Path, inputs: dict) -> list[loop
   if job.force:
     return found
   for each in stages.versions(folder):
-    if each.folder == folder or each.inputs is None or _without_schedule(each.inputs) != _without_schedule(inputs):
+    if (
+      each.folder == folder
+      or each.inputs is None
+      or _without_schedule(each.inputs) != _without_schedule(inputs)
+    ):
       continue
     steps = each.inputs["train"]["steps"] or (each.result or {}).get("steps", 0)
     cfg = schema.Optimizer(**each.inputs["train"]["optimizer"])
@@ -142,7 +170,11 @@ def earlier_trainings(job: Job, folder: pathlib.Path, inputs: dict) -> list[loop
 
 
 def _without_schedule(inputs: dict) -> dict:
-  train = {key: value for key, value in inputs["train"].items() if key not in ("steps", "epochs", "optimizer")}
+  train = {
+    key: value
+    for key, value in inputs["train"].items()
+    if key not in ("steps", "epochs", "optimizer")
+  }
   return {**inputs, "train": train}
 
 
@@ -205,27 +237,43 @@ def evaluate(job: Job, tokenizer: tokenizers.Tokenizer, when: str) -> dict:
   experiment = job.experiment
   source = experiment.train.init
   step = checkpoint.newest_step(source) if source else None
-  policy: Any = identity(source) or ["random", experiment.seed, workfolder.decisive("model", experiment.model)]
+  policy: Any = identity(source) or [
+    "random",
+    experiment.seed,
+    workfolder.decisive("model", experiment.model),
+  ]
   if when == "after":
     training = trained(job)
     if training is None or training.step is None:
-      raise files.DataError(f"{job.workdir / 'train'}: nothing was trained here yet; run `synthjax train` first")
+      raise files.DataError(
+        f"{job.workdir / 'train'}: nothing was trained here yet; run `synthjax train` first"
+      )
     source, step = training.checkpoints, training.step
     policy = {"training": training.version.key, "step": step}
     progress.say(f"[evaluate_after] {training.describe(step)}")
   return evaluate_policy(job, tokenizer, f"evaluate_{when}", source, step, policy)
 
 
-def evaluate_policy(job: Job, tokenizer: tokenizers.Tokenizer, stage: str, source: str, step: int | None, policy: Any) -> dict:
+def evaluate_policy(
+  job: Job, tokenizer: tokenizers.Tokenizer, stage: str, source: str, step: int | None, policy: Any
+) -> dict:
   """Accuracy of the policy `source`, a folder of checkpoints, at a step, as a stage; `policy` (JSON) tells it from others."""
   experiment = job.experiment
 
   def work(folder: pathlib.Path) -> dict:
     model, params, loaded = load_policy(experiment, tokenizer, source, step)
-    return {**evaluate_lib.evaluate(model, params, tokenizer, experiment, folder), "checkpoint_step": loaded}
+    return {
+      **evaluate_lib.evaluate(model, params, tokenizer, experiment, folder),
+      "checkpoint_step": loaded,
+    }
 
-  inputs = {"policy": policy, "tokenizer": tokenizer.fingerprint, "seed": experiment.seed,
-            "evaluate": workfolder.decisive("evaluate", experiment.evaluate), "test": evaluate_lib.fingerprint(experiment)}
+  inputs = {
+    "policy": policy,
+    "tokenizer": tokenizer.fingerprint,
+    "seed": experiment.seed,
+    "evaluate": workfolder.decisive("evaluate", experiment.evaluate),
+    "test": evaluate_lib.fingerprint(experiment),
+  }
   results = stages.run(job.workdir / stage, inputs, work, job.force, together=True)
   progress.say(score.table(results))
   return results
@@ -234,15 +282,27 @@ def evaluate_policy(job: Job, tokenizer: tokenizers.Tokenizer, stage: str, sourc
 def watch(job: Job, tokenizer: tokenizers.Tokenizer, name: str) -> list[dict]:
   """Scores every checkpoint of `workdir/train` once, while another process writes them, until that training has finished."""
   experiment = job.experiment
-  checkpoints, out = job.workdir / "train/checkpoints", job.workdir / "watch" / (name or protocols.of(experiment).name)
-  inputs = {"training": settings(job), "evaluate": workfolder.decisive("evaluate", experiment.evaluate),
-            "test": evaluate_lib.fingerprint(experiment)}
+  checkpoints, out = (
+    job.workdir / "train/checkpoints",
+    job.workdir / "watch" / (name or protocols.of(experiment).name),
+  )
+  inputs = {
+    "training": settings(job),
+    "evaluate": workfolder.decisive("evaluate", experiment.evaluate),
+    "test": evaluate_lib.fingerprint(experiment),
+  }
 
   def one(step: int, folder: pathlib.Path) -> dict:
     model, params, _ = load_policy(experiment, tokenizer, str(checkpoints), step)
     return evaluate_lib.evaluate(model, params, tokenizer, experiment, folder)
 
-  return watch_lib.watch(checkpoints, out, json.loads(json.dumps(inputs)), one, (job.workdir / "train/manifest.json").exists)
+  return watch_lib.watch(
+    checkpoints,
+    out,
+    json.loads(json.dumps(inputs)),
+    one,
+    (job.workdir / "train/manifest.json").exists,
+  )
 
 
 @functools.lru_cache(1)
@@ -250,8 +310,13 @@ def _model(cfg: schema.Model) -> Transformer:
   return Transformer(cfg)
 
 
-def load_policy(experiment: schema.Experiment, tokenizer: tokenizers.Tokenizer, source: str,
-                step: int | None = None, fall_back: bool = False) -> tuple[Transformer, Params, int | None]:
+def load_policy(
+  experiment: schema.Experiment,
+  tokenizer: tokenizers.Tokenizer,
+  source: str,
+  step: int | None = None,
+  fall_back: bool = False,
+) -> tuple[Transformer, Params, int | None]:
   """The config's model with parameters from `source`, whole on each process's first device, and the step they are of.
 
   Args:
@@ -264,7 +329,9 @@ def load_policy(experiment: schema.Experiment, tokenizer: tokenizers.Tokenizer, 
   model = _model(sized(experiment.model, tokenizer.size))
   everywhere = sharding.make_layout(schema.Mesh()).replicated
   if source:
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), model.abstract())
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), model.abstract()
+    )
     if step is None and not fall_back:
       step = checkpoint.newest_step(source)
     step, params, about = checkpoint.load_params(source, abstract, step)
@@ -279,21 +346,36 @@ def table(job: Job, result: dict) -> str:
   scores = {when: result[when] for when in ("before", "after") if when in result}
   lines = [""]
   if scores:
-    lines += [f"{job.experiment.name}: {job.experiment.data.task}, {scores['after']['problems']:,} test problems",
-              f"{'':8} {'accuracy':>22} {'undecided':>10} {'truncated':>10}   steps"]
+    lines += [
+      f"{job.experiment.name}: {job.experiment.data.task}, {scores['after']['problems']:,} test problems",
+      f"{'':8} {'accuracy':>22} {'undecided':>10} {'truncated':>10}   steps",
+    ]
   for when, scored in scores.items():
     shown = f"{stats.percent(scored['accuracy'], scored['standard_error'], scored['problems'])} %"
     judged = scored.get("steps", {})
-    steps = ", ".join(f"{100 * n / sum(judged.values()):.1f} % {name}" for name, n in judged.items())
-    lines.append(f"{when:8} {shown:>22} {sum(scored['undecided'].values()):>10} {scored['truncated']:>10}   {steps}")
+    steps = ", ".join(
+      f"{100 * n / sum(judged.values()):.1f} % {name}" for name, n in judged.items()
+    )
+    lines.append(
+      f"{when:8} {shown:>22} {sum(scored['undecided'].values()):>10} {scored['truncated']:>10}   {steps}"
+    )
   if len(scores) == 2:
-    change = score.compare(job.workdir / "evaluate_before/responses.jsonl", job.workdir / "evaluate_after/responses.jsonl")
-    lines.append(f"change   {100 * change['difference']:+.1f} ± {100 * change['standard_error']:.1f} points, paired over the same problems")
+    change = score.compare(
+      job.workdir / "evaluate_before/responses.jsonl",
+      job.workdir / "evaluate_after/responses.jsonl",
+    )
+    lines.append(
+      f"change   {100 * change['difference']:+.1f} ± {100 * change['standard_error']:.1f} points, paired over the same problems"
+    )
   train = result["train"]
   held_out = f"; held-out loss {train['eval_loss']:.4f}" if train["eval_loss"] is not None else ""
-  lines.append(f"loss {train['loss']:.4f} after {train['steps']:,} steps and {train['tokens']:,} target tokens{held_out}")
+  lines.append(
+    f"loss {train['loss']:.4f} after {train['steps']:,} steps and {train['tokens']:,} target tokens{held_out}"
+  )
   responses = ", evaluate_after/responses.jsonl" if "after" in result else ""
-  lines.append(f"everything is in {job.workdir}: results.json, train/checkpoints, train/metrics.jsonl{responses}")
+  lines.append(
+    f"everything is in {job.workdir}: results.json, train/checkpoints, train/metrics.jsonl{responses}"
+  )
   return "\n".join(lines)
 
 
@@ -308,7 +390,10 @@ def tokenizer_of(job: Job) -> tokenizers.Tokenizer:
       tokenizers.train_sentencepiece(texts, folder / path.name, cfg.vocab_size)
       return {"documents": len(texts), "size": cfg.vocab_size}
 
-    parts = [sources.fingerprint(source, data, world, "train") for source in sources.of_split(data, "train")]
+    parts = [
+      sources.fingerprint(source, data, world, "train")
+      for source in sources.of_split(data, "train")
+    ]
     stages.run(path.parent, [cfg.vocab_size, parts], work, job.force)
     cfg = dataclasses.replace(cfg, path=str(path))
   return tokenizers.load(cfg, world)
@@ -318,7 +403,9 @@ def _training(job: Job) -> dict:
   """What decides the outcome of the training."""
   inputs = settings(job)
   if job.experiment.recipe == "finetune":
-    inputs["caches"] = [files.read_json(folder / "manifest.json")["inputs"] for folder in _caches(job).values()]
+    inputs["caches"] = [
+      files.read_json(folder / "manifest.json")["inputs"] for folder in _caches(job).values()
+    ]
     inputs["rates"] = [source.rate for source in job.experiment.data.mixture]
   return inputs
 
@@ -326,8 +413,12 @@ def _training(job: Job) -> dict:
 def settings(job: Job) -> dict:
   """The config's part of what decides the outcome of a training, and what it starts from. JSON."""
   experiment = job.experiment
-  found = {"train": workfolder.decisive("train", experiment.train), "model": workfolder.decisive("model", experiment.model),
-           "seed": experiment.seed, "init": identity(experiment.train.init)}
+  found = {
+    "train": workfolder.decisive("train", experiment.train),
+    "model": workfolder.decisive("model", experiment.model),
+    "seed": experiment.seed,
+    "init": identity(experiment.train.init),
+  }
   if trunk := experiment.train.continue_from:
     found["continue_from"] = identity(trunk, experiment.train.continue_step or None)
   if experiment.recipe == "preference":
@@ -336,7 +427,7 @@ def settings(job: Job) -> dict:
 
 
 def identity(checkpoints: str, step: int | None = None) -> str:
-  """"STEP:HASH" of the checkpoint that readers take from a folder, or of a certain step in it; "" where there is none.
+  """ "STEP:HASH" of the checkpoint that readers take from a folder, or of a certain step in it; "" where there is none.
 
   The hash is of the names and sizes of its files, which Orbax names at random.
   """
@@ -346,7 +437,11 @@ def identity(checkpoints: str, step: int | None = None) -> str:
   step = checkpoint.newest_step(folder) if step is None else step
   if folder.name != str(step):
     folder = folder / str(step)
-  found = [[str(path.relative_to(folder)), path.stat().st_size] for path in folder.rglob("*") if path.is_file()]
+  found = [
+    [str(path.relative_to(folder)), path.stat().st_size]
+    for path in folder.rglob("*")
+    if path.is_file()
+  ]
   return f"{step}:{files.value_hash(sorted(found))}"
 
 

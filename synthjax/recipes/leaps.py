@@ -25,7 +25,9 @@ def picks(questions: Mapping[str, str], drawn: Sequence[Drawn], most: int) -> Pi
     drawn: of the embedded world.
     most: of a problem and side.
   """
-  found: dict[str, tuple[dict[str, Drawn], dict[str, Drawn]]] = collections.defaultdict(lambda: ({}, {}))
+  found: dict[str, tuple[dict[str, Drawn], dict[str, Drawn]]] = collections.defaultdict(
+    lambda: ({}, {})
+  )
   for d in drawn:
     if d.complete and d.verdict.reward:
       verdicts = shop.judge_steps(questions[d.problem_id], d.text)

@@ -50,30 +50,44 @@ def run(job: Job) -> dict:
   study = job.experiment.study
   _check(job.experiment)
   if job.force:
-    raise ConfigError("recipe 'math_rl' has a stage for every step of every arm; to redo one, remove its folder instead of giving --force")
+    raise ConfigError(
+      "recipe 'math_rl' has a stage for every step of every arm; to redo one, remove its folder instead of giving --force"
+    )
   finetune.check_start(job.experiment)
   finetune.say_what_is_asked(job.experiment)
-  splits.check(job.experiment, job.workdir, sorted({*study.problems, *study.baseline_problems, *study.control}))
+  splits.check(
+    job.experiment, job.workdir, sorted({*study.problems, *study.baseline_problems, *study.control})
+  )
   files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
-  progress.say(power.sentence(study.problems, len(study.seeds), len(splits.evaluated(job.experiment))))
+  progress.say(
+    power.sentence(study.problems, len(study.seeds), len(splits.evaluated(job.experiment)))
+  )
   tuned = tuning.tuned(job, finetune.tokenizer_of(job), study.arms)
   found = _measured(job, tuned, study.problems, study.baseline_problems)
   control = None
   if study.control:
     world = dataclasses.replace(job.experiment.world, leap=0.0, misread=0.0)
     experiment = dataclasses.replace(job.experiment, world=world)
-    control = _measured(job._replace(experiment=experiment, workdir=job.workdir / "control"), tuned, study.control, ())
+    control = _measured(
+      job._replace(experiment=experiment, workdir=job.workdir / "control"), tuned, study.control, ()
+    )
   return report(job, found, control)
 
 
-def _measured(job: Job, tuned: Mapping[str, Tuned], problems: Sequence[int], baseline: Sequence[int]) -> Measured:
+def _measured(
+  job: Job, tuned: Mapping[str, Tuned], problems: Sequence[int], baseline: Sequence[int]
+) -> Measured:
   study = job.experiment.study
   runs: list[resample.Run] = []
   greedy: list[resample.Run] = []
   notes: dict[str, None] = {}  # in order
   looks: dict[str, int] = {}
   tokenizer, test = finetune.tokenizer_of(job), splits.evaluated(job.experiment)
-  plan = [(count, seed, study.arms if count in problems else ()) for count in sorted({*problems, *baseline}) for seed in study.seeds]
+  plan = [
+    (count, seed, study.arms if count in problems else ())
+    for count in sorted({*problems, *baseline})
+    for seed in study.seeds
+  ]
   # An arm takes about as long as SFT on the same problems, and with its samples more (our choice: twice).
   weights = [count * (1 + 2 * len(set(arms) - {"sft"})) for count, _, arms in plan]
   base_P = None
@@ -91,18 +105,28 @@ def _measured(job: Job, tuned: Mapping[str, Tuned], problems: Sequence[int], bas
           looks[arm] = max(looks.get(arm, 1), cell.looks(policy))
           cost, flops = policy.cost, cell.flops(policy.cost)
           for kept, accuracy_P in ((runs, marks_P), (greedy, greedy_P)):
-            kept.append(resample.Run(arm, count, seed, accuracy_P, cost.trained, cost.sampled, flops=flops))
-          progress.say(f"{job.workdir.name}, N={count:,} seed {seed}: {arm:18} {100 * marks_P.mean():5.1f} %, "
-                       f"greedy {100 * greedy_P.mean():5.1f} %")
+            kept.append(
+              resample.Run(arm, count, seed, accuracy_P, cost.trained, cost.sampled, flops=flops)
+            )
+          progress.say(
+            f"{job.workdir.name}, N={count:,} seed {seed}: {arm:18} {100 * marks_P.mean():5.1f} %, "
+            f"greedy {100 * greedy_P.mean():5.1f} %"
+          )
   notes |= dict.fromkeys(_looked(looks))
   if not tuned:
-    notes["settings are those of the config: nothing was tuned, and arms may differ by how well their settings suit them"] = None
+    notes[
+      "settings are those of the config: nothing was tuned, and arms may differ by how well their settings suit them"
+    ] = None
   cells = resample.resample(runs, noise.Bootstrap())
   found = efficiency.analyse(cells, tuning=_compute(tuned, runs))
-  on_purpose = {str(resample.Key(arm, count)) for arm in study.arms for count in {*baseline} - {*problems}}
+  on_purpose = {
+    str(resample.Key(arm, count)) for arm in study.arms for count in {*baseline} - {*problems}
+  }
   missing = tuple(cell for cell in found.missing if cell not in on_purpose)
   found = dataclasses.replace(found, missing=missing, notes=(*found.notes, *notes))
-  improved = [] if base_P is None else paired.differences([*runs, *_as_runs(base_P, runs)], _BASE, "sft")
+  improved = (
+    [] if base_P is None else paired.differences([*runs, *_as_runs(base_P, runs)], _BASE, "sft")
+  )
   return Measured(found, _differences(runs, study.arms), greedy, base_P, improved)
 
 
@@ -114,7 +138,12 @@ def _differences(runs: Sequence[resample.Run], arms: Sequence[str]) -> list[Diff
   for arm in arms:
     if arm.partition("*")[0] in study_arms.CREDITED:
       pairs += [(other, arm) for other in _controls(arms)]
-  return [each for one, other in pairs if {one, other} <= measured for each in paired.differences(runs, one, other)]
+  return [
+    each
+    for one, other in pairs
+    if {one, other} <= measured
+    for each in paired.differences(runs, one, other)
+  ]
 
 
 def _controls(arms: Sequence[str]) -> list[str]:
@@ -131,8 +160,13 @@ def _base(cell: Cell, test: Sequence[Example]) -> np.ndarray | None:
 
 def _as_runs(base_P: np.ndarray, runs: Sequence[resample.Run]) -> list[resample.Run]:
   """The base beside every run of SFT: it is the same policy at every N and seed."""
-  return [dataclasses.replace(run, arm=_BASE, accuracy_P=base_P, tokens_trained=0, tokens_sampled=0, flops=0.0)
-          for run in runs if run.arm == "sft"]
+  return [
+    dataclasses.replace(
+      run, arm=_BASE, accuracy_P=base_P, tokens_trained=0, tokens_sampled=0, flops=0.0
+    )
+    for run in runs
+    if run.arm == "sft"
+  ]
 
 
 def _looked(looks: Mapping[str, int]) -> list[str]:
@@ -140,8 +174,10 @@ def _looked(looks: Mapping[str, int]) -> list[str]:
   again = [f"{arm} ({count} times)" for arm, count in looks.items() if count > 1]
   if not again:
     return []
-  return [f"test problems were looked at more than once, with other settings: {', '.join(again)}; "
-          "their numbers are not those of a first look"]
+  return [
+    f"test problems were looked at more than once, with other settings: {', '.join(again)}; "
+    "their numbers are not those of a first look"
+  ]
 
 
 def _compute(tuned: Mapping[str, Tuned], runs: Sequence[resample.Run]) -> dict[str, float]:
@@ -162,27 +198,43 @@ def _check(experiment: schema.Experiment) -> None:
   study = experiment.study
   for arm in study.arms:
     name, _, rounds = arm.partition("*")
-    if name not in study_arms.ARMS or (rounds and not (rounds.isdigit() and int(rounds) > 1 and name in study_arms.ON_POLICY)):
-      raise ConfigError(f"config.study.arms has {arm!r}; expected one of {', '.join(study_arms.ARMS)}, or NAME*k (k of 2 and more) for "
-                        "rounds of rft2 or a preference arm")
+    if name not in study_arms.ARMS or (
+      rounds and not (rounds.isdigit() and int(rounds) > 1 and name in study_arms.ON_POLICY)
+    ):
+      raise ConfigError(
+        f"config.study.arms has {arm!r}; expected one of {', '.join(study_arms.ARMS)}, or NAME*k (k of 2 and more) for "
+        "rounds of rft2 or a preference arm"
+      )
     if name in study_arms.PICKED and experiment.data.task != "world":
-      raise ConfigError(f"config.study.arms has {arm!r}, which picks traces by their leaps; those are known in the embedded world "
-                       f"alone (data.task='world'), not in task {experiment.data.task!r}: leave the arm out")
+      raise ConfigError(
+        f"config.study.arms has {arm!r}, which picks traces by their leaps; those are known in the embedded world "
+        f"alone (data.task='world'), not in task {experiment.data.task!r}: leave the arm out"
+      )
   if study.tune.problems and study.tune.seed in study.seeds:
-    raise ConfigError(f"config.study.tune.seed is {study.tune.seed}, one of config.study.seeds: settings are chosen on other training "
-                      "problems than the study's; give another seed")
+    raise ConfigError(
+      f"config.study.tune.seed is {study.tune.seed}, one of config.study.seeds: settings are chosen on other training "
+      "problems than the study's; give another seed"
+    )
   if len({*study.problems, *study.baseline_problems}) < 2:
-    raise ConfigError(f"config.study.problems is {study.problems} and baseline_problems {study.baseline_problems}: a multiple is read off "
-                      "SFT at two sizes at least; name more in baseline_problems")
+    raise ConfigError(
+      f"config.study.problems is {study.problems} and baseline_problems {study.baseline_problems}: a multiple is read off "
+      "SFT at two sizes at least; name more in baseline_problems"
+    )
   if study.control and (len(set(study.control)) == 1 or experiment.data.task != "world"):
-    raise ConfigError(f"config.study.control is {study.control} and data.task {experiment.data.task!r}: two sizes at least, in the "
-                      "embedded world, or none")
+    raise ConfigError(
+      f"config.study.control is {study.control} and data.task {experiment.data.task!r}: two sizes at least, in the "
+      "embedded world, or none"
+    )
   if experiment.data.too_long not in ("error", "drop"):
-    raise ConfigError(f"config.data.too_long is {experiment.data.too_long!r}: recipe 'math_rl' trains on whole solutions; set 'error', or "
-                      "'drop'")
+    raise ConfigError(
+      f"config.data.too_long is {experiment.data.too_long!r}: recipe 'math_rl' trains on whole solutions; set 'error', or "
+      "'drop'"
+    )
   if jax.process_count() > 1:
-    raise ConfigError("recipe 'math_rl' runs in one process; give each process its own config.study.seeds and one WORKDIR, then run all "
-                      "once")
+    raise ConfigError(
+      "recipe 'math_rl' runs in one process; give each process its own config.study.seeds and one WORKDIR, then run all "
+      "once"
+    )
 
 
 def train_arms(cell: Cell, arms: Sequence[str], tuned: Mapping[str, Tuned]) -> dict[str, Policy]:
@@ -191,13 +243,16 @@ def train_arms(cell: Cell, arms: Sequence[str], tuned: Mapping[str, Tuned]) -> d
   Raises:
     ConfigError: settings were tuned, but not those of an arm.
   """
+
   def choose(arm: str, learn: Learn) -> Policy:
     known = study_arms.tuned_as(arm)
     if not tuned:
       return learn(arm, settings.of_config(cell.experiment, study_arms.kind_of(arm)))
     if known not in tuned:
-      raise ConfigError(f"config.study.arms has {arm!r}, and the tuned settings know {', '.join(tuned)}; tune it too (config.study.tune), "
-                        "or leave the arm out")
+      raise ConfigError(
+        f"config.study.arms has {arm!r}, and the tuned settings know {', '.join(tuned)}; tune it too (config.study.tune), "
+        "or leave the arm out"
+      )
     return learn(arm, tuned[known].setting)
 
   made = Arms(cell, choose)
@@ -214,20 +269,37 @@ def _report(job: Job, found: Measured, control: Measured | None) -> dict:
   study = job.experiment.study
   greedy = _greedy(found.greedy)
   base = None if found.base_P is None else float(found.base_P.mean())
-  result = {**found.efficiency.to_json(), "differences": [dataclasses.asdict(d) for d in found.differences], "greedy": greedy, "base": base,
-            "sft_less_base": [dataclasses.asdict(d) for d in found.sft], "control": control and control.efficiency.to_json()}
+  result = {
+    **found.efficiency.to_json(),
+    "differences": [dataclasses.asdict(d) for d in found.differences],
+    "greedy": greedy,
+    "base": base,
+    "sft_less_base": [dataclasses.asdict(d) for d in found.sft],
+    "control": control and control.efficiency.to_json(),
+  }
   files.write_json(job.workdir / "results.json", result)
   from synthjax.report import plots
 
-  figures = plots.efficiency_figure(found.efficiency, job.workdir / "multiples", control and control.efficiency, base)
+  figures = plots.efficiency_figure(
+    found.efficiency, job.workdir / "multiples", control and control.efficiency, base
+  )
   credited = [arm for arm in study.arms if arm.partition("*")[0] in study_arms.CREDITED]
   lines = [*_first_lines(found), "", tables.table(found.efficiency), "", *_greedy_lines(greedy), ""]
-  lines += [*tables.differences(found.differences), "",
-           *tables.lower_bounds(found.efficiency, credited, _controls(study.arms))]
+  lines += [
+    *tables.differences(found.differences),
+    "",
+    *tables.lower_bounds(found.efficiency, credited, _controls(study.arms)),
+  ]
   if control:
-    lines += ["", "negative control, a teacher that neither leaps nor misreads:", *_first_lines(control),
-              tables.table(control.efficiency)]
-  lines.append(f"everything is in {job.workdir}: table.txt, results.json, {', '.join(path.name for path in figures)}; a folder a cell")
+    lines += [
+      "",
+      "negative control, a teacher that neither leaps nor misreads:",
+      *_first_lines(control),
+      tables.table(control.efficiency),
+    ]
+  lines.append(
+    f"everything is in {job.workdir}: table.txt, results.json, {', '.join(path.name for path in figures)}; a folder a cell"
+  )
   with files.replacing(job.workdir / "table.txt") as f:
     f.write("\n".join(lines) + "\n")
   progress.say("\n".join(lines))
@@ -239,29 +311,49 @@ def _first_lines(found: Measured) -> list[str]:
   if found.base_P is None:
     return ["every policy is trained from scratch: there is no base to improve on"]
   marks = found.base_P
-  error = float(marks.std(ddof=1) / len(marks)**0.5)
+  error = float(marks.std(ddof=1) / len(marks) ** 0.5)
   head = f"base policy, untrained: {stats.percent(float(marks.mean()), error, len(marks))} %"
-  sizes = ", ".join(f"{each.problems:,} ({100 * each.value:+.1f} points, {100 * each.low:+.1f} to {100 * each.high:+.1f})"
-                    for each in found.sft if each.low <= 0)
+  sizes = ", ".join(
+    f"{each.problems:,} ({100 * each.value:+.1f} points, {100 * each.low:+.1f} to {100 * each.high:+.1f})"
+    for each in found.sft
+    if each.low <= 0
+  )
   if not sizes:
-    return [f"{head}; SFT improves on it at every N: " + ", ".join(f"{each.problems:,} {100 * each.value:+.1f}" for each in found.sft)]
+    return [
+      f"{head}; SFT improves on it at every N: "
+      + ", ".join(f"{each.problems:,} {100 * each.value:+.1f}" for each in found.sft)
+    ]
   if any(each.high < 0 for each in found.sft):
-    return [f"SFT DOES NOT IMPROVE ON ITS BASE at N = {sizes}: there, multiples say how fast an arm undoes damage", head]
+    return [
+      f"SFT DOES NOT IMPROVE ON ITS BASE at N = {sizes}: there, multiples say how fast an arm undoes damage",
+      head,
+    ]
   return [f"SFT is not shown to improve on its base at N = {sizes}", head]
 
 
 def _greedy(runs: Sequence[resample.Run]) -> list[dict]:
   """Accuracy of greedy answers by arm and N."""
   cells = resample.resample(runs, noise.Bootstrap())
-  return [{"arm": cell.key.arm, "problems": cell.key.problems, "accuracy": 1 - cell.error, "standard_error": cell.standard_error,
-           "test_problems": cell.test_problems} for cell in cells.values()]
+  return [
+    {
+      "arm": cell.key.arm,
+      "problems": cell.key.problems,
+      "accuracy": 1 - cell.error,
+      "standard_error": cell.standard_error,
+      "test_problems": cell.test_problems,
+    }
+    for cell in cells.values()
+  ]
 
 
 def _greedy_lines(greedy: Sequence[dict]) -> list[str]:
   """A line an arm."""
   lines = ["greedy answers, accuracy %:"]
   for arm in dict.fromkeys(each["arm"] for each in greedy):
-    shown = [f"N={each['problems']:,} {stats.percent(each['accuracy'], each['standard_error'], each['test_problems'])}"
-             for each in greedy if each["arm"] == arm]
+    shown = [
+      f"N={each['problems']:,} {stats.percent(each['accuracy'], each['standard_error'], each['test_problems'])}"
+      for each in greedy
+      if each["arm"] == arm
+    ]
     lines.append(f"  {arm:18} {', '.join(shown)}")
   return lines

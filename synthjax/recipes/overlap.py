@@ -22,8 +22,12 @@ from synthjax.verify import decontaminate
 from synthjax.verify.decontaminate import Hit
 
 # How a training document may repeat an evaluation problem, in words.
-_RULES = {"id": "their id", "exact": "their text", "contained": "a text that holds the other",
-          "short": "the words of a short text"}
+_RULES = {
+  "id": "their id",
+  "exact": "their text",
+  "contained": "a text that holds the other",
+  "short": "the words of a short text",
+}
 _ASKED = " (as asked)"  # names an evaluation problem's text with its prompt's words around it
 
 
@@ -46,9 +50,12 @@ class Found(NamedTuple):
   def report(self) -> dict:
     """Counts for a manifest."""
     rules = collections.Counter(hit.rule for hit in self.hits)
-    counts = {"documents": self.documents, "evaluation_problems": self.evaluated,
-              "repeating": {rule: rules[rule] for rule in _RULES},
-              "evaluation_problems_repeated": len({hit.evaluation for hit in self.hits})}
+    counts = {
+      "documents": self.documents,
+      "evaluation_problems": self.evaluated,
+      "repeating": {rule: rules[rule] for rule in _RULES},
+      "evaluation_problems_repeated": len({hit.evaluation for hit in self.hits}),
+    }
     if self.same_computation is not None:
       counts["evaluation_problems_computed_in_training"] = self.same_computation
     return counts
@@ -59,9 +66,11 @@ class Found(NamedTuple):
     document = _at(first.candidate, places.documents)
     evaluation = _at(first.evaluation, places.evaluation)
     rules = [f"{n:,} by {_RULES[rule]}" for rule, n in report["repeating"].items() if n]
-    return (f"{len(self.hits):,} of {self.documents:,} training documents repeat "
-            f"{report['evaluation_problems_repeated']:,} of {self.evaluated:,} evaluation problems "
-            f"({', '.join(rules)}; the first, {document}, repeats {evaluation})")
+    return (
+      f"{len(self.hits):,} of {self.documents:,} training documents repeat "
+      f"{report['evaluation_problems_repeated']:,} of {self.evaluated:,} evaluation problems "
+      f"({', '.join(rules)}; the first, {document}, repeats {evaluation})"
+    )
 
 
 class Places(NamedTuple):
@@ -119,9 +128,11 @@ def refuse(found: Found, overlap: str, key: str, where: Callable[[Found], Places
     where: finds the rows.
   """
   if found.hits and overlap == "error":
-    raise files.DataError(f"{found.describe(where(found))}; train on others ({key}), or set "
-                          "config.data.overlap to 'drop' to leave these out or to 'allow' to train "
-                          "on them")
+    raise files.DataError(
+      f"{found.describe(where(found))}; train on others ({key}), or set "
+      "config.data.overlap to 'drop' to leave these out or to 'allow' to train "
+      "on them"
+    )
 
 
 def of_documents(experiment: schema.Experiment, workdir: pathlib.Path) -> frozenset[str]:
@@ -147,8 +158,9 @@ def of_documents(experiment: schema.Experiment, workdir: pathlib.Path) -> frozen
   return _stage(experiment, workdir, inputs, find, key, where)
 
 
-def of_pairs(experiment: schema.Experiment, workdir: pathlib.Path,
-             pairs: Mapping[int, Pair]) -> list[int]:
+def of_pairs(
+  experiment: schema.Experiment, workdir: pathlib.Path, pairs: Mapping[int, Pair]
+) -> list[int]:
   """Numbers of the pairs about evaluation problems.
 
   Args:
@@ -159,12 +171,15 @@ def of_pairs(experiment: schema.Experiment, workdir: pathlib.Path,
   Raises:
     DataError: as `refuse`.
   """
+
   def find() -> Found:
     documents = (Document(str(n), pair.problem_id, pair.prefix) for n, pair in pairs.items())
     return search(documents, evaluated(experiment) if experiment.data.overlap != "allow" else ())
 
   def where(found: Found) -> Places:
-    rows = {hit.candidate: f"{experiment.objective.pairs}, row {hit.candidate}" for hit in found.hits}
+    rows = {
+      hit.candidate: f"{experiment.objective.pairs}, row {hit.candidate}" for hit in found.hits
+    }
     return places(experiment, found)._replace(documents=rows)
 
   inputs = [files.file_hash(experiment.objective.pairs)]
@@ -203,8 +218,14 @@ def _texts(evaluation) -> dict[str, str]:
   return {**bare, **asked}
 
 
-def _stage(experiment, workdir, inputs: list, find: Callable[[], Found], key: str,
-           where: Callable[[Found], Places]) -> frozenset[str]:
+def _stage(
+  experiment,
+  workdir,
+  inputs: list,
+  find: Callable[[], Found],
+  key: str,
+  where: Callable[[Found], Places],
+) -> frozenset[str]:
   """Names of the documents that are left out.
 
   Counts are in the manifest of WORKDIR/decontaminate, hits beside it.
@@ -218,13 +239,18 @@ def _stage(experiment, workdir, inputs: list, find: Callable[[], Found], key: st
     refuse(found, data.overlap, key, where)
     at = where(found)
     rows = [
-      {**hit._asdict(), "candidate_place": at.documents.get(hit.candidate, ""),
-       "evaluation_place": at.evaluation.get(hit.evaluation, "")}
+      {
+        **hit._asdict(),
+        "candidate_place": at.documents.get(hit.candidate, ""),
+        "evaluation_place": at.evaluation.get(hit.evaluation, ""),
+      }
       for hit in found.hits
     ]
     files.write_jsonl(folder / "hits.jsonl", rows)
     if found.hits:
-      progress.say(f"{found.describe(at)}; they are left out, and listed in {folder / 'hits.jsonl'}")
+      progress.say(
+        f"{found.describe(at)}; they are left out, and listed in {folder / 'hits.jsonl'}"
+      )
     return found.report()
 
   stages.run(folder, [data.overlap, inputs, test, asked], work, say=quiet)

@@ -46,8 +46,9 @@ class Engine:
   """
 
   def __init__(self, cfg: schema.StudyServer, held: Held, tokenizer: Tokenizer):
-    self._remote = Remote(Server(cfg.url, held.name, key_variable=cfg.key_variable,
-                                 concurrency=cfg.concurrency))
+    self._remote = Remote(
+      Server(cfg.url, held.name, key_variable=cfg.key_variable, concurrency=cfg.concurrency)
+    )
     self._held, self._tokenizer = held, tokenizer
     self._checked = False
     self.fingerprint = held.fingerprint
@@ -79,8 +80,10 @@ class Engine:
       others += sum(map(_are_others, result.samples))
       yield result
     if others:
-      progress.say(f"{others:,} of {samples:,} samples of {self._held.name!r} came as text, which has "
-                   "another number of tokens than were sampled: they are trained on as it is written")
+      progress.say(
+        f"{others:,} of {samples:,} samples of {self._held.name!r} came as text, which has "
+        "another number of tokens than were sampled: they are trained on as it is written"
+      )
 
   def _refuse_unknown(self) -> None:
     held = self._held
@@ -90,7 +93,8 @@ class Engine:
         f"config.study.server.url: {self._remote.server.url} has no model {held.name!r}; it has "
         f"{', '.join(map(repr, names)) or 'none'}. Serve {held.checkpoints} under that name (synthjax "
         f"serve --arm {held.name} does, with this config and work folder) and start the study again: "
-        "it goes on from here")
+        "it goes on from here"
+      )
 
   def _in_ids(self, result: Result) -> Result:
     return dataclasses.replace(result, samples=tuple(map(self._sample_in_ids, result.samples)))
@@ -108,7 +112,8 @@ class Engine:
         f"a sample of {self._held.name!r} at {self._remote.server.url} is {sample.text[:80]!r}, which "
         f"the study's tokenizer writes as {written[:80]!r}: the server has another tokenizer, or this "
         "one changes texts; set config.data.tokenizer to the policy's own, or let the server name "
-        "tokens by their ids (vllm serve --return-tokens-as-token-ids)")
+        "tokens by their ids (vllm serve --return-tokens-as-token-ids)"
+      )
     return dataclasses.replace(sample, ids=ids)
 
   def _compare(self, sampled: Sequence[tuple[Request, Result]]) -> None:
@@ -120,8 +125,10 @@ class Engine:
       if samples:
         comparable.append((request, dataclasses.replace(result, samples=samples)))
     if not comparable:
-      progress.say(f"{url} gives no log-probs that could be compared: that it holds "
-                   f"{held.checkpoints} was not checked")
+      progress.say(
+        f"{url} gives no log-probs that could be compared: that it holds "
+        f"{held.checkpoints} was not checked"
+      )
       return
     found = parity.measure(*held.load(), comparable, self._tokenizer.eos_id)
     bounds = parity.bounds(jnp.bfloat16)  # what a server computes in is not known
@@ -130,7 +137,8 @@ class Engine:
         f"{url}: the log-probs of {held.name!r} differ from those of {held.checkpoints} by "
         f"{found.mean:.2g} on average and {found.largest:.2g} at most over {found.tokens:,} sampled "
         f"tokens, allowed are {bounds.mean:g} and {bounds.largest:g}: it holds another policy; serve "
-        "this checkpoint")
+        "this checkpoint"
+      )
 
 
 def _until_answered(results: Iterator[Result], count: int) -> list[Result]:

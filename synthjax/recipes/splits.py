@@ -52,7 +52,7 @@ def evaluated(experiment: schema.Experiment) -> list[Example]:
     return evaluate_lib.problems(experiment)
   if data.task == "world":
     return list(sources.examples(data, experiment.world, "dev"))
-  return divided(experiment).development[:data.test_problems or None]
+  return divided(experiment).development[: data.test_problems or None]
 
 
 def development(experiment: schema.Experiment, count: int) -> list[Example]:
@@ -87,8 +87,9 @@ def cleaned(experiment: schema.Experiment) -> tuple[list[Example], overlap.Found
   data, problems = experiment.data, divided(experiment).training
   evaluation = evaluated(experiment) if data.overlap != "allow" else []
   found = overlap.search(map(overlap.document, problems), evaluation)
-  overlap.refuse(found, data.overlap, "config.data.train_path",
-                 functools.partial(overlap.places, experiment))
+  overlap.refuse(
+    found, data.overlap, "config.data.train_path", functools.partial(overlap.places, experiment)
+  )
   gone = {hit.candidate for hit in found.hits}
   return [example for example in problems if example.id not in gone], found
 
@@ -108,8 +109,12 @@ def check(experiment: schema.Experiment, workdir: pathlib.Path, counts: Sequence
     inputs = [sources.fingerprint(source, data, world, "train") for source in parts]
     inputs += [evaluate_lib.fingerprint(experiment)[0], data.overlap]
     work = _in_files
-  stages.run(workdir / "decontaminate", [study.split, list(counts), *inputs],
-             lambda folder: work(experiment, counts), say=overlap.quiet)
+  stages.run(
+    workdir / "decontaminate",
+    [study.split, list(counts), *inputs],
+    lambda folder: work(experiment, counts),
+    say=overlap.quiet,
+  )
 
 
 def _in_files(experiment, counts) -> dict:
@@ -120,10 +125,14 @@ def _in_files(experiment, counts) -> dict:
   if searched.hits:
     described = searched.describe(overlap.places(experiment, searched))
     progress.say(f"{described}; they are left out")
-  return {"rows": parts.rows, "distinct": len(parts.training) + len(parts.development),
-          "development": len(parts.development), "training": len(found),
-          "unusable": sources.unusable(experiment.data, experiment.world, "train"),
-          **searched.report()}
+  return {
+    "rows": parts.rows,
+    "distinct": len(parts.training) + len(parts.development),
+    "development": len(parts.development),
+    "training": len(found),
+    "unusable": sources.unusable(experiment.data, experiment.world, "train"),
+    **searched.report(),
+  }
 
 
 def _in_the_world(experiment, counts) -> dict:
@@ -136,9 +145,11 @@ def _in_the_world(experiment, counts) -> dict:
     for count in sorted(counts):
       found = overlap.of_the_world([problem.question for problem in problems[:count]], evaluation)
       report[f"n{count:05}_s{seed}"] = found.report()
-    progress.say(f"seed {seed}: {found.same_computation:,} of {found.evaluated:,} evaluation "
-                 "problems share start and amounts, in other words, with one of "
-                 f"{max(counts):,} training problems")
+    progress.say(
+      f"seed {seed}: {found.same_computation:,} of {found.evaluated:,} evaluation "
+      "problems share start and amounts, in other words, with one of "
+      f"{max(counts):,} training problems"
+    )
   return report
 
 
@@ -153,7 +164,8 @@ def _enough(experiment, count: int, found: int, searched: overlap.Found) -> None
     f"{experiment.data.task!r} has {found:,} for training: of {parts.rows:,} rows {repeated:,} "
     f"repeat another row, {len(parts.development):,} problems (a tenth, by hash) are kept for "
     f"development, and {len(searched.hits):,} repeat an evaluation problem{_told(unusable)}; "
-    "ask for fewer, or add rows to config.data.train_path")
+    "ask for fewer, or add rows to config.data.train_path"
+  )
 
 
 def _told(unusable) -> str:

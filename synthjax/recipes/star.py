@@ -43,15 +43,25 @@ class Lab(NamedTuple):
 
 
 def run(job: Job) -> dict:
-  """Trains, values and tries; writes results.json and table.txt. Finished stages are skipped.
-  """
+  """Trains, values and tries; writes results.json and table.txt. Finished stages are skipped."""
   study = job.experiment.star
   files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
   labs = [_open(job, graph) for graph in study.graphs]
-  shortcut = [{"arms": lab.graph.arms, "length": lab.graph.length, "labels": lab.graph.labels, **_score(lab, _sft(lab, early=False))}
-              for lab in labs]
-  result = {"sft": shortcut, "early": _score(labs[0], _sft(labs[0], early=True)), "values": _values(labs[0]),
-            "attempts": [_attempt(job, labs[0], attempt) for attempt in study.attempts]}
+  shortcut = [
+    {
+      "arms": lab.graph.arms,
+      "length": lab.graph.length,
+      "labels": lab.graph.labels,
+      **_score(lab, _sft(lab, early=False)),
+    }
+    for lab in labs
+  ]
+  result = {
+    "sft": shortcut,
+    "early": _score(labs[0], _sft(labs[0], early=True)),
+    "values": _values(labs[0]),
+    "attempts": [_attempt(job, labs[0], attempt) for attempt in study.attempts],
+  }
   files.write_json(job.workdir / "results.json", result)
   text = _table(result)
   with files.replacing(job.workdir / "table.txt") as f:
@@ -72,17 +82,26 @@ def words_of(job: Job, name: str) -> tuple[schema.Experiment, Words]:
       experiment, folder = _placed(job, graph, d_model)
       if folder.name == name:
         return experiment, Words(star.vocabulary(graph))
-  raise files.DataError(f"{job.workdir / name}: config.star.graphs has no graph of that folder; give the config that trained it")
+  raise files.DataError(
+    f"{job.workdir / name}: config.star.graphs has no graph of that folder; give the config that trained it"
+  )
 
 
 def _open(job: Job, graph: star.Star, d_model: int = 0) -> Lab:
   """The graph's problems and words; the model is the config's, or as wide as said."""
   experiment, folder = _placed(job, graph, d_model)
   study = experiment.star
-  words, seeded = Words(star.vocabulary(graph)), dataclasses.replace(graph, seed=graph.seed + experiment.seed)
+  words, seeded = (
+    Words(star.vocabulary(graph)),
+    dataclasses.replace(graph, seed=graph.seed + experiment.seed),
+  )
   training = _examples(seeded, "train", study.problems + study.explored)
   judge = Judge({p.id: p.answer for p in training}, "whole", words, pool.shared(POLICIES["strict"]))
-  return Lab(Cell(experiment, folder, words, tuple(training), judge), graph, _examples(seeded, "test", study.test_problems))
+  return Lab(
+    Cell(experiment, folder, words, tuple(training), judge),
+    graph,
+    _examples(seeded, "test", study.test_problems),
+  )
 
 
 def _placed(job: Job, graph: star.Star, d_model: int) -> tuple[schema.Experiment, pathlib.Path]:
@@ -92,29 +111,48 @@ def _placed(job: Job, graph: star.Star, d_model: int) -> tuple[schema.Experiment
   if d_model:
     folder = folder.with_name(f"{folder.name}_w{d_model}")
     heads = max(1, d_model // experiment.model.head_dim)
-    experiment = dataclasses.replace(experiment, model=dataclasses.replace(
-      experiment.model, d_model=d_model, mlp_dim=4 * d_model, heads=heads, kv_heads=heads))
+    experiment = dataclasses.replace(
+      experiment,
+      model=dataclasses.replace(
+        experiment.model, d_model=d_model, mlp_dim=4 * d_model, heads=heads, kv_heads=heads
+      ),
+    )
   return experiment, folder
 
 
 def _examples(graph: star.Star, split: str, count: int) -> list[Example]:
-  return [Example(p.id, p.question, p.answer, p.answer, "", p.question) for p in star.problems(graph, split, count)]
+  return [
+    Example(p.id, p.question, p.answer, p.answer, "", p.question)
+    for p in star.problems(graph, split, count)
+  ]
 
 
 def _sft(lab: Lab, early: bool) -> Policy:
   """On whole paths, from random parameters."""
   cfg, words = lab.cell.experiment.train, lab.cell.tokenizer
-  solutions = [Solution(p.id, tuple(words.encode(p.targets))) for p in lab.cell.problems[:lab.study.problems]]
+  solutions = [
+    Solution(p.id, tuple(words.encode(p.targets))) for p in lab.cell.problems[: lab.study.problems]
+  ]
   cfg = dataclasses.replace(cfg, steps=lab.study.early_steps) if early else cfg
   return lab.cell.by_likelihood("sft_early" if early else "sft", solutions, cfg, None, Cost())
 
 
-def _sampled(lab: Lab, policy: Policy, problems: Sequence[Example], n: int, temperature: float) -> dict[str, tuple[Sample, ...]]:
+def _sampled(
+  lab: Lab, policy: Policy, problems: Sequence[Example], n: int, temperature: float
+) -> dict[str, tuple[Sample, ...]]:
   """Problem id -> n samples."""
   engine = engine_of(lab.cell.experiment, lab.cell.tokenizer, policy.checkpoints, policy.identity)
   how = Sampling(max_tokens=lab.graph.length + 2, temperature=temperature)
-  requests = [Request(p.id, prompt_ids=tuple(lab.cell.tokenizer.encode(p.inputs)), sampling=how, n=n, seed=lab.cell.experiment.seed)
-              for p in problems]
+  requests = [
+    Request(
+      p.id,
+      prompt_ids=tuple(lab.cell.tokenizer.encode(p.inputs)),
+      sampling=how,
+      n=n,
+      seed=lab.cell.experiment.seed,
+    )
+    for p in problems
+  ]
   found = {result.id: result for result in engine.generate(requests)}
   if errors := [result for result in found.values() if result.error]:
     raise files.DataError(f"problem {errors[0].id!r} could not be sampled: {errors[0].error}")
@@ -123,14 +161,28 @@ def _sampled(lab: Lab, policy: Policy, problems: Sequence[Example], n: int, temp
 
 def _score(lab: Lab, policy: Policy) -> dict:
   """Greedy answers to test problems: whole paths, first nodes, and walks along an arm from the centre to its end, whichever arm."""
+
   def work(folder: pathlib.Path) -> dict:
     answers = _sampled(lab, policy, lab.test, 1, 0.0)
     texts = {p.id: (p, answers[p.id][0].text) for p in lab.test}
-    files.write_jsonl(folder / "responses.jsonl", ({"id": name, "question": p.question, "text": text} for name, (p, text) in texts.items()))
+    files.write_jsonl(
+      folder / "responses.jsonl",
+      ({"id": name, "question": p.question, "text": text} for name, (p, text) in texts.items()),
+    )
     right, error = metrics.mean([text == p.answer for p, text in texts.values()])
-    first, first_error = metrics.mean([text.split()[:1] == p.answer.split()[:1] for p, text in texts.values()])
-    walks = metrics.mean([_walks(p.question, text.split(), lab.graph.length) for p, text in texts.values()])[0]
-    return {"accuracy": right, "standard_error": error, "first": first, "first_standard_error": first_error, "walks": walks}
+    first, first_error = metrics.mean(
+      [text.split()[:1] == p.answer.split()[:1] for p, text in texts.values()]
+    )
+    walks = metrics.mean(
+      [_walks(p.question, text.split(), lab.graph.length) for p, text in texts.values()]
+    )[0]
+    return {
+      "accuracy": right,
+      "standard_error": error,
+      "first": first,
+      "first_standard_error": first_error,
+      "walks": walks,
+    }
 
   inputs = [policy.identity, files.value_hash([[p.id, p.answer] for p in lab.test])]
   return lab.cell.stage(f"evaluate_{policy.name}", inputs, work)
@@ -138,35 +190,70 @@ def _score(lab: Lab, policy: Policy) -> dict:
 
 def _walks(question: str, nodes: Sequence[str], length: int) -> bool:
   graph = star.parse(question)
-  return len(nodes) == length and set(itertools.pairwise([graph.centre, *nodes])) <= set(graph.edges)
+  return len(nodes) == length and set(itertools.pairwise([graph.centre, *nodes])) <= set(
+    graph.edges
+  )
 
 
 def _values(lab: Lab) -> dict:
   """Monte-Carlo values of the late SFT policy's traces beside the exact values of the shortcut, by number of steps in the prefix."""
   policy, study = _sft(lab, early=False), lab.study
-  problems = {p.id: p for p in lab.cell.problems[study.problems:][:study.valued]}
+  problems = {p.id: p for p in lab.cell.problems[study.problems :][: study.valued]}
   words = lab.cell.tokenizer
 
   def judge(name: str, given_ids: values.Ids, sample: Sample) -> Verdict:
     return _verdict(words.decode([*given_ids, *sample.ids]) == problems[name].answer)
 
   def work(folder: pathlib.Path) -> dict:
-    drawn = {name: samples[0] for name, samples in _sampled(lab, policy, list(problems.values()), 1, 1.0).items()}
-    traces = [values.TokenTrace(name, tuple(words.encode(problems[name].inputs)), tuple((i,) for i in sample.ids), sample.finish == "stop",
-                                int(sample.text == problems[name].answer) if sample.finish == "stop" else None)
-              for name, sample in drawn.items()]
+    drawn = {
+      name: samples[0]
+      for name, samples in _sampled(lab, policy, list(problems.values()), 1, 1.0).items()
+    }
+    traces = [
+      values.TokenTrace(
+        name,
+        tuple(words.encode(problems[name].inputs)),
+        tuple((i,) for i in sample.ids),
+        sample.finish == "stop",
+        int(sample.text == problems[name].answer) if sample.finish == "stop" else None,
+      )
+      for name, sample in drawn.items()
+    ]
     engine = engine_of(lab.cell.experiment, words, policy.checkpoints, policy.identity)
-    cfg = Values(rollouts=study.rollouts, block=study.rollouts, sampling=Sampling(max_tokens=lab.graph.length + 2, temperature=1.0))
-    rows = [row for of_trace in values.estimate(traces, engine.generate, judge, cfg).values for row in of_trace if row.n]
+    cfg = Values(
+      rollouts=study.rollouts,
+      block=study.rollouts,
+      sampling=Sampling(max_tokens=lab.graph.length + 2, temperature=1.0),
+    )
+    rows = [
+      row
+      for of_trace in values.estimate(traces, engine.generate, judge, cfg).values
+      for row in of_trace
+      if row.n
+    ]
     found: dict[int, list[tuple[float, float, bool]]] = {}
     for row in rows:
       p = problems[row.problem_id]
-      exact = star.exact_value(p.question, drawn[p.id].text.split()[:row.step], star.shortcut(p.question))
+      exact = star.exact_value(
+        p.question, drawn[p.id].text.split()[: row.step], star.shortcut(p.question)
+      )
       low, high = stats.wilson(row.c / row.n, row.n)
-      found.setdefault(row.step, []).append((row.c / row.n, exact, low - 1e-9 <= exact <= high + 1e-9))
-    means = {step: [math.fsum(column) / len(of_step) for column in zip(*of_step)] for step, of_step in found.items()}
-    return {str(step): {"prefixes": len(found[step]), "estimate": means[step][0], "exact": means[step][1], "covered": means[step][2]}
-            for step in sorted(found)}
+      found.setdefault(row.step, []).append(
+        (row.c / row.n, exact, low - 1e-9 <= exact <= high + 1e-9)
+      )
+    means = {
+      step: [math.fsum(column) / len(of_step) for column in zip(*of_step)]
+      for step, of_step in found.items()
+    }
+    return {
+      str(step): {
+        "prefixes": len(found[step]),
+        "estimate": means[step][0],
+        "exact": means[step][1],
+        "covered": means[step][2],
+      }
+      for step in sorted(found)
+    }
 
   return lab.cell.stage("values", [policy.identity, study.valued, study.rollouts], work)
 
@@ -182,10 +269,12 @@ def _attempt(job: Job, lab: Lab, attempt: schema.Attempt) -> dict:
   policy = _sft(lab, attempt.early)
   before = _score(lab, policy)
   for number in range(1, attempt.rounds + 1):
-    explored = lab.cell.problems[lab.study.problems:]
+    explored = lab.cell.problems[lab.study.problems :]
     sampled = _sampled(lab, policy, explored, lab.study.samples, attempt.temperature)
     samples = [_valued(lab, p, sampled[p.id]) for p in explored]
-    policy = _trained(lab, attempt.arm, f"{attempt.name}*{number}" if number > 1 else attempt.name, policy, samples)
+    policy = _trained(
+      lab, attempt.arm, f"{attempt.name}*{number}" if number > 1 else attempt.name, policy, samples
+    )
   return {**dataclasses.asdict(attempt), "before": before, "after": _score(lab, policy)}
 
 
@@ -194,11 +283,19 @@ def _valued(lab: Lab, problem: Example, sampled: Sequence[Sample]) -> Samples:
   words, follow = lab.cell.tokenizer, star.shortcut(problem.question)
   path, traces = problem.answer.split(), []
   for sample in sampled:
-    nodes, right, complete = sample.text.split(), sample.text == problem.answer, sample.finish == "stop"
+    nodes, right, complete = (
+      sample.text.split(),
+      sample.text == problem.answer,
+      sample.finish == "stop",
+    )
     q = [star.exact_value(problem.question, nodes[:i], follow) for i in range(len(nodes) + 1)]
     if complete:
       q[-1] = float(right)
-    rest = {i: (Sampled(_steps(words, path[i:]), _verdict(True), True),) for i in range(len(nodes)) if nodes[:i] == path[:i] != path}
+    rest = {
+      i: (Sampled(_steps(words, path[i:]), _verdict(True), True),)
+      for i in range(len(nodes))
+      if nodes[:i] == path[:i] != path
+    }
     traces.append(Sampled(_steps(words, nodes), _verdict(right), complete, tuple(q), rest))
   return Samples(problem.id, lab.cell.prompts[problem.id], tuple(traces))
 
@@ -213,28 +310,46 @@ def _trained(lab: Lab, arm: str, name: str, start: Policy, samples: list[Samples
   if on_trees:
     roots = signals.merged(cell, name, samples)
   elif arm == "weighted":
-    roots = signals.paired(cell, name, samples, dataclasses.replace(pairing, mode="random", weighted=True))
+    roots = signals.paired(
+      cell, name, samples, dataclasses.replace(pairing, mode="random", weighted=True)
+    )
   else:
     roots = signals.paired(cell, name, samples, dataclasses.replace(pairing, mode="branch"))
   loss: Any = arm if on_trees else "step_dpo"
   objective = dataclasses.replace(cell.experiment.objective, loss=loss)
-  return cell.by_preference(name, roots, objective, cell.study.preference, start, Cost(), splittable=on_trees)
+  return cell.by_preference(
+    name, roots, objective, cell.study.preference, start, Cost(), splittable=on_trees
+  )
 
 
 def _table(result: dict) -> str:
   shown = lambda share, error: f"{100 * share:.1f} ± {100 * error:.1f}"
   accuracy = lambda score: shown(score["accuracy"], score["standard_error"])
   first = lambda score: shown(score["first"], score["first_standard_error"])
-  lines = [f"{'SFT on':14} {'1 / d':>6} {'accuracy':>12} {'first node':>12} {'walks an arm':>13}   (percent)"]
+  lines = [
+    f"{'SFT on':14} {'1 / d':>6} {'accuracy':>12} {'first node':>12} {'walks an arm':>13}   (percent)"
+  ]
   for row in result["sft"]:
     graph = f"G({row['arms']}, {row['length']}, {row['labels']})"
-    lines.append(f"{graph:14} {100 / row['arms']:6.1f} {accuracy(row):>12} {first(row):>12} {100 * row['walks']:13.1f}")
-  lines += ["", "Monte-Carlo values of the late policy and the shortcut's exact ones, by steps in the prefix: estimate, exact, share of "
-            "prefixes whose 95 % interval holds the exact value"]
-  lines += [f"  {step}: {row['estimate']:.3f}  {row['exact']:.3f}  {100 * row['covered']:.1f} % of {row['prefixes']}"
-            for step, row in result["values"].items()]
-  lines += ["", f"{'attempt':24} {'before':>12} {'after':>12} {'first node':>12} {'walks an arm':>13}"]
+    lines.append(
+      f"{graph:14} {100 / row['arms']:6.1f} {accuracy(row):>12} {first(row):>12} {100 * row['walks']:13.1f}"
+    )
+  lines += [
+    "",
+    "Monte-Carlo values of the late policy and the shortcut's exact ones, by steps in the prefix: estimate, exact, share of "
+    "prefixes whose 95 % interval holds the exact value",
+  ]
+  lines += [
+    f"  {step}: {row['estimate']:.3f}  {row['exact']:.3f}  {100 * row['covered']:.1f} % of {row['prefixes']}"
+    for step, row in result["values"].items()
+  ]
+  lines += [
+    "",
+    f"{'attempt':24} {'before':>12} {'after':>12} {'first node':>12} {'walks an arm':>13}",
+  ]
   for row in result["attempts"]:
-    lines.append(f"{row['name']:24} {accuracy(row['before']):>12} {accuracy(row['after']):>12} {first(row['after']):>12} "
-                 f"{100 * row['after']['walks']:13.1f}")
+    lines.append(
+      f"{row['name']:24} {accuracy(row['before']):>12} {accuracy(row['after']):>12} {first(row['after']):>12} "
+      f"{100 * row['after']['walks']:13.1f}"
+    )
   return "\n".join(lines)

@@ -64,8 +64,27 @@ FROM_BASE = ("sft", "sft_long", "rft", "rft_many", "rft_equal", *PICKED)
 ON_POLICY = ("rft2", "rft2_equal", *PAIRED, *ON_TREES)
 ARMS = (*FROM_BASE, *ON_POLICY)
 # Every control of the arms that know the step.
-CONTROLS = ("rft", "rft_equal", "rft2", "rft2_equal", "chosen_only", "dpo", "rpo", "dpo_distant", "dpo_equal", "random_step", "last_step")
-CREDITED = ("step_dpo.paper", "step_dpo.branch", "step_dpo.step", "step_dpo.weighted", "awr", "filtered_sft")
+CONTROLS = (
+  "rft",
+  "rft_equal",
+  "rft2",
+  "rft2_equal",
+  "chosen_only",
+  "dpo",
+  "rpo",
+  "dpo_distant",
+  "dpo_equal",
+  "random_step",
+  "last_step",
+)
+CREDITED = (
+  "step_dpo.paper",
+  "step_dpo.branch",
+  "step_dpo.step",
+  "step_dpo.weighted",
+  "awr",
+  "filtered_sft",
+)
 
 Learn = Callable[[str, Setting], Policy]  # (name of the policy, settings) -> the trained policy
 Choose = Callable[[str, Learn], Policy]  # trains an arm with the settings that are chosen for it
@@ -141,7 +160,9 @@ class Arms:
     drawn, cost = self._samples_for(name, start)
     self.cell.check(drawn, start)
     if name in ("rft2", "rft2_equal"):
-      solutions = self._trained_on[self.cell.study.start] + self.cell.correct(name, drawn, self._kept(name, drawn))
+      solutions = self._trained_on[self.cell.study.start] + self.cell.correct(
+        name, drawn, self._kept(name, drawn)
+      )
       return self._by_likelihood(arm, solutions, self.cell.study.rft, start.cost + cost, start)
     return self.choose(arm, self._preference(name, arm, start, drawn, cost))
 
@@ -152,8 +173,12 @@ class Arms:
     drawn, cost = self._samples_for(name, before)
     called = f"{name}*{number}"
     if name.startswith("rft2"):
-      solutions = self._trained_on[earlier] + self.cell.correct(called, drawn, self._kept(name, drawn))
-      policy = self._by_likelihood(called, solutions, self.cell.study.rft, before.cost + cost, before)
+      solutions = self._trained_on[earlier] + self.cell.correct(
+        called, drawn, self._kept(name, drawn)
+      )
+      policy = self._by_likelihood(
+        called, solutions, self.cell.study.rft, before.cost + cost, before
+      )
     else:
       policy = self.choose(called, self._preference(name, called, before, drawn, cost))
     return policy._replace(notes=before.notes + policy.notes)
@@ -190,14 +215,30 @@ class Arms:
     times = (rft.cost.trained - sft.cost.trained) / max(sft.cost.trained, 1)
 
     def learn(called: str, setting: Setting) -> Policy:
-      longer = dataclasses.replace(setting, epochs=setting.epochs * times, steps=round(setting.steps * times))
-      return self.cell.by_likelihood(called, self.teacher(), longer.train(self.cell.experiment.train), None, Cost())
+      longer = dataclasses.replace(
+        setting, epochs=setting.epochs * times, steps=round(setting.steps * times)
+      )
+      return self.cell.by_likelihood(
+        called, self.teacher(), longer.train(self.cell.experiment.train), None, Cost()
+      )
 
     return self.choose("sft_long", learn)
 
-  def _by_likelihood(self, arm: str, solutions: list[Solution], cfg: schema.Train, cost: Cost, start: Policy | None = None) -> Policy:
+  def _by_likelihood(
+    self,
+    arm: str,
+    solutions: list[Solution],
+    cfg: schema.Train,
+    cost: Cost,
+    start: Policy | None = None,
+  ) -> Policy:
     self._trained_on[arm] = solutions
-    return self.choose(arm, lambda called, setting: self.cell.by_likelihood(called, solutions, setting.train(cfg), start, cost))
+    return self.choose(
+      arm,
+      lambda called, setting: self.cell.by_likelihood(
+        called, solutions, setting.train(cfg), start, cost
+      ),
+    )
 
   def _samples_for(self, name: str, policy: Policy) -> tuple[list[Drawn], Cost]:
     """What an arm learns from, sampled from a policy."""
@@ -220,7 +261,9 @@ class Arms:
     times = len(drawn) / (study.samples * len(self.cell.problems))
     return round(study.kept * times)
 
-  def _preference(self, name: str, called: str, start: Policy, drawn: list[Drawn], cost: Cost) -> Learn:
+  def _preference(
+    self, name: str, called: str, start: Policy, drawn: list[Drawn], cost: Cost
+  ) -> Learn:
     """Values where the arm needs them, then pairs or trees; training goes on from `start`."""
     cell = self.cell
     cost = start.cost + cost
@@ -234,7 +277,9 @@ class Arms:
     if paired is None:
       roots = signals.merged(cell, called, samples)
     else:
-      pairing = dataclasses.replace(cell.study.pairs, mode=paired.mode, pit=paired.pit, weighted=paired.weighted)
+      pairing = dataclasses.replace(
+        cell.study.pairs, mode=paired.mode, pit=paired.pit, weighted=paired.weighted
+      )
       roots = signals.paired(cell, called, samples, pairing)
       if paired.chosen_only:
         roots = [trees.chosen_alone(root) for root in roots]

@@ -44,7 +44,9 @@ def tuned(job: Job, tokenizer, arms: Sequence[str]) -> dict[str, Tuned]:
 
 def _all(job: Job, tokenizer, wanted, begin) -> dict[str, Tuned]:
   study = job.experiment.study
-  cell = open_cell(job._replace(workdir=job.workdir / "tune"), tokenizer, study.tune.problems, study.tune.seed)
+  cell = open_cell(
+    job._replace(workdir=job.workdir / "tune"), tokenizer, study.tune.problems, study.tune.seed
+  )
   problems = splits.development(job.experiment, study.tune.dev_problems)
   chooser = _Chooser(cell, problems, wanted, begin)
   arms = Arms(cell, chooser.choose)
@@ -89,15 +91,22 @@ class _Chooser:
     self.trials[arm] = trials
     self.found[arm] = Tuned(best.setting, best.accuracy, len(trials), edges, flops)
     note = f" (at the edge of the grid: {', '.join(edges)})" if edges else ""
-    progress.say(f"tuned {arm:18} {best.setting}: {100 * best.accuracy:.1f} % of the development problems{note}")
+    progress.say(
+      f"tuned {arm:18} {best.setting}: {100 * best.accuracy:.1f} % of the development problems{note}"
+    )
     return best.policy
 
   def provenance(self, job: Job) -> dict:
     """What the settings were chosen by."""
     return {
-      "config": job.experiment.name, "cell": self.cell.folder.name, "tune": dataclasses.asdict(self.cell.study.tune),
-      "start": self.cell.study.start, "world": files.value_hash(str(job.experiment.world)),
-      "base": self.cell.base_identity, "rule": "best mean accuracy on development problems, first of the grid of equal ones"}
+      "config": job.experiment.name,
+      "cell": self.cell.folder.name,
+      "tune": dataclasses.asdict(self.cell.study.tune),
+      "start": self.cell.study.start,
+      "world": files.value_hash(str(job.experiment.world)),
+      "base": self.cell.base_identity,
+      "rule": "best mean accuracy on development problems, first of the grid of equal ones",
+    }
 
 
 def _write_table(job: Job, trials: dict[str, list[_Trial]]) -> None:
@@ -108,6 +117,8 @@ def _write_table(job: Job, trials: dict[str, list[_Trial]]) -> None:
     for trial in of_arm:
       how = trial.setting
       mark = " <- chosen" if trial is best else ""
-      rows.append(f"{arm:18}  {how.learning_rate:<7g}  {how.epochs:<6g}  {how.beta:<5g}  {how.nll:<6g}  {100 * trial.accuracy:5.1f}{mark}")
+      rows.append(
+        f"{arm:18}  {how.learning_rate:<7g}  {how.epochs:<6g}  {how.beta:<5g}  {how.nll:<6g}  {100 * trial.accuracy:5.1f}{mark}"
+      )
   with files.replacing(job.workdir / "tune" / "table.txt") as f:
     f.write("\n".join(rows) + "\n")

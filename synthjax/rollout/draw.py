@@ -27,7 +27,11 @@ class Drawn(Record):
 
   def reward(self) -> int | None:
     """As `pairs.Sampled.reward`: no answer is a wrong one."""
-    return self.verdict.reward if self.verdict.value != "undecided" or self.verdict.reason == "no-answer" else None
+    return (
+      self.verdict.reward
+      if self.verdict.value != "undecided" or self.verdict.reason == "no-answer"
+      else None
+    )
 
 
 class Judge:
@@ -57,22 +61,40 @@ class Splitting:
   limit: int = 32  # most steps
 
 
-def draw(problems: Sequence[Example], generate: Generate, judge: Judge, how: Sampling, n: int, seed: int,
-         splitting: Splitting) -> Iterator[Drawn]:
+def draw(
+  problems: Sequence[Example],
+  generate: Generate,
+  judge: Judge,
+  how: Sampling,
+  n: int,
+  seed: int,
+  splitting: Splitting,
+) -> Iterator[Drawn]:
   """`n` traces of every problem, problem by problem as they are finished.
 
   Raises:
     DataError: the engine refused a problem.
   """
   tokenizer, by_id = judge.tokenizer, {problem.id: problem for problem in problems}
-  requests = [Request(p.id, prompt_ids=tuple(tokenizer.encode(p.inputs)), sampling=how, n=n, seed=seed) for p in problems]
+  requests = [
+    Request(p.id, prompt_ids=tuple(tokenizer.encode(p.inputs)), sampling=how, n=n, seed=seed)
+    for p in problems
+  ]
   for result in generate(requests):
     if result.error:
-      raise files.DataError(f"problem {result.id!r} could not be sampled: {result.error}; leave it out, or make room for it")
+      raise files.DataError(
+        f"problem {result.id!r} could not be sampled: {result.error}; leave it out, or make room for it"
+      )
     for sample in result.samples:
       spans = steps.spans(sample.text, splitting.rule, splitting.limit)
       pieces = tuple(tuple(step) for step in steps.token_spans(sample.ids, spans, tokenizer))
-      yield Drawn(by_id[result.id].id, sample.text, pieces, judge(result.id, (), sample), sample.finish == "stop")
+      yield Drawn(
+        by_id[result.id].id,
+        sample.text,
+        pieces,
+        judge(result.id, (), sample),
+        sample.finish == "stop",
+      )
 
 
 def right(drawn: Sequence[Drawn], most: int) -> list[Drawn]:
@@ -94,6 +116,8 @@ def to_value(drawn: Sequence[Drawn], most_wrong: int, right_too: bool) -> list[D
   for d in drawn:
     reward = d.reward()
     wrong[d.problem_id] += reward == 0
-    if d.steps and ((reward == 0 and wrong[d.problem_id] <= most_wrong) or (reward == 1 and right_too)):
+    if d.steps and (
+      (reward == 0 and wrong[d.problem_id] <= most_wrong) or (reward == 1 and right_too)
+    ):
       wanted.append(d)
   return wanted

@@ -82,9 +82,14 @@ class Counts:
 
   def line(self) -> str:
     """As a person reads it."""
-    occupied, reused = 100 * self.used / max(self.offered, 1), 100 * (1 - self.prefilled / max(self.prompt_tokens, 1))
-    return (f"{self.samples:,} samples, {self.tokens:,} tokens, {self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s; "
-            f"slots {occupied:.1f} % occupied; {reused:.1f} % of the prompts' tokens reused; {self.compilations} compilations")
+    occupied, reused = (
+      100 * self.used / max(self.offered, 1),
+      100 * (1 - self.prefilled / max(self.prompt_tokens, 1)),
+    )
+    return (
+      f"{self.samples:,} samples, {self.tokens:,} tokens, {self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s; "
+      f"slots {occupied:.1f} % occupied; {reused:.1f} % of the prompts' tokens reused; {self.compilations} compilations"
+    )
 
 
 class JaxEngine:
@@ -106,13 +111,23 @@ class JaxEngine:
 
   page: type[Page] = Page  # how prompts are laid out
 
-  def __init__(self, model: Transformer, params: Params, tokenizer: Tokenizer, shape: Shape | None = None, mesh: schema.Mesh | None = None,
-               slots: int = 128, fair: bool = False):
+  def __init__(
+    self,
+    model: Transformer,
+    params: Params,
+    tokenizer: Tokenizer,
+    shape: Shape | None = None,
+    mesh: schema.Mesh | None = None,
+    slots: int = 128,
+    fair: bool = False,
+  ):
     if fair and shape is None:
       raise ValueError("a fair engine needs a shape: turns follow from its blocks")
     if model.cfg.vocab_size < tokenizer.size:
-      raise ConfigError(f"the model has {model.cfg.vocab_size} ids, the tokenizer {tokenizer.size}; "
-                       "use the tokenizer that it was trained with")
+      raise ConfigError(
+        f"the model has {model.cfg.vocab_size} ids, the tokenizer {tokenizer.size}; "
+        "use the tokenizer that it was trained with"
+      )
     self.model, self.tokenizer, self.slots, self.counts = model, tokenizer, slots, Counts()
     self.fingerprint = ""
     self._layout = make_layout(mesh or schema.Mesh(), jax.local_devices())
@@ -139,7 +154,9 @@ class JaxEngine:
   def load(self, params: Params, fingerprint: str = "") -> None:
     """Takes over new weights of the same model: nothing is compiled again. Nothing may be in flight."""
     if self.busy:
-      raise RuntimeError("new weights while requests are in flight; wait until the engine is not busy")
+      raise RuntimeError(
+        "new weights while requests are in flight; wait until the engine is not busy"
+      )
     self._params = _place(self.model, params, self._layout)
     self.fingerprint = fingerprint
 
@@ -155,7 +172,7 @@ class JaxEngine:
     requests = list(requests)
     with progress.bar("sample", len(requests), "requests") as advance:
       for start in range(0, len(requests), _WINDOW):
-        for result in self._window(requests[start:start + _WINDOW]):
+        for result in self._window(requests[start : start + _WINDOW]):
           yield result
           advance(1)
     if requests:
@@ -189,7 +206,10 @@ class JaxEngine:
     """Queues a request. Raises RequestError naming what is wrong with it."""
     prompt = self._check(request)
     asked = self._asked[request.id] = _Asked(request, prompt)
-    self._needed = max(self._needed[0], len(prompt)), max(self._needed[1], request.sampling.max_tokens)
+    self._needed = (
+      max(self._needed[0], len(prompt)),
+      max(self._needed[1], request.sampling.max_tokens),
+    )
     self._new += [_Sequence(asked, number, number < self._first) for number in range(request.n)]
 
   def _check(self, request: Request) -> tuple[int, ...]:
@@ -207,9 +227,16 @@ class JaxEngine:
       raise RequestError("prompt is empty; expected at least one token")
     for name, ids in (("prompt_ids", prompt), ("stop_ids", request.sampling.stop_ids)):
       if ids and not 0 <= min(ids) <= max(ids) < self.tokenizer.size:
-        raise RequestError(f"{name} span {min(ids)} to {max(ids)}; expected ids from 0 to {self.tokenizer.size - 1}")
-    longest = (self._fixed.page_length, self._fixed.max_tokens) if self._fixed else (_LONGEST, _LONGEST)
-    for name, found, limit in (("prompt", len(prompt), longest[0]), ("max_tokens", request.sampling.max_tokens, longest[1])):
+        raise RequestError(
+          f"{name} span {min(ids)} to {max(ids)}; expected ids from 0 to {self.tokenizer.size - 1}"
+        )
+    longest = (
+      (self._fixed.page_length, self._fixed.max_tokens) if self._fixed else (_LONGEST, _LONGEST)
+    )
+    for name, found, limit in (
+      ("prompt", len(prompt), longest[0]),
+      ("max_tokens", request.sampling.max_tokens, longest[1]),
+    ):
       if found > limit:
         raise RequestError(f"{name} is {found} tokens long; this engine has room for {limit}")
     return prompt
@@ -247,7 +274,12 @@ class JaxEngine:
     self._collect()
     if self._cancelled:
       self._forget()
-    finished = [result for flying in self._flying for sequence in list(flying.values()) for result in self._look(sequence)]
+    finished = [
+      result
+      for flying in self._flying
+      for sequence in list(flying.values())
+      for result in self._look(sequence)
+    ]
     self._waiting.extend(self._new)
     self._new = []
     if self._asked:
@@ -259,22 +291,39 @@ class JaxEngine:
 
   def _fit(self) -> bool:
     """Whether all that waits has room. The shape grows where it has not, once nothing is in flight."""
-    if self._shape and self._needed[0] <= self._shape.page_length and self._needed[1] <= self._shape.max_tokens:
+    if (
+      self._shape
+      and self._needed[0] <= self._shape.page_length
+      and self._needed[1] <= self._shape.max_tokens
+    ):
       return True
     if any(self._flying) or any(self._queues):
       return False
     mesh = self._layout.mesh.shape
-    self._reshape(batch_shape([s.asked.prompt for s in self._waiting], self._needed, self.slots, mesh["replica"] * mesh["fsdp"]))
+    self._reshape(
+      batch_shape(
+        [s.asked.prompt for s in self._waiting],
+        self._needed,
+        self.slots,
+        mesh["replica"] * mesh["fsdp"],
+      )
+    )
     return True
 
   def _reshape(self, shape: Shape) -> None:
     self._shape = shape
     mesh = self._layout.mesh
     misses = slots.functions.cache_info().misses
-    self._functions = slots.functions(self.model, shape, mesh, self.tokenizer.size, self.tokenizer.eos_id)
+    self._functions = slots.functions(
+      self.model, shape, mesh, self.tokenizer.size, self.tokenizer.eos_id
+    )
     self.counts.compilations += 2 * (slots.functions.cache_info().misses - misses)
     self._state = self._functions.empty()
-    self._rooms = [_Room(block, page * shape.page_length) for page in range(shape.pages) for block in range(shape.blocks)]
+    self._rooms = [
+      _Room(block, page * shape.page_length)
+      for page in range(shape.pages)
+      for block in range(shape.blocks)
+    ]
     self._queues = [collections.deque() for _ in range(shape.blocks)]
     self._flying = [{} for _ in range(shape.blocks)]
     self._killed_BR = np.zeros((shape.blocks, shape.rows), bool)
@@ -284,13 +333,17 @@ class JaxEngine:
     """Fills free pages with the prompts that wait."""
     shape = self._shape
     blocks_of_device = shape.blocks // self._functions.devices
-    most = -(-len(self._waiting) // len(self._rooms))  # sequences of a page: the last ones are spread over the blocks
+    most = -(
+      -len(self._waiting) // len(self._rooms)
+    )  # sequences of a page: the last ones are spread over the blocks
     if self._most:
       most = min(most, self._most)
     while self._waiting:
       made: list[list[tuple[Page, _Room]]] = [[] for _ in range(self._functions.devices)]
       per_device = max(1, 512 // shape.page_length)
-      rooms = sorted((room for room in self._rooms if room.left == 0), key=lambda room: self._load(room.block))
+      rooms = sorted(
+        (room for room in self._rooms if room.left == 0), key=lambda room: self._load(room.block)
+      )
       for room in rooms:
         device = made[room.block // blocks_of_device]
         if self._waiting and len(device) < per_device:
@@ -300,14 +353,23 @@ class JaxEngine:
       if not any(made):
         return
       P = per_device * len(made)
-      tokens_PT, positions_PT, until_PT = (np.zeros((P, shape.page_length), np.int32) for _ in range(3))
+      tokens_PT, positions_PT, until_PT = (
+        np.zeros((P, shape.page_length), np.int32) for _ in range(3)
+      )
       places_P2, real_P = np.zeros((P, 2), np.int32), np.zeros(P, bool)
       until_PT[:] = np.arange(1, shape.page_length + 1)
       for number, pages in enumerate(made):
         for i, (page, room) in enumerate(pages, number * per_device):
-          tokens_PT[i], positions_PT[i], until_PT[i], real_P[i] = page.tokens_T, page.positions_T, page.until_T, True
+          tokens_PT[i], positions_PT[i], until_PT[i], real_P[i] = (
+            page.tokens_T,
+            page.positions_T,
+            page.until_T,
+            True,
+          )
           places_P2[i] = room.block % blocks_of_device, room.start
-      self._state = self._functions.admit(self._params, self._state, tokens_PT, positions_PT, until_PT, places_P2, real_P)
+      self._state = self._functions.admit(
+        self._params, self._state, tokens_PT, positions_PT, until_PT, places_P2, real_P
+      )
 
   def _load(self, block: int) -> int:
     return len(self._queues[block]) + len(self._flying[block])
@@ -357,7 +419,9 @@ class JaxEngine:
     end, row, max_tokens, top_k = integers
     temperature, top_p, min_p = reals
     new: Any = Sequences(end, row, max_tokens, key_BQ2, Filters(temperature, top_k, top_p, min_p))  # type: ignore[arg-type]
-    self._state, results, taken_B = self._functions.decode(self._params, self._state, new, waiting_B, self._killed_BR)
+    self._state, results, taken_B = self._functions.decode(
+      self._params, self._state, new, waiting_B, self._killed_BR
+    )
     self._killed_BR = np.zeros_like(self._killed_BR)
     self._dispatched = results, taken_B, self._state.time, self._state.used
 
@@ -395,11 +459,17 @@ class JaxEngine:
     if asked.left:
       return []
     del self._asked[asked.request.id]
-    return [Result(asked.request.id, tuple(s for s in asked.samples if s), prompt_tokens=len(asked.prompt))]
+    return [
+      Result(
+        asked.request.id, tuple(s for s in asked.samples if s), prompt_tokens=len(asked.prompt)
+      )
+    ]
 
   def _ids(self, sequence: _Sequence) -> list[int]:
     block = sequence.room.block
-    return self._results.tokens_BRC[block, sequence.row, :self._results.length_BR[block, sequence.row]].tolist()
+    return self._results.tokens_BRC[
+      block, sequence.row, : self._results.length_BR[block, sequence.row]
+    ].tolist()
 
   def _sample(self, sequence: _Sequence, drawn: list[int], over: bool) -> tuple[Sample, bool]:
     """(the sample as far as it has come, whether a stop text or id ends it)."""
@@ -409,11 +479,17 @@ class JaxEngine:
     text, stopped = self.tokenizer.decode(drawn[:count]), bool(ends)
     if any(mark in text for mark in how.stop):
       # The fewest tokens whose text holds a stop text: whenever the host looks, the sample is the same.
-      count = logged = next(n for n in range(1, count + 1) if any(mark in self.tokenizer.decode(drawn[:n]) for mark in how.stop))
+      count = logged = next(
+        n
+        for n in range(1, count + 1)
+        if any(mark in self.tokenizer.decode(drawn[:n]) for mark in how.stop)
+      )
       text, stopped = self.tokenizer.decode(drawn[:count]), True
-      text = text[:min(text.find(mark) for mark in how.stop if mark in text)]
+      text = text[: min(text.find(mark) for mark in how.stop if mark in text)]
     log_probs = self._results.log_probs_BRC[sequence.room.block, sequence.row, :logged].tolist()
-    return Sample(text, tuple(drawn[:count]), tuple(log_probs), "stop" if stopped or not over else "length"), stopped
+    return Sample(
+      text, tuple(drawn[:count]), tuple(log_probs), "stop" if stopped or not over else "length"
+    ), stopped
 
   def _free(self, sequence: _Sequence, running: bool) -> None:
     """Gives back a sequence's row, and its slot where it is still running."""
@@ -436,4 +512,8 @@ def _unstacked(model: Transformer):
 def _key(sequence: _Sequence) -> tuple[int, int]:
   """Of a sample's random numbers: from its seed, its prompt and its number alone."""
   seed = sequence.asked.request.seed
-  return zlib.crc32(np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, *sequence.asked.prompt], np.uint32).tobytes()), sequence.number
+  return zlib.crc32(
+    np.array(
+      [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, *sequence.asked.prompt], np.uint32
+    ).tobytes()
+  ), sequence.number

@@ -62,11 +62,15 @@ def generate(engine: Engine, requests: Iterable[Request], path: files.Path) -> I
         yield dataclasses.replace(result, id=request.id)
     journal.sync()
   if failed:
-    progress.say(f"{path}: {failed:,} of {len(key_of):,} different requests ended with an error; they are asked again at the next run")
+    progress.say(
+      f"{path}: {failed:,} of {len(key_of):,} different requests ended with an error; they are asked again at the next run"
+    )
   if waiting:
     first = next(iter(waiting.values()))[0]
-    raise UnansweredError(f"{engine.fingerprint} ended without an answer to {len(waiting):,} requests, the first of them {first.id!r}; "
-                          f"what it answered is in {path}")
+    raise UnansweredError(
+      f"{engine.fingerprint} ended without an answer to {len(waiting):,} requests, the first of them {first.id!r}; "
+      f"what it answered is in {path}"
+    )
 
 
 def together(engine: Engine, requests: Iterable[Request], path: files.Path) -> Iterator[Result]:
@@ -83,11 +87,18 @@ def together(engine: Engine, requests: Iterable[Request], path: files.Path) -> I
   journals = [path.with_suffix(f".{k}{path.suffix}") for k in range(processes)]
   waiting = _by_key(requests)
   mine = [same[0] for number, same in enumerate(waiting.values()) if number % processes == process]
-  files.write_jsonl(_errors(journals[process]), (result.to_json() for result in generate(engine, mine, journals[process]) if result.error))
+  files.write_jsonl(
+    _errors(journals[process]),
+    (result.to_json() for result in generate(engine, mine, journals[process]) if result.error),
+  )
   multihost.meet(f"{path} sampled")
   key_of = {same[0].id: key for key, same in waiting.items()}
   for journal in journals:
-    answered = ((row.key, row.result) for row in records.read(Row, journal) if row.engine == engine.fingerprint)
+    answered = (
+      (row.key, row.result)
+      for row in records.read(Row, journal)
+      if row.engine == engine.fingerprint
+    )
     refused = ((key_of[result.id], result) for result in records.read(Result, _errors(journal)))
     for key, result in itertools.chain(answered, refused):
       for request in waiting.pop(key, ()):
@@ -104,13 +115,17 @@ def _by_key(requests: Iterable[Request]) -> dict[str, list[Request]]:
   groups, ids = collections.defaultdict(list), set()
   for request in requests:
     if request.id in ids:
-      raise files.DataError(f"two requests have the id {request.id!r}; an id is unique within a job")
+      raise files.DataError(
+        f"two requests have the id {request.id!r}; an id is unique within a job"
+      )
     ids.add(request.id)
     groups[request.key()].append(request)
   return dict(groups)
 
 
-def _journalled(journal: files.Journal, fingerprint: str, waiting: dict[str, list[Request]]) -> Iterator[Result]:
+def _journalled(
+  journal: files.Journal, fingerprint: str, waiting: dict[str, list[Request]]
+) -> Iterator[Result]:
   """Results of earlier runs; takes out of `waiting` what they answer, and says what else the journal holds under the same ids."""
   key_of = {request.id: key for key, same in waiting.items() for request in same}
   changed, other_policy = set[str](), set[str]()
@@ -124,6 +139,10 @@ def _journalled(journal: files.Journal, fingerprint: str, waiting: dict[str, lis
       changed.add(row.id)
   left = {request.id for same in waiting.values() for request in same}
   if again := changed & left:
-    progress.say(f"{journal.path}: {len(again):,} requests have changed since they were answered; they are sampled again")
+    progress.say(
+      f"{journal.path}: {len(again):,} requests have changed since they were answered; they are sampled again"
+    )
   if again := other_policy & left - changed:
-    progress.say(f"{journal.path}: {len(again):,} requests were answered by another policy than {fingerprint}; they are sampled again")
+    progress.say(
+      f"{journal.path}: {len(again):,} requests were answered by another policy than {fingerprint}; they are sampled again"
+    )

@@ -29,6 +29,9 @@ class Pairing(Checked):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    self.require(not self.weighted or self.mode not in ("branch", "step"), "mode",
-                 "paper, random or distant where steps are weighted: "
-                 "the continuations of branch and step have no step values")
+    self.require(
+      not self.weighted or self.mode not in ("branch", "step"),
+      "mode",
+      "paper, random or distant where steps are weighted: "
+      "the continuations of branch and step have no step values",
+    )

@@ -36,21 +36,33 @@ class Sampled:
   steps: tuple[Ids, ...]  # ids, without end-of-text
   verdict: Verdict
   complete: bool  # the policy ended it
-  q: tuple[float | None, ...] = ()  # q_0..q_L: of the bare problem and after each of the L steps; None where not known, () where none is
+  q: tuple[
+    float | None, ...
+  ] = ()  # q_0..q_L: of the bare problem and after each of the L steps; None where not known, () where none is
   # Samples from its prefixes, by the number of steps in the prefix; the right ones may be chosen against its pit.
   continuations: Mapping[int, Sequence["Sampled"]] = dataclasses.field(default_factory=dict)
-  counts: tuple[Evidence | None, ...] = ()  # what each q was estimated from; None, or () for all, where it is known exactly
+  counts: tuple[
+    Evidence | None, ...
+  ] = ()  # what each q was estimated from; None, or () for all, where it is known exactly
 
   def __post_init__(self):
     if self.q and len(self.q) != len(self.steps) + 1:
-      raise files.DataError(f"a trace of {len(self.steps)} steps has {len(self.q)} values q; expected {len(self.steps) + 1}: that of the "
-                            "bare problem and one after each step")
+      raise files.DataError(
+        f"a trace of {len(self.steps)} steps has {len(self.q)} values q; expected {len(self.steps) + 1}: that of the "
+        "bare problem and one after each step"
+      )
     if self.counts and len(self.counts) != len(self.q):
-      raise files.DataError(f"a trace of {len(self.q)} values q has {len(self.counts)} counts of rollouts; expected one for each, or none")
+      raise files.DataError(
+        f"a trace of {len(self.q)} values q has {len(self.counts)} counts of rollouts; expected one for each, or none"
+      )
 
   def reward(self) -> int | None:
     """1 for a right trace, 0 for a wrong one or one without an answer (as in step values), None for another that is undecided."""
-    return self.verdict.reward if self.verdict.value != "undecided" or self.verdict.reason == "no-answer" else None
+    return (
+      self.verdict.reward
+      if self.verdict.value != "undecided" or self.verdict.reason == "no-answer"
+      else None
+    )
 
   def advantages(self) -> list[float] | None:
     """q_i - q_(i-1) of every step; None where a value is not known."""
@@ -76,7 +88,9 @@ class Built(NamedTuple):
 def build(samples: Iterable[Samples], cfg: Pairing, tokenizer: Tokenizer) -> Built:
   """Pairs of every problem, in order; those of a problem depend on its samples and the config alone."""
   pairs: list[Pair] = []
-  counts: dict[str, collections.Counter] = {name: collections.Counter() for name in ("problems", "traces", "pits", "dropped")}
+  counts: dict[str, collections.Counter] = {
+    name: collections.Counter() for name in ("problems", "traces", "pits", "dropped")
+  }
   for of_problem in samples:
     for trace in of_problem.traces:
       counts["traces"][_KINDS[trace.reward()]] += 1
@@ -84,7 +98,9 @@ def build(samples: Iterable[Samples], cfg: Pairing, tokenizer: Tokenizer) -> Bui
     found = list(_select(of_problem, candidates, cfg, tokenizer, counts["dropped"]))
     counts["problems"]["with pairs" if found else "without pairs"] += 1
     pairs += found
-  plain = {name: {str(key): counter[key] for key in sorted(counter)} for name, counter in counts.items()}
+  plain = {
+    name: {str(key): counter[key] for key in sorted(counter)} for name, counter in counts.items()
+  }
   return Built(pairs, {"mode": cfg.mode, "pairs": len(pairs), **plain})
 
 
@@ -100,7 +116,10 @@ def edit_distance(one: Sequence[int], other: Sequence[int]) -> int:
   for token in other:
     equal = places.get(token, 0)
     diagonal = (((equal & rises) + rises) ^ rises) | equal
-    right, left = falls | (every & ~(diagonal | rises)), rises & diagonal  # between a cell and the one before it: +1, -1
+    right, left = (
+      falls | (every & ~(diagonal | rises)),
+      rises & diagonal,
+    )  # between a cell and the one before it: +1, -1
     distance += bool(right & last) - bool(left & last)
     right, left = (right << 1 | 1) & every, left << 1 & every
     rises, falls = left | (every & ~(equal | falls | right)), right & (equal | falls)
@@ -119,9 +138,13 @@ def tree(prompt_ids: Sequence[int], traces: Sequence[Sampled], eos_id: int) -> N
   for number, trace in enumerate(traces):
     advantages = trace.advantages()
     if advantages is None:
-      raise files.DataError(f"trace {number}: the value of a prefix is not known; advantage-weighted RL needs all, from the full schedule")
+      raise files.DataError(
+        f"trace {number}: the value of a prefix is not known; advantage-weighted RL needs all, from the full schedule"
+      )
     branches = first
-    for step, advantage in zip(_ended(trace.steps, trace.complete, eos_id), advantages, strict=True):
+    for step, advantage in zip(
+      _ended(trace.steps, trace.complete, eos_id), advantages, strict=True
+    ):
       branch = branches.setdefault(step, _Branch([], {}))
       branch.advantages.append(advantage)
       branches = branch.children
@@ -138,7 +161,9 @@ _Branches = dict[Ids, _Branch]
 
 def _nodes(first: _Branches) -> tuple[Node, ...]:
   """The branches as nodes. Without recursion: a trace may have more steps than Python has frames."""
-  listed: list[tuple[Ids, _Branch, int]] = []  # the last is the place of the branch above, which comes first
+  listed: list[
+    tuple[Ids, _Branch, int]
+  ] = []  # the last is the place of the branch above, which comes first
   waiting = [(step, branch, -1) for step, branch in first.items()]
   while waiting:
     step, branch, above = waiting.pop()
@@ -183,13 +208,23 @@ def _candidates(samples: Samples, cfg: Pairing, eos_id: int, counts) -> Iterator
     if cfg.mode not in ("random", "distant"):
       pit = first_pit(trace.q, cfg.guards, trace.counts)
       if pit is None:
-        counts["dropped"]["trace: no pit within the guards" if any(q is not None for q in trace.q) else "trace: no step values"] += 1
+        counts["dropped"][
+          "trace: no pit within the guards"
+          if any(q is not None for q in trace.q)
+          else "trace: no step values"
+        ] += 1
         continue
       pit = _at(pit, len(trace.steps), number, samples.problem_id, cfg)
       counts["pits"][pit] += 1
-      better = [other for other in trace.continuations.get(pit - 1, ()) if other.reward() == 1] if at_pit else right
+      better = (
+        [other for other in trace.continuations.get(pit - 1, ()) if other.reward() == 1]
+        if at_pit
+        else right
+      )
     if not better:
-      counts["dropped"]["trace: no right continuation" if at_pit else "trace: no right trace of its problem"] += 1
+      counts["dropped"][
+        "trace: no right continuation" if at_pit else "trace: no right trace of its problem"
+      ] += 1
     first = pit - 1 if pit and at_pit else 0
     rejected = _side(trace, first, pit, None if pit else eos_id)
     for other in better:
@@ -200,7 +235,11 @@ def _candidates(samples: Samples, cfg: Pairing, eos_id: int, counts) -> Iterator
 def _at(pit: int, steps: int, trace: int, problem_id: str, cfg: Pairing) -> int:
   """The step that stands where the pit does: the pit itself, or for ablations any step of the trace, or its last one."""
   if cfg.pit == "random":
-    return 1 + int(np.random.default_rng([cfg.seed, int(files.value_hash(problem_id)[:16], 16), trace]).integers(steps))
+    return 1 + int(
+      np.random.default_rng([cfg.seed, int(files.value_hash(problem_id)[:16], 16), trace]).integers(
+        steps
+      )
+    )
   return steps if cfg.pit == "last" else pit
 
 
@@ -215,7 +254,9 @@ def _ended(steps: tuple[Ids, ...], complete: bool, eos_id: int | None) -> tuple[
   return (*steps[:-1], (*steps[-1], eos_id)) if complete and steps and eos_id is not None else steps
 
 
-def _select(samples: Samples, candidates: Sequence[_Candidate], cfg: Pairing, tokenizer: Tokenizer, dropped) -> Iterator[Pair]:
+def _select(
+  samples: Samples, candidates: Sequence[_Candidate], cfg: Pairing, tokenizer: Tokenizer, dropped
+) -> Iterator[Pair]:
   """Candidates in random order, or the most distant first, as far as the caps go; those that teach nothing are left out and counted."""
   random = np.random.default_rng([cfg.seed, int(files.value_hash(samples.problem_id)[:16], 16)])
   order = [candidates[i] for i in random.permutation(len(candidates))]
@@ -259,19 +300,40 @@ def _pair(samples: Samples, candidate: _Candidate, cfg: Pairing, tokenizer: Toke
   prefix_ids = [*samples.prompt_ids, *(token for step in before for token in step)]
   prefix = tokenizer.decode(prefix_ids)
   # Decoded with what stands before, so that prefix and side together are the text; end-of-text is no text.
-  text = lambda side: tokenizer.decode([*prefix_ids, *side.ids()[:len(side.ids()) - side.complete]])[len(prefix):]
-  metadata = {"prefix_ids": prefix_ids, "chosen_steps": list(map(list, chosen.steps)), "rejected_steps": list(map(list, rejected.steps)),
-              "trace": candidate.trace, **({"pit": pit} if pit else {})}
+  text = lambda side: tokenizer.decode(
+    [*prefix_ids, *side.ids()[: len(side.ids()) - side.complete]]
+  )[len(prefix) :]
+  metadata = {
+    "prefix_ids": prefix_ids,
+    "chosen_steps": list(map(list, chosen.steps)),
+    "rejected_steps": list(map(list, rejected.steps)),
+    "trace": candidate.trace,
+    **({"pit": pit} if pit else {}),
+  }
   if chosen.advantages is not None and rejected.advantages is not None:
     metadata |= {"chosen_advantages": chosen.advantages, "rejected_advantages": rejected.advantages}
   if cfg.weighted:
     metadata |= _weights(chosen.advantages, rejected.advantages, cfg.normalise)
-  return Pair(samples.problem_id, prefix, text(chosen), text(rejected), cfg.mode, chosen.complete, rejected.complete, metadata)
+  return Pair(
+    samples.problem_id,
+    prefix,
+    text(chosen),
+    text(rejected),
+    cfg.mode,
+    chosen.complete,
+    rejected.complete,
+    metadata,
+  )
 
 
-def _weights(chosen: list[float] | None, rejected: list[float] | None, normalise: bool) -> dict[str, list[float]]:
+def _weights(
+  chosen: list[float] | None, rejected: list[float] | None, normalise: bool
+) -> dict[str, list[float]]:
   """|advantage| of the steps of both sides; empty where some are not known or all are 0."""
   if chosen is None or rejected is None or not any([*chosen, *rejected]):
     return {}
   mean = statistics.fmean(map(abs, [*chosen, *rejected])) if normalise else 1.0
-  return {"chosen_weights": [abs(a) / mean for a in chosen], "rejected_weights": [abs(a) / mean for a in rejected]}
+  return {
+    "chosen_weights": [abs(a) / mean for a in chosen],
+    "rejected_weights": [abs(a) / mean for a in rejected],
+  }

@@ -47,7 +47,9 @@ def bounds(dtype: jax.typing.DTypeLike) -> Bounds:
   return Bounds(name, largest=1.0, mean=0.03)
 
 
-def measure(model: Transformer, params: Params, sampled: Iterable[tuple[Request, Result]], eos_id: int) -> Parity:
+def measure(
+  model: Transformer, params: Params, sampled: Iterable[tuple[Request, Result]], eos_id: int
+) -> Parity:
   """Recomputes the log-probs of sampled tokens with the trainer's forward pass.
 
   Args:
@@ -56,8 +58,14 @@ def measure(model: Transformer, params: Params, sampled: Iterable[tuple[Request,
     sampled: requests with `prompt_ids`, and their samples; no stop ids.
     eos_id: ends the samples that have one log-prob more than ids.
   """
-  rows = [((*request.prompt_ids, *sample.ids, eos_id)[:len(request.prompt_ids) + len(sample.log_probs)], sample.log_probs)
-          for request, result in sampled for sample in result.samples]
+  rows = [
+    (
+      (*request.prompt_ids, *sample.ids, eos_id)[: len(request.prompt_ids) + len(sample.log_probs)],
+      sample.log_probs,
+    )
+    for request, result in sampled
+    for sample in result.samples
+  ]
   T = -(-max(len(ids) for ids, _ in rows) // 64) * 64
 
   @jax.jit
@@ -68,12 +76,12 @@ def measure(model: Transformer, params: Params, sampled: Iterable[tuple[Request,
 
   differences = []
   for start in range(0, len(rows), _ROWS):
-    batch = rows[start:start + _ROWS]
+    batch = rows[start : start + _ROWS]
     tokens_BT = np.zeros((_ROWS, T), np.int32)
     for row, (ids, _) in enumerate(batch):
-      tokens_BT[row, :len(ids)] = ids
+      tokens_BT[row, : len(ids)] = ids
     theirs_BT = np.asarray(log_probs(params, tokens_BT))
     for row, (ids, ours) in enumerate(batch):
-      differences.append(np.abs(theirs_BT[row, len(ids) - 1 - len(ours):len(ids) - 1] - ours))
+      differences.append(np.abs(theirs_BT[row, len(ids) - 1 - len(ours) : len(ids) - 1] - ours))
   found = np.concatenate(differences)
   return Parity(len(found), float(found.max()), float(found.mean()))

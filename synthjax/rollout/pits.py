@@ -49,7 +49,9 @@ class Evidence(NamedTuple):
 
 
 Counts = Sequence[Evidence | None]
-Estimate = tuple[float, Evidence | None]  # a value, and its evidence; None where it is known exactly
+Estimate = tuple[
+  float, Evidence | None
+]  # a value, and its evidence; None where it is known exactly
 
 
 def first_pit(values: Sequence[float | None], guards: Guards, counts: Counts = ()) -> int | None:
@@ -68,8 +70,11 @@ def first_pit(values: Sequence[float | None], guards: Guards, counts: Counts = (
   counts = counts or [None] * len(values)
   for step in range(1, len(values)):
     before, after = values[step - 1], values[step]
-    if (before is not None and after is not None
-        and passes((before, counts[step - 1]), (after, counts[step]), guards)):
+    if (
+      before is not None
+      and after is not None
+      and passes((before, counts[step - 1]), (after, counts[step]), guards)
+    ):
       return step
     if is_lost(after, counts[step], guards):
       return None
@@ -79,7 +84,11 @@ def first_pit(values: Sequence[float | None], guards: Guards, counts: Counts = (
 def passes(before: Estimate, after: Estimate, guards: Guards) -> bool:
   """Whether the guards hold for both values as they were estimated, and with the certainty asked for."""
   high, lost = credible(before, after, guards)
-  return guards.hold(before[0], after[0]) and high >= guards.confidence_before and lost >= guards.confidence_drop
+  return (
+    guards.hold(before[0], after[0])
+    and high >= guards.confidence_before
+    and lost >= guards.confidence_drop
+  )
 
 
 def credible(before: Estimate, after: Estimate, guards: Guards) -> tuple[float, float]:
@@ -104,7 +113,11 @@ def is_lost(value: float | None, counts: Evidence | None, guards: Guards) -> boo
 
 @functools.lru_cache(maxsize=1 << 16)
 def _posterior(
-  before: float, counts_before: Evidence | None, after: float, counts_after: Evidence | None, guards: Guards
+  before: float,
+  counts_before: Evidence | None,
+  after: float,
+  counts_after: Evidence | None,
+  guards: Guards,
 ) -> tuple[float, float]:
   """(probability that the value before is high enough, that enough of it is lost)."""
   import scipy.special  # heavy
@@ -115,7 +128,9 @@ def _posterior(
     value_before_Q = np.array([before])
   else:
     n, c, best_of = counts_before
-    success_Q = scipy.special.betaincinv(c + 0.5, n - c + 0.5, (np.arange(_QUANTILES) + 0.5) / _QUANTILES)
+    success_Q = scipy.special.betaincinv(
+      c + 0.5, n - c + 0.5, (np.arange(_QUANTILES) + 0.5) / _QUANTILES
+    )
     value_before_Q = 1 - (1 - success_Q) ** best_of
     least = 1 - (1 - guards.min_before) ** (1 / best_of)
     high = float(scipy.special.betaincc(c + 0.5, n - c + 0.5, least))

@@ -27,7 +27,10 @@ class Page:
     if self.filled + len(ids) - shared > self.length:
       return None
     places = range(self.filled, self.filled + len(ids) - shared)
-    self.tokens_T[places.start:places.stop], self.positions_T[places.start:places.stop] = ids[shared:], np.arange(shared, len(ids))
+    self.tokens_T[places.start : places.stop], self.positions_T[places.start : places.stop] = (
+      ids[shared:],
+      np.arange(shared, len(ids)),
+    )
     self._path[shared:] = places
     self._ids, self.filled = ids, places.stop
     self.until_T[self._path] = self.filled  # everything on the path is seen up to here

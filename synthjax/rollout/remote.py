@@ -30,10 +30,14 @@ class Server:
   url: str  # with the version: http://127.0.0.1:8000/v1
   model: str  # as the server calls it
   chat: bool = False  # /chat/completions, the prompt as one message of the user; else /completions
-  key_variable: str = ""  # environment variable that holds the API key; "": the server asks for none
+  key_variable: str = (
+    ""  # environment variable that holds the API key; "": the server asks for none
+  )
   concurrency: int = 64  # requests in flight
   seconds: float = 600.0  # to wait for an answer, each time it is asked
-  retries: int = 8  # of one request; about 40 s in all where the server does not say how long to wait
+  retries: int = (
+    8  # of one request; about 40 s in all where the server does not say how long to wait
+  )
   log_probs: bool = True  # ask for those of the sampled tokens
 
 
@@ -47,11 +51,21 @@ class Remote:
   def __init__(self, server: Server):
     """Raises DataError where the address holds a password or the key's environment variable is not set."""
     address = urllib.parse.urlsplit(server.url)
-    if address.scheme not in ("http", "https") or not address.hostname or address.username or address.password or address.query:
-      raise files.DataError(f"the server's address has scheme {address.scheme!r} and host {address.hostname!r}; expected "
-                            "http://HOST:PORT/v1 without a user name, a password or a query; a key goes into an environment variable")
+    if (
+      address.scheme not in ("http", "https")
+      or not address.hostname
+      or address.username
+      or address.password
+      or address.query
+    ):
+      raise files.DataError(
+        f"the server's address has scheme {address.scheme!r} and host {address.hostname!r}; expected "
+        "http://HOST:PORT/v1 without a user name, a password or a query; a key goes into an environment variable"
+      )
     if server.key_variable and not os.environ.get(server.key_variable):
-      raise files.DataError(f"environment variable {server.key_variable} is not set; it should hold the API key of {server.url}")
+      raise files.DataError(
+        f"environment variable {server.key_variable} is not set; it should hold the API key of {server.url}"
+      )
     self.server = server
     self.fingerprint = f"{server.url.rstrip('/')} {server.model}{' chat' if server.chat else ''}"
 
@@ -66,7 +80,9 @@ class Remote:
     with _loop() as loop, self._client(loop) as client:
       while True:
         for request in itertools.islice(left, self.server.concurrency - flying):
-          asyncio.run_coroutine_threadsafe(self._answer(client, request), loop).add_done_callback(answered.put)
+          asyncio.run_coroutine_threadsafe(self._answer(client, request), loop).add_done_callback(
+            answered.put
+          )
           flying += 1
         if not flying:
           return
@@ -74,7 +90,9 @@ class Remote:
         flying -= 1
         lost = 0 if reached else lost + 1
         if lost > max(_LOST, self.server.concurrency):  # not one request's fault
-          raise ServerError(f"{self.server.url}: {lost} requests on end got no answer; is the server up? The last one: {result.error}")
+          raise ServerError(
+            f"{self.server.url}: {lost} requests on end got no answer; is the server up? The last one: {result.error}"
+          )
         yield result
 
   def models(self) -> list[str]:
@@ -100,7 +118,12 @@ class Remote:
     import openai
 
     key = os.environ[self.server.key_variable] if self.server.key_variable else "none"
-    client = openai.AsyncOpenAI(api_key=key, base_url=self.server.url, timeout=self.server.seconds, max_retries=self.server.retries)
+    client = openai.AsyncOpenAI(
+      api_key=key,
+      base_url=self.server.url,
+      timeout=self.server.seconds,
+      max_retries=self.server.retries,
+    )
     try:
       yield client
     finally:
@@ -114,18 +137,31 @@ class Remote:
       ask = client.chat.completions.create if self.server.chat else client.completions.create
       return _read(await ask(**self._body(request)), request), True
     except (openai.AuthenticationError, openai.NotFoundError) as e:
-      raise ServerError(f"{self.server.url} refuses the key, the path or model {self.server.model!r}: {e}") from e
+      raise ServerError(
+        f"{self.server.url} refuses the key, the path or model {self.server.model!r}: {e}"
+      ) from e
     except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError) as e:
       cause = f" ({e.__cause__!r})" if e.__cause__ else ""
-      return Result(request.id, error=f"no answer, asked up to {self.server.retries + 1} times: {e}{cause}"), False
+      return Result(
+        request.id, error=f"no answer, asked up to {self.server.retries + 1} times: {e}{cause}"
+      ), False
     except openai.APIStatusError as e:
       return Result(request.id, error=f"the server refuses the request: {e}"), True
     except RequestError as e:
       return Result(request.id, error=str(e)), True
     except UnicodeEncodeError as e:
-      return Result(request.id, error=f"the prompt or a stop text is not valid Unicode: {e.reason} at character {e.start}"), True
-    except (ValueError, TypeError, AttributeError) as e:  # what the client makes of a body that is not of the protocol
-      return Result(request.id, error=f"the server's answer is malformed: {type(e).__name__}: {e}"), True
+      return Result(
+        request.id,
+        error=f"the prompt or a stop text is not valid Unicode: {e.reason} at character {e.start}",
+      ), True
+    except (
+      ValueError,
+      TypeError,
+      AttributeError,
+    ) as e:  # what the client makes of a body that is not of the protocol
+      return Result(
+        request.id, error=f"the server's answer is malformed: {type(e).__name__}: {e}"
+      ), True
 
   def _body(self, request: Request) -> dict:
     """Arguments of the client's call; what is not of the protocol (vLLM and SGLang know it) only where it is asked for."""
@@ -135,8 +171,14 @@ class Remote:
       raise RequestError(f"n is {request.n}; expected 1 or more")
     if self.server.chat and request.prompt_ids:
       raise RequestError("prompt_ids cannot be sent to a chat endpoint; give the prompt as text")
-    body: dict[str, Any] = {"model": self.server.model, "n": request.n, "seed": request.seed, "max_tokens": sampling.max_tokens,
-                            "temperature": sampling.temperature, "top_p": sampling.top_p}
+    body: dict[str, Any] = {
+      "model": self.server.model,
+      "n": request.n,
+      "seed": request.seed,
+      "max_tokens": sampling.max_tokens,
+      "temperature": sampling.temperature,
+      "top_p": sampling.top_p,
+    }
     if sampling.stop:
       body["stop"] = list(sampling.stop)
     if self.server.chat:
@@ -145,7 +187,11 @@ class Remote:
       body["prompt"] = list(request.prompt_ids) or request.prompt
     if self.server.log_probs:
       body["logprobs"] = True if self.server.chat else 1
-    more = {"top_k": sampling.top_k, "min_p": sampling.min_p, "stop_token_ids": list(sampling.stop_ids)}
+    more = {
+      "top_k": sampling.top_k,
+      "min_p": sampling.min_p,
+      "stop_token_ids": list(sampling.stop_ids),
+    }
     body["extra_body"] = {name: value for name, value in more.items() if value}
     return body
 
@@ -156,16 +202,24 @@ def _read(completion, request: Request) -> Result:
     raise ValueError(f"not JSON, it begins {completion[:80]!r}")
   choices = sorted(completion.choices or (), key=lambda choice: choice.index)
   if [choice.index for choice in choices] != list(range(request.n)):
-    return Result(request.id, error=f"the server answered with {len(choices)} samples, expected {request.n}")
-  return Result(request.id, tuple(map(_sample, choices)), prompt_tokens=int(completion.usage.prompt_tokens) if completion.usage else 0)
+    return Result(
+      request.id, error=f"the server answered with {len(choices)} samples, expected {request.n}"
+    )
+  return Result(
+    request.id,
+    tuple(map(_sample, choices)),
+    prompt_tokens=int(completion.usage.prompt_tokens) if completion.usage else 0,
+  )
 
 
 def _sample(choice) -> Sample:
   message = getattr(choice, "message", None)
   text = message.content if message else choice.text
   if not isinstance(text, str) or choice.finish_reason not in ("stop", "length"):
-    raise ValueError(f"sample {choice.index} has finish reason {choice.finish_reason!r} and text {str(text)[:80]!r}; "
-                     "expected stop or length and a text")
+    raise ValueError(
+      f"sample {choice.index} has finish reason {choice.finish_reason!r} and text {str(text)[:80]!r}; "
+      "expected stop or length and a text"
+    )
   log_probs: Iterable[float] = ()
   tokens: Sequence[str] = ()
   if choice.logprobs and message:

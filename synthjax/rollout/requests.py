@@ -64,7 +64,9 @@ class Sample(Record):
 
   text: str
   ids: tuple[int, ...] = ()  # empty from engines that give text only
-  log_probs: tuple[float, ...] = ()  # of `ids`, and of the end-of-text or stop id where one was drawn, under the untempered policy
+  log_probs: tuple[
+    float, ...
+  ] = ()  # of `ids`, and of the end-of-text or stop id where one was drawn, under the untempered policy
   finish: Literal["stop", "length"] = "stop"
 
 
@@ -81,7 +83,9 @@ class Result(Record):
 class Engine(Protocol):
   """Anything that samples."""
 
-  fingerprint: str  # of the policy: checkpoint and tokenizer, or server and model name; journals keep it
+  fingerprint: (
+    str  # of the policy: checkpoint and tokenizer, or server and model name; journals keep it
+  )
 
   def generate(self, requests: Iterable[Request]) -> Iterator[Result]:
     """Yields one result a request, in the order in which they are finished."""

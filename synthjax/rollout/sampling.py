@@ -24,7 +24,9 @@ class Filters(NamedTuple):
   min_p: jax.Array  # float32; 0: all
 
 
-def draw(logits_SV: jax.Array, key_S: jax.Array, filters: Filters, size: int) -> tuple[jax.Array, jax.Array]:
+def draw(
+  logits_SV: jax.Array, key_S: jax.Array, filters: Filters, size: int
+) -> tuple[jax.Array, jax.Array]:
   """(token, its log-prob) of every sequence. The log-prob is that of the untempered, unfiltered policy.
 
   Args:
@@ -39,7 +41,9 @@ def draw(logits_SV: jax.Array, key_S: jax.Array, filters: Filters, size: int) ->
   filtering = jnp.any((filters.top_k > 0) | (filters.top_p < 1) | (filters.min_p > 0))
   scaled_SV = jax.lax.cond(filtering, lambda: _filtered(scaled_SV, filters), lambda: scaled_SV)
   # Two plain reductions: argmax, a reduction over pairs, takes XLA on CPU 20 times as long.
-  greedy_S = jnp.min(jnp.where(known_SV == highest_S1, jnp.arange(known_SV.shape[1])[None], size - 1), axis=-1)
+  greedy_S = jnp.min(
+    jnp.where(known_SV == highest_S1, jnp.arange(known_SV.shape[1])[None], size - 1), axis=-1
+  )
   token_S = jnp.where(filters.temperature > 0, _weighted(jnp.exp(scaled_SV), key_S), greedy_S)
   chosen_S = jnp.take_along_axis(logits_SV, token_S[:, None], axis=1)[:, 0]
   return token_S.astype(jnp.int32), chosen_S - jax.nn.logsumexp(logits_SV, axis=-1)
@@ -49,11 +53,17 @@ def _filtered(scaled_SV, filters):
   """-inf where an id is filtered out; `scaled_SV` has a maximum of 0."""
   ordered_SV = -jnp.sort(-scaled_SV, axis=-1)
   top_k_S = jnp.where(filters.top_k > 0, filters.top_k, ordered_SV.shape[1])
-  kept_SV = jnp.where(jnp.arange(ordered_SV.shape[1])[None] < top_k_S[:, None], ordered_SV, -jnp.inf)
+  kept_SV = jnp.where(
+    jnp.arange(ordered_SV.shape[1])[None] < top_k_S[:, None], ordered_SV, -jnp.inf
+  )
   probability_SV = jax.nn.softmax(kept_SV, axis=-1)
   before_SV = jnp.cumsum(probability_SV, axis=-1) - probability_SV
-  kept_SV = jnp.where(before_SV < filters.top_p[:, None], kept_SV, jnp.inf)  # the first one always has 0 before it
-  least_S = jnp.maximum(jnp.min(jnp.where(kept_SV == -jnp.inf, jnp.inf, kept_SV), axis=-1), jnp.log(filters.min_p))
+  kept_SV = jnp.where(
+    before_SV < filters.top_p[:, None], kept_SV, jnp.inf
+  )  # the first one always has 0 before it
+  least_S = jnp.maximum(
+    jnp.min(jnp.where(kept_SV == -jnp.inf, jnp.inf, kept_SV), axis=-1), jnp.log(filters.min_p)
+  )
   return jnp.where(scaled_SV >= least_S[:, None], scaled_SV, -jnp.inf)
 
 
@@ -72,5 +82,7 @@ def _inverse(weights_SJ, uniform_S):
   """Where the cumulated weights pass `uniform` of their sum; never at a weight of 0."""
   upto_SJ = jnp.cumsum(weights_SJ, axis=-1)
   passed_S = jnp.sum(upto_SJ <= uniform_S[:, None] * upto_SJ[:, -1:], axis=-1)
-  last_S = weights_SJ.shape[1] - 1 - jnp.argmax(weights_SJ[:, ::-1] > 0, axis=-1)  # where rounding passes them all
+  last_S = (
+    weights_SJ.shape[1] - 1 - jnp.argmax(weights_SJ[:, ::-1] > 0, axis=-1)
+  )  # where rounding passes them all
   return jnp.minimum(passed_S, last_S)

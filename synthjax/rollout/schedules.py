@@ -78,10 +78,10 @@ class Count(NamedTuple):
     if self.n < best_of:
       return None
     p = (self.c + 0.5) / (self.n + 1)
-    shares = [math.comb(self.n, c) * p**c * (1 - p)**(self.n - c) for c in range(self.n + 1)]
+    shares = [math.comb(self.n, c) * p**c * (1 - p) ** (self.n - c) for c in range(self.n + 1)]
     estimates = [metrics.pass_at(self.n, c, best_of) for c in range(self.n + 1)]
     average = sum(share * q for share, q in zip(shares, estimates))
-    return math.sqrt(sum(share * (q - average)**2 for share, q in zip(shares, estimates)))
+    return math.sqrt(sum(share * (q - average) ** 2 for share, q in zip(shares, estimates)))
 
   def evidence(self, best_of: int) -> Evidence | None:
     """What `value` was estimated from; None where it is the reward of a trace that has ended."""
@@ -107,7 +107,10 @@ def first_fail(counts: Sequence[Count], cfg: Values) -> dict[int, int]:
   for step, count in enumerate(counts):
     if count.open(cfg.rollouts):
       return {step: cfg.rollouts}
-    if step > 0 and (pit_of(counts[:step + 1], cfg) or pits.is_lost(count.value(cfg.best_of), count.evidence(cfg.best_of), cfg.guards)):
+    if step > 0 and (
+      pit_of(counts[: step + 1], cfg)
+      or pits.is_lost(count.value(cfg.best_of), count.evidence(cfg.best_of), cfg.guards)
+    ):
       return {}
   return {}
 
@@ -146,7 +149,9 @@ def _search(counts: Sequence[Count], cfg: Values, block: int) -> dict[int, int]:
   return {}
 
 
-def _where_expected(counts: Sequence[Count], outcomes: dict[int, bool | None], cfg: Values) -> Sequence[int]:
+def _where_expected(
+  counts: Sequence[Count], outcomes: dict[int, bool | None], cfg: Values
+) -> Sequence[int]:
   """Prefixes of which the one with the fewest rollouts is to get more; none where a pit is not to be expected any longer."""
   probability = _pit_probability(counts)
   share = {step: probability[step] for step, outcome in outcomes.items() if outcome is None}
@@ -166,9 +171,15 @@ def _where_expected(counts: Sequence[Count], outcomes: dict[int, bool | None], c
   return best, best - 1
 
 
-def _block_of(counts: Sequence[Count], wanted: Sequence[int], block: int, cfg: Values) -> dict[int, int]:
+def _block_of(
+  counts: Sequence[Count], wanted: Sequence[int], block: int, cfg: Values
+) -> dict[int, int]:
   """The next rollouts of the prefix with the fewest among those that are wanted and can have more."""
-  _, step = min((counts[step].asked, place) for place, step in enumerate(wanted) if counts[step].open(cfg.rollouts))
+  _, step = min(
+    (counts[step].asked, place)
+    for place, step in enumerate(wanted)
+    if counts[step].open(cfg.rollouts)
+  )
   step = wanted[step]
   return {step: min(counts[step].asked + block, cfg.rollouts)}
 
@@ -187,7 +198,11 @@ def _outcome(before: Count, after: Count, cfg: Values) -> bool | None:
       return False
   worst = _passes(before.completed(cfg.rollouts, False), after.completed(cfg.rollouts, True), cfg)
   best = _passes(before.completed(cfg.rollouts, True), after.completed(cfg.rollouts, False), cfg)
-  if worst and not _passes(before, after, cfg) and (before.open(cfg.rollouts) or after.open(cfg.rollouts)):
+  if (
+    worst
+    and not _passes(before, after, cfg)
+    and (before.open(cfg.rollouts) or after.open(cfg.rollouts))
+  ):
     return None  # it will be one, but the rollouts so far are too few to say so
   return best if worst == best else None
 
@@ -210,7 +225,9 @@ def _pit_probability(counts: Sequence[Count]) -> list[float]:
   """
   weights = [0.0]
   for pit in range(1, len(counts) + 1):
-    likelihoods = [_likelihood(count, *(_BEFORE if step < pit else _AFTER)) for step, count in enumerate(counts)]
+    likelihoods = [
+      _likelihood(count, *(_BEFORE if step < pit else _AFTER)) for step, count in enumerate(counts)
+    ]
     weights.append(math.prod(likelihoods))
   total = sum(weights)
   return [weight / total for weight in weights] if total else [0.0] * len(weights)
@@ -221,10 +238,17 @@ def _likelihood(count: Count, right: float, wrong: float) -> float:
   if count.ended and count.reward is not None:
     return float(count.reward == (right > wrong))
   failed = count.n - count.c
-  logarithm = math.lgamma(right + count.c) + math.lgamma(wrong + failed) - math.lgamma(right + wrong + count.n)
+  logarithm = (
+    math.lgamma(right + count.c)
+    + math.lgamma(wrong + failed)
+    - math.lgamma(right + wrong + count.n)
+  )
   return math.exp(logarithm - math.lgamma(right) - math.lgamma(wrong) + math.lgamma(right + wrong))
 
 
 SCHEDULES: dict[Schedule, Callable[[Sequence[Count], Values], dict[int, int]]] = {
-  "full": full, "first_fail": first_fail, "binary": binary, "sequential": sequential,
+  "full": full,
+  "first_fail": first_fail,
+  "binary": binary,
+  "sequential": sequential,
 }

@@ -11,7 +11,9 @@ _MANY = 16  # sequences of a page from which on two pages a block are enough
 _SEEN = 4096  # sequences from which a shape is chosen
 
 
-def batch_shape(prompts: Sequence[tuple[int, ...]], needed: tuple[int, int], most: int, devices: int) -> Shape:
+def batch_shape(
+  prompts: Sequence[tuple[int, ...]], needed: tuple[int, int], most: int, devices: int
+) -> Shape:
   """Sizes for a queue: pages that serve many sequences each, blocks that they keep busy.
 
   A page is locked until the last of its sequences is finished, so a block has several. With few sequences a page it needs more of them:
@@ -33,7 +35,9 @@ def batch_shape(prompts: Sequence[tuple[int, ...]], needed: tuple[int, int], mos
   each = page * len(seen) / tokens  # sequences that a page serves
   pages = 2 if each >= _MANY else 4
   block = 1 << max(0, int(np.log2(min(each * pages / 3, together / devices))))
-  return Shape(max(1, together // block // devices) * devices, block, pages, page, _round(needed[1], 16))
+  return Shape(
+    max(1, together // block // devices) * devices, block, pages, page, _round(needed[1], 16)
+  )
 
 
 def serving_shape(slots: int, prompt: int, max_tokens: int, devices: int) -> Shape:

@@ -19,7 +19,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from synthjax.model.transformer import Cache, LayerCache, Params, Seen, Transformer
 from synthjax.rollout.sampling import Filters, draw
 
-_DATA = ("replica", "fsdp")  # mesh axes over which blocks are split; heads are split over `tensor` by the parameters' own layout
+_DATA = (
+  "replica",
+  "fsdp",
+)  # mesh axes over which blocks are split; heads are split over `tensor` by the parameters' own layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +90,9 @@ class Functions(NamedTuple):
 
 
 @functools.lru_cache(8)
-def functions(model: Transformer, shape: Shape, mesh: jax.sharding.Mesh, size: int, eos_id: int) -> Functions:
+def functions(
+  model: Transformer, shape: Shape, mesh: jax.sharding.Mesh, size: int, eos_id: int
+) -> Functions:
   """The engine's functions, blocks split over the mesh's data axes.
 
   Args:
@@ -102,15 +107,27 @@ def functions(model: Transformer, shape: Shape, mesh: jax.sharding.Mesh, size: i
   empty = functools.partial(_empty, model, shape, devices)
   # Each part of the mesh runs its own loop and waits for no other; only `tensor` is left to the compiler.
   split = functools.partial(jax.shard_map, mesh=mesh, axis_names=set(_DATA), check_vma=False)
-  admit = split(functools.partial(_admit, model), in_specs=(whole, *(blocks,) * 6), out_specs=blocks)
-  decode = split(functools.partial(_decode, model, shape, size, eos_id), in_specs=(whole, *(blocks,) * 4), out_specs=blocks)
+  admit = split(
+    functools.partial(_admit, model), in_specs=(whole, *(blocks,) * 6), out_specs=blocks
+  )
+  decode = split(
+    functools.partial(_decode, model, shape, size, eos_id),
+    in_specs=(whole, *(blocks,) * 4),
+    out_specs=blocks,
+  )
   state = jax.tree.map(lambda _: NamedSharding(mesh, blocks), jax.eval_shape(empty))
-  shared, own = (NamedSharding(mesh, PartitionSpec(_DATA, *axes)) for axes in (("tensor",), (None, "tensor")))
+  shared, own = (
+    NamedSharding(mesh, PartitionSpec(_DATA, *axes)) for axes in (("tensor",), (None, "tensor"))
+  )
   heads = LayerCache(shared, shared, own, own)  # type: ignore[arg-type]
   state = state._replace(cache=(heads,) * model.cfg.layers)
   others = NamedSharding(mesh, blocks)
-  return Functions(jax.jit(empty, out_shardings=state), jax.jit(admit, donate_argnums=1, out_shardings=state),
-                   jax.jit(decode, donate_argnums=1, out_shardings=(state, others, others)), devices)
+  return Functions(
+    jax.jit(empty, out_shardings=state),
+    jax.jit(admit, donate_argnums=1, out_shardings=state),
+    jax.jit(decode, donate_argnums=1, out_shardings=(state, others, others)),
+    devices,
+  )
 
 
 def _empty(model: Transformer, shape: Shape, devices: int) -> State:
@@ -118,14 +135,38 @@ def _empty(model: Transformer, shape: Shape, devices: int) -> State:
   W, D, dtype = shape.pages * shape.page_length, model.cfg.d_model, model.dtype
   whole = lambda *dims: jnp.zeros(dims, jnp.int32)
   real = lambda *dims: jnp.zeros(dims, jnp.float32)
-  sequences = Sequences(whole(B, N), whole(B, N), whole(B, N), jnp.zeros((B, N, 2), jnp.uint32),
-                        Filters(real(B, N), whole(B, N), real(B, N), real(B, N)))
-  return State(model.empty_cache(B, N, W, C), jnp.zeros((B, W, D), dtype), whole(B, W), whole(B, W), jnp.zeros((B, N, D), dtype), sequences,
-               whole(B, N), jnp.zeros((B, N), bool), Results(whole(B, R, C), real(B, R, C), whole(B, R), jnp.zeros((B, R), bool)),
-               whole(devices), whole(devices))
+  sequences = Sequences(
+    whole(B, N),
+    whole(B, N),
+    whole(B, N),
+    jnp.zeros((B, N, 2), jnp.uint32),
+    Filters(real(B, N), whole(B, N), real(B, N), real(B, N)),
+  )
+  return State(
+    model.empty_cache(B, N, W, C),
+    jnp.zeros((B, W, D), dtype),
+    whole(B, W),
+    whole(B, W),
+    jnp.zeros((B, N, D), dtype),
+    sequences,
+    whole(B, N),
+    jnp.zeros((B, N), bool),
+    Results(whole(B, R, C), real(B, R, C), whole(B, R), jnp.zeros((B, R), bool)),
+    whole(devices),
+    whole(devices),
+  )
 
 
-def _admit(model: Transformer, params: Params, state: State, tokens_PT, positions_PT, until_PT, places_P2, real_P) -> State:
+def _admit(
+  model: Transformer,
+  params: Params,
+  state: State,
+  tokens_PT,
+  positions_PT,
+  until_PT,
+  places_P2,
+  real_P,
+) -> State:
   """Computes pages and puts each at its (block, place) of this device; a page that is not real goes nowhere."""
   hidden_PTD, kept = model.prefill(params, tokens_PT, positions_PT, until_PT)
 
@@ -133,20 +174,38 @@ def _admit(model: Transformer, params: Params, state: State, tokens_PT, position
     """Writes the page's T values into a block, its places along `axis`."""
     start = [0] * array.ndim
     start[0], start[axis] = places_P2[page, 0], places_P2[page, 1]
-    new = values[page:page + 1].astype(array.dtype)
+    new = values[page : page + 1].astype(array.dtype)
     old = jax.lax.dynamic_slice(array, start, new.shape)
     return jax.lax.dynamic_update_slice(array, jnp.where(real_P[page], new, old), start)
 
   for page in range(len(real_P)):
-    cache = tuple(layer._replace(shared_k_BGWK=put(layer.shared_k_BGWK, k, page, 2), shared_v_BGWK=put(layer.shared_v_BGWK, v, page, 2))
-                  for layer, (k, v) in zip(state.cache, kept))
+    cache = tuple(
+      layer._replace(
+        shared_k_BGWK=put(layer.shared_k_BGWK, k, page, 2),
+        shared_v_BGWK=put(layer.shared_v_BGWK, v, page, 2),
+      )
+      for layer, (k, v) in zip(state.cache, kept)
+    )
     state = state._replace(
-      cache=cache, prefix_BWD=put(state.prefix_BWD, hidden_PTD, page, 1), position_BW=put(state.position_BW, positions_PT, page, 1),
-      until_BW=put(state.until_BW, until_PT + places_P2[:, 1:], page, 1))
+      cache=cache,
+      prefix_BWD=put(state.prefix_BWD, hidden_PTD, page, 1),
+      position_BW=put(state.position_BW, positions_PT, page, 1),
+      until_BW=put(state.until_BW, until_PT + places_P2[:, 1:], page, 1),
+    )
   return state
 
 
-def _decode(model: Transformer, shape: Shape, size: int, eos_id: int, params: Params, state: State, queue: Sequences, waiting_B, killed_BR):
+def _decode(
+  model: Transformer,
+  shape: Shape,
+  size: int,
+  eos_id: int,
+  params: Params,
+  state: State,
+  queue: Sequences,
+  waiting_B,
+  killed_BR,
+):
   """Up to `shape.steps` tokens for every slot of this device; ends early when nothing is left to do."""
   killed_BN = jnp.take_along_axis(killed_BR, state.sequences.row, axis=1)
   state = state._replace(alive_BN=state.alive_BN & ~killed_BN)
@@ -161,10 +220,14 @@ def _decode(model: Transformer, shape: Shape, size: int, eos_id: int, params: Pa
     # The cache and the counters have no part in a refill, and what passes through `cond` is copied.
     kept = {"cache": state.cache, "time": state.time, "used": state.used}
     refill = lambda state, taken_B: jax.vmap(_refill)(state, queue, taken_B, waiting_B)
-    state, taken_B = jax.lax.cond(idle, refill, lambda *same: same, state._replace(**dict.fromkeys(kept, ())), taken_B)
+    state, taken_B = jax.lax.cond(
+      idle, refill, lambda *same: same, state._replace(**dict.fromkeys(kept, ())), taken_B
+    )
     return n + 1, _step(model, size, eos_id, params, state._replace(**kept)), taken_B
 
-  _, state, taken_B = jax.lax.while_loop(go_on, one, (jnp.zeros((), jnp.int32), state, jnp.zeros_like(waiting_B)))
+  _, state, taken_B = jax.lax.while_loop(
+    go_on, one, (jnp.zeros((), jnp.int32), state, jnp.zeros_like(waiting_B))
+  )
   return state, state.results, taken_B
 
 
@@ -174,39 +237,73 @@ def _refill(state: State, queue: Sequences, taken, waiting):
   gets_N = ~state.alive_BN & (rank_N < waiting)
   new = jax.tree.map(lambda x_Q: x_Q[jnp.minimum(rank_N, len(queue.end) - 1)], queue)
   either = lambda new, old: jnp.where(gets_N.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-  done_R = state.results.done_BR.at[jnp.where(gets_N, new.row, len(state.results.done_BR))].set(False, mode="drop")
+  done_R = state.results.done_BR.at[jnp.where(gets_N, new.row, len(state.results.done_BR))].set(
+    False, mode="drop"
+  )
   return state._replace(
-    sequences=jax.tree.map(either, new, state.sequences), hidden_BND=either(state.prefix_BWD[new.end], state.hidden_BND),
-    count_BN=jnp.where(gets_N, 0, state.count_BN), alive_BN=state.alive_BN | gets_N,
-    results=state.results._replace(done_BR=done_R)), taken + gets_N.sum()
+    sequences=jax.tree.map(either, new, state.sequences),
+    hidden_BND=either(state.prefix_BWD[new.end], state.hidden_BND),
+    count_BN=jnp.where(gets_N, 0, state.count_BN),
+    alive_BN=state.alive_BN | gets_N,
+    results=state.results._replace(done_BR=done_R),
+  ), taken + gets_N.sum()
 
 
 def _step(model: Transformer, size: int, eos_id: int, params: Params, state: State) -> State:
   """Draws a token for every slot, records it, and computes the hidden state after it."""
-  (B, N), sequences, count_BN, results = state.alive_BN.shape, state.sequences, state.count_BN, state.results
+  (B, N), sequences, count_BN, results = (
+    state.alive_BN.shape,
+    state.sequences,
+    state.count_BN,
+    state.results,
+  )
   flat = lambda x: x.reshape(B * N, *x.shape[2:])
-  keys_S = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(flat(sequences.key)), flat(count_BN))
-  token_S, log_prob_S = draw(flat(model.logits(params, state.hidden_BND)), keys_S, jax.tree.map(flat, sequences.filters), size)
+  keys_S = jax.vmap(jax.random.fold_in)(
+    jax.random.wrap_key_data(flat(sequences.key)), flat(count_BN)
+  )
+  token_S, log_prob_S = draw(
+    flat(model.logits(params, state.hidden_BND)),
+    keys_S,
+    jax.tree.map(flat, sequences.filters),
+    size,
+  )
   token_BN, log_prob_BN = token_S.reshape(B, N), log_prob_S.reshape(B, N)
   over_BN = (token_BN == eos_id) | (count_BN + 1 >= sequences.max_tokens)
-  results = jax.vmap(_record)(results, sequences.row, count_BN, token_BN, log_prob_BN, over_BN, state.alive_BN)
+  results = jax.vmap(_record)(
+    results, sequences.row, count_BN, token_BN, log_prob_BN, over_BN, state.alive_BN
+  )
   end_BN, time, C = sequences.end, state.time[0], results.tokens_BRC.shape[2]
   position_BN = jnp.take_along_axis(state.position_BW, end_BN, axis=1) + count_BN + 1
   places_11W = jnp.arange(state.until_BW.shape[1])[None, None]
   shared_BNW = (places_11W <= end_BN[..., None]) & (end_BN[..., None] < state.until_BW[:, None])
-  age_11C = ((time - jnp.arange(C)) % C)[None, None]  # steps since a place of the ring was written; 0 is overwritten now
+  age_11C = ((time - jnp.arange(C)) % C)[
+    None, None
+  ]  # steps since a place of the ring was written; 0 is overwritten now
   own_BNC = (age_11C > 0) & (age_11C <= count_BN[..., None])
   if window := model.cfg.window:
     shared_BNW &= position_BN[..., None] - state.position_BW[:, None] < window
     own_BNC &= age_11C < window
-  hidden_BND, cache = model.decode(params, token_BN, position_BN, state.cache, Seen(shared_BNW, own_BNC), time % C)
-  return state._replace(cache=cache, hidden_BND=hidden_BND, count_BN=count_BN + 1, alive_BN=state.alive_BN & ~over_BN, results=results,
-                        time=state.time + 1, used=state.used + state.alive_BN.sum(dtype=jnp.int32))
+  hidden_BND, cache = model.decode(
+    params, token_BN, position_BN, state.cache, Seen(shared_BNW, own_BNC), time % C
+  )
+  return state._replace(
+    cache=cache,
+    hidden_BND=hidden_BND,
+    count_BN=count_BN + 1,
+    alive_BN=state.alive_BN & ~over_BN,
+    results=results,
+    time=state.time + 1,
+    used=state.used + state.alive_BN.sum(dtype=jnp.int32),
+  )
 
 
 def _record(results: Results, row_N, count_N, token_N, log_prob_N, over_N, alive_N) -> Results:
   """A block's new tokens in their rows; those of idle slots go nowhere."""
   row_N = jnp.where(alive_N, row_N, len(results.done_BR))
   put = lambda x, where, values: x.at[where].set(values, mode="drop")
-  return Results(put(results.tokens_BRC, (row_N, count_N), token_N), put(results.log_probs_BRC, (row_N, count_N), log_prob_N),
-                 put(results.length_BR, row_N, count_N + 1), put(results.done_BR, row_N, over_N))
+  return Results(
+    put(results.tokens_BRC, (row_N, count_N), token_N),
+    put(results.log_probs_BRC, (row_N, count_N), log_prob_N),
+    put(results.length_BR, row_N, count_N + 1),
+    put(results.done_BR, row_N, over_N),
+  )

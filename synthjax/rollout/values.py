@@ -19,7 +19,9 @@ from synthjax.rollout.schedules import SCHEDULES, Count, Schedule, Values, pit_o
 
 Ids = tuple[int, ...]
 Generate = Callable[[Iterable[Request]], Iterator[Result]]
-Judge = Callable[[str, Ids, Sample], Verdict]  # (problem id, ids of the steps before the rollout, the rollout); called from several threads
+Judge = Callable[
+  [str, Ids, Sample], Verdict
+]  # (problem id, ids of the steps before the rollout, the rollout); called from several threads
 
 _WAITING = 1024  # results that may wait for their verdicts before the next one is taken
 
@@ -36,8 +38,10 @@ class TokenTrace(Record):
 
   def __post_init__(self):
     if self.reward not in (None, 0, 1) or (self.reward is not None and not self.complete):
-      raise files.DataError(f"TokenTrace of {self.problem_id!r}: reward {self.reward!r}, complete {self.complete}; expected 0 or 1 for a "
-                            "complete trace, None for one that is cut off or undecided")
+      raise files.DataError(
+        f"TokenTrace of {self.problem_id!r}: reward {self.reward!r}, complete {self.complete}; expected 0 or 1 for a "
+        "complete trace, None for one that is cut off or undecided"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +63,9 @@ class Valued(NamedTuple):
 
   values: list[list[StepValue]]  # of the prefixes that the schedule visited, in order
   pits: list[int | None]
-  right: list[dict[int, tuple[Sample, ...]]]  # the first right rollouts after each prefix that has some, by its number of steps
+  right: list[
+    dict[int, tuple[Sample, ...]]
+  ]  # the first right rollouts after each prefix that has some, by its number of steps
   spent: Spent
 
 
@@ -81,18 +87,27 @@ def estimate(traces: Sequence[TokenTrace], generate: Generate, judge: Judge, cfg
   unfinished = list(range(len(traces)))
   while unfinished:
     more = {i: SCHEDULES[cfg.schedule](counts[i], cfg) for i in unfinished}
-    asked = [(i, step, rollouts) for i, of_trace in more.items() for step, rollouts in of_trace.items()]
-    job.run([block for i, step, rollouts in asked for block in job.blocks(prefixes[i][step], rollouts)])
+    asked = [
+      (i, step, rollouts) for i, of_trace in more.items() for step, rollouts in of_trace.items()
+    ]
+    job.run(
+      [block for i, step, rollouts in asked for block in job.blocks(prefixes[i][step], rollouts)]
+    )
     for i, step, rollouts in asked:
       counts[i][step] = job.count(prefixes[i][step], rollouts)
     unfinished = [i for i in unfinished if more[i]]
   found = [pit_of(own, cfg) for own in counts]
   rows = [_rows(i, trace, own, cfg.best_of) for i, (trace, own) in enumerate(zip(traces, counts))]
-  right = [{step: job.right(prefixes[i][step], count.asked) for step, count in enumerate(own) if count.c} for i, own in enumerate(counts)]
+  right = [
+    {step: job.right(prefixes[i][step], count.asked) for step, count in enumerate(own) if count.c}
+    for i, own in enumerate(counts)
+  ]
   return Valued(rows, found, right, Spent.from_json({**job.spent, "error": job.error}))
 
 
-def evidence(rows: Sequence[StepValue | None], best_of: int) -> tuple[tuple[float | None, ...], tuple[pits.Evidence | None, ...]]:
+def evidence(
+  rows: Sequence[StepValue | None], best_of: int
+) -> tuple[tuple[float | None, ...], tuple[pits.Evidence | None, ...]]:
   """(values, what each was estimated from) of the prefixes of a trace, as `pits.first_pit` takes them; None where a row is missing."""
   q = tuple(row.q if row else None for row in rows)
   return q, tuple(pits.Evidence(row.n, row.c, best_of) if row and row.n else None for row in rows)
@@ -107,12 +122,23 @@ class Compared(NamedTuple):
   standard_error: float  # of `agreement`
 
 
-def compare(traces: Sequence[TokenTrace], generate: Generate, judge: Judge, cfg: Values) -> dict[Schedule, Compared]:
+def compare(
+  traces: Sequence[TokenTrace], generate: Generate, judge: Judge, cfg: Values
+) -> dict[Schedule, Compared]:
   """Runs every schedule on the same traces: what each spends, and how often its pits agree with the full one's."""
-  runs = {name: estimate(traces, generate, judge, dataclasses.replace(cfg, schedule=name)) for name in SCHEDULES}
+  runs = {
+    name: estimate(traces, generate, judge, dataclasses.replace(cfg, schedule=name))
+    for name in SCHEDULES
+  }
   reference = runs["full"]
-  return {name: Compared(run, reference.spent.rollouts / max(run.spent.rollouts, 1), *pits.agreement(run.pits, reference.pits))
-          for name, run in runs.items()}
+  return {
+    name: Compared(
+      run,
+      reference.spent.rollouts / max(run.spent.rollouts, 1),
+      *pits.agreement(run.pits, reference.pits),
+    )
+    for name, run in runs.items()
+  }
 
 
 class _Prefix(NamedTuple):
@@ -129,7 +155,14 @@ def _prefixes(trace: TokenTrace) -> list[_Prefix]:
   given: Ids = ()
   for step in ((), *trace.steps):
     given += tuple(step)
-    found.append(_Prefix(trace.problem_id, tuple(trace.prompt_ids), given, files.value_hash([trace.problem_id, *trace.prompt_ids, *given])))
+    found.append(
+      _Prefix(
+        trace.problem_id,
+        tuple(trace.prompt_ids),
+        given,
+        files.value_hash([trace.problem_id, *trace.prompt_ids, *given]),
+      )
+    )
   return found
 
 
@@ -165,18 +198,32 @@ class _Job:
     for first in range(0, rollouts, cfg.block):
       n = min(cfg.block, cfg.rollouts - first)
       name = files.value_hash([cfg.seed, prefix.key, first])
-      request = Request(f"{name[:32]}-{n}", prompt_ids=prefix.prompt_ids + prefix.given_ids, sampling=cfg.sampling, n=n,
-                        seed=int(name[-8:], 16) >> 1)  # 31 bits
+      request = Request(
+        f"{name[:32]}-{n}",
+        prompt_ids=prefix.prompt_ids + prefix.given_ids,
+        sampling=cfg.sampling,
+        n=n,
+        seed=int(name[-8:], 16) >> 1,
+      )  # 31 bits
       yield _Block(prefix, request)
 
   def count(self, prefix: _Prefix, rollouts: int) -> Count:
     """Of the first `rollouts` of a prefix."""
     found = [self.known[block.request.id] for block in self.blocks(prefix, rollouts)]
-    return Count(rollouts, sum(f.n for f in found), sum(f.right for f in found), sum(f.undecided for f in found))
+    return Count(
+      rollouts,
+      sum(f.n for f in found),
+      sum(f.right for f in found),
+      sum(f.undecided for f in found),
+    )
 
   def right(self, prefix: _Prefix, rollouts: int) -> tuple[Sample, ...]:
     """The first right ones among the first `rollouts` of a prefix."""
-    kept = (sample for block in self.blocks(prefix, rollouts) for sample in self.known[block.request.id].kept)
+    kept = (
+      sample
+      for block in self.blocks(prefix, rollouts)
+      for sample in self.known[block.request.id].kept
+    )
     return tuple(itertools.islice(kept, self.cfg.keep))
 
   def run(self, blocks: Iterable[_Block]) -> None:
@@ -187,12 +234,16 @@ class _Job:
     total = len(left)
     self.spent["rounds"] += 1
     waiting: collections.deque[tuple[str, concurrent.futures.Future[_Judged]]] = collections.deque()
-    with (concurrent.futures.ThreadPoolExecutor(self.cfg.threads) as threads,
-          progress.bar(f"values, round {self.spent['rounds']}", total, "requests") as advance):
+    with (
+      concurrent.futures.ThreadPoolExecutor(self.cfg.threads) as threads,
+      progress.bar(f"values, round {self.spent['rounds']}", total, "requests") as advance,
+    ):
       for result in self.generate([block.request for block in left.values()]):
         block = left.pop(result.id, None)
         if block is None:
-          raise files.DataError(f"the engine answered request {result.id!r}, which is not one of the {len(left)} that are open")
+          raise files.DataError(
+            f"the engine answered request {result.id!r}, which is not one of the {len(left)} that are open"
+          )
         self._spend(block, result)
         waiting.append((result.id, threads.submit(self._judged, block.prefix, result)))
         while waiting and (waiting[0][1].done() or len(waiting) > _WAITING):
@@ -201,7 +252,9 @@ class _Job:
       for name, judged in waiting:
         self._settle(name, judged)
     if left:
-      raise files.DataError(f"the engine ended with {len(left)} of {total} requests unanswered, {next(iter(left))!r} among them")
+      raise files.DataError(
+        f"the engine ended with {len(left)} of {total} requests unanswered, {next(iter(left))!r} among them"
+      )
 
   def _spend(self, block: _Block, result: Result) -> None:
     n = 0 if result.error else block.request.n
@@ -212,11 +265,15 @@ class _Job:
     self.spent.update(requests=1, rollouts=n, tokens=tokens, refused=int(bool(result.error)))
 
   def _judged(self, prefix: _Prefix, result: Result) -> _Judged:
-    verdicts = [self.judge(prefix.problem_id, prefix.given_ids, sample) for sample in result.samples]
+    verdicts = [
+      self.judge(prefix.problem_id, prefix.given_ids, sample) for sample in result.samples
+    ]
     unanswered = sum(verdict.reason == "no-answer" for verdict in verdicts)
     undecided = sum(verdict.value == "undecided" for verdict in verdicts) - unanswered
     right = [sample for sample, verdict in zip(result.samples, verdicts) if verdict.reward]
-    return _Judged(len(verdicts) - undecided, len(right), undecided, unanswered, tuple(right[:self.cfg.keep]))
+    return _Judged(
+      len(verdicts) - undecided, len(right), undecided, unanswered, tuple(right[: self.cfg.keep])
+    )
 
   def _settle(self, name: str, judged: concurrent.futures.Future[_Judged]) -> None:
     self.known[name] = judged.result()
@@ -236,6 +293,18 @@ def _rows(number: int, trace: TokenTrace, counts: Sequence[Count], best_of: int)
     q = count.value(best_of)
     if count.asked or count.ended:
       advantage = None if q is None or before is None else q - before
-      rows.append(StepValue(trace.problem_id, number, step, count.n, count.c, q, advantage, count.undecided, count.standard_error(best_of)))
+      rows.append(
+        StepValue(
+          trace.problem_id,
+          number,
+          step,
+          count.n,
+          count.c,
+          q,
+          advantage,
+          count.undecided,
+          count.standard_error(best_of),
+        )
+      )
     before = q
   return rows

@@ -39,8 +39,15 @@ class Compute:
     return self.training + self.reference + self.reading + self.sampling
 
 
-def flops(cfg: Model, *, trained: float = 0.0, reference: float = 0.0, read: float = 0.0,
-          sampled: float = 0.0, mean_context: float) -> Compute:
+def flops(
+  cfg: Model,
+  *,
+  trained: float = 0.0,
+  reference: float = 0.0,
+  read: float = 0.0,
+  sampled: float = 0.0,
+  mean_context: float,
+) -> Compute:
   """The compute of so many tokens.
 
   Args:

@@ -33,7 +33,11 @@ class Design:
   baseline: tuple[int, ...]  # sizes of SFT
   sizes: tuple[int, ...]  # of the other arms
   seeds: int
-  multiples: tuple[tuple[str, float], ...] = (("rft", 2.0), ("dpo", 1.5), ("branch", 4.5))  # of the arms
+  multiples: tuple[tuple[str, float], ...] = (
+    ("rft", 2.0),
+    ("dpo", 1.5),
+    ("branch", 4.5),
+  )  # of the arms
   test_problems: int = 1000
   coefficient: float = 2.4
   exponent: float = 0.25
@@ -44,8 +48,8 @@ class Design:
 
   def error(self, problems: float, multiple: float = 1.0) -> float:
     """The arm's true error: its mean over seeds and test problems."""
-    law = self.coefficient * (multiple * problems)**-self.exponent
-    return law * math.exp(-self.curvature * math.log(multiple * problems / 1024)**2)
+    law = self.coefficient * (multiple * problems) ** -self.exponent
+    return law * math.exp(-self.curvature * math.log(multiple * problems / 1024) ** 2)
 
 
 def of_study(experiment: schema.Experiment) -> Design:
@@ -68,9 +72,10 @@ def simulate(design: Design, seed: int) -> list[Run]:
   for arm, multiple in (("sft", 1.0), *design.multiples):
     own_SN = _of_nested_problems(design, random)
     training_SN = random.normal(size=own_SN.shape)
-    problems_SN = design.common**0.5 * common_SN + (1 - design.common)**0.5 * own_SN
+    problems_SN = design.common**0.5 * common_SN + (1 - design.common) ** 0.5 * own_SN
     deviation_SN = design.spread * (
-      design.nested**0.5 * problems_SN + (1 - design.nested)**0.5 * training_SN)
+      design.nested**0.5 * problems_SN + (1 - design.nested) ** 0.5 * training_SN
+    )
     for column, size in enumerate(_sizes(design)):
       if size not in (design.baseline if arm == "sft" else design.sizes):
         continue
@@ -78,7 +83,7 @@ def simulate(design: Design, seed: int) -> list[Run]:
       for run in range(design.seeds):
         error = scipy.special.expit(centre + deviation_SN[run, column])
         luck_P = random.normal(size=design.test_problems)
-        latent_P = _DIFFICULTY**0.5 * difficulty_P + (1 - _DIFFICULTY)**0.5 * luck_P
+        latent_P = _DIFFICULTY**0.5 * difficulty_P + (1 - _DIFFICULTY) ** 0.5 * luck_P
         correct_P = latent_P <= scipy.stats.norm.isf(error)
         runs.append(Run(arm, size, run, correct_P.astype(float), 100.0 * size, 0.0, 1e9 * size))
   return runs
@@ -134,17 +139,25 @@ def _checks(design: Design, seed: int, replicates: int) -> tuple[float, float, f
   bootstrap = Bootstrap(replicates=replicates)
   analysis = efficiency.analyse(resample(runs, bootstrap))
   truth = dict(design.multiples)
-  multiples = [holds(point.multiple, truth[point.arm])
-               for point in analysis.points if point.arm != "sft"]
+  multiples = [
+    holds(point.multiple, truth[point.arm]) for point in analysis.points if point.arm != "sft"
+  ]
   differences = list(_differences(design, runs, bootstrap))
   law = analysis.law
   if np.isnan(law.exponent):
     return float(np.mean(multiples)), float(np.mean(differences)), np.nan, np.nan
   held = law.low <= design.exponent <= law.high
-  return float(np.mean(multiples)), float(np.mean(differences)), float(held), float(not law.supported)
+  return (
+    float(np.mean(multiples)),
+    float(np.mean(differences)),
+    float(held),
+    float(not law.supported),
+  )
 
 
-def claims(design: Design, studies: int, arm: str, replicates: int = 2000, first_seed: int = 0) -> float:
+def claims(
+  design: Design, studies: int, arm: str, replicates: int = 2000, first_seed: int = 0
+) -> float:
   """Share of studies in which the arm is said to be above one of the other arms at some size."""
   others = [name for name, _ in design.multiples if name != arm]
   said = 0

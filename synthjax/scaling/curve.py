@@ -8,13 +8,19 @@ import numpy as np
 
 def falling(error_NR: np.ndarray, weights_N: np.ndarray) -> np.ndarray:
   """[N, R] the curves nearest in weighted least squares that never rise with N: isotonic regression by its min-max formula."""
-  sums_NR = np.cumsum(np.vstack([np.zeros_like(error_NR[:1]), error_NR * weights_N[:, None]]), axis=0)
+  sums_NR = np.cumsum(
+    np.vstack([np.zeros_like(error_NR[:1]), error_NR * weights_N[:, None]]), axis=0
+  )
   total_N = np.append(0.0, np.cumsum(weights_N))
   sizes = len(error_NR)
   fitted_NR = np.full_like(error_NR, np.inf)
   for first in range(sizes):
-    means_NR = (sums_NR[first + 1:] - sums_NR[first]) / (total_N[first + 1:] - total_N[first])[:, None]  # of first..last, for every last
-    highest_NR = np.maximum.accumulate(means_NR[::-1], axis=0)[::-1]  # over the last that are not before the row
+    means_NR = (sums_NR[first + 1 :] - sums_NR[first]) / (total_N[first + 1 :] - total_N[first])[
+      :, None
+    ]  # of first..last, for every last
+    highest_NR = np.maximum.accumulate(means_NR[::-1], axis=0)[
+      ::-1
+    ]  # over the last that are not before the row
     fitted_NR[first:] = np.minimum(fitted_NR[first:], highest_NR)
   return np.minimum.accumulate(fitted_NR, axis=0)  # equal to the last bit where a block was pooled
 
@@ -28,7 +34,9 @@ def invert(x_N: np.ndarray, falling_NR: np.ndarray, level_R: np.ndarray) -> np.n
   for k in range(len(x_N) - 1):
     high_R, low_R = falling_NR[k], falling_NR[k + 1]
     flat_R, inside_R = high_R == low_R, (low_R <= level_R) & (level_R <= high_R)
-    at_R = x_N[k] + (high_R - level_R) / np.where(flat_R, 1.0, high_R - low_R) * (x_N[k + 1] - x_N[k])
+    at_R = x_N[k] + (high_R - level_R) / np.where(flat_R, 1.0, high_R - low_R) * (
+      x_N[k + 1] - x_N[k]
+    )
     first_R = np.fmin(first_R, np.where(inside_R, np.where(flat_R, x_N[k], at_R), np.nan))
     last_R = np.fmax(last_R, np.where(inside_R, np.where(flat_R, x_N[k + 1], at_R), np.nan))
   outside_R = np.where(level_R < falling_NR[-1], np.inf, -np.inf)
@@ -48,7 +56,7 @@ def bends(x_N: np.ndarray, falling_NR: np.ndarray) -> np.ndarray:
   width_N1 = np.diff(x_N)[:, None]
   slope_NR = np.diff(falling_NR, axis=0) / width_N1
   inner_NR = 2 * np.diff(slope_NR, axis=0) / (width_N1[:-1] + width_N1[1:])
-  square_N = inner_NR[:, 0]**2
+  square_N = inner_NR[:, 0] ** 2
   if inner_NR.shape[1] > 1:
     square_N = square_N - inner_NR[:, 1:].var(axis=1)
   ends_N = np.concatenate([square_N[:1], square_N, square_N[-1:]])

@@ -73,8 +73,12 @@ class Point:
   test_problems: int  # that it was measured on
   multiple: Multiple  # of problems, from the measured curve
   law_multiple: Multiple | None  # the same from the law; None where the data do not support it
-  compute_multiple: Multiple | None  # FLOPs with which the baseline has this error, over the arm's own; None: see the notes
-  tuned_multiple: Multiple | None  # the same with the FLOPs of tuning, each arm's once, on both sides; None: unknown
+  compute_multiple: (
+    Multiple | None
+  )  # FLOPs with which the baseline has this error, over the arm's own; None: see the notes
+  tuned_multiple: (
+    Multiple | None
+  )  # the same with the FLOPs of tuning, each arm's once, on both sides; None: unknown
   tokens_trained: float
   tokens_sampled: float
   flops: float  # everything but tuning
@@ -96,14 +100,18 @@ class Efficiency:
   law: laws.Law
   missing: tuple[str, ...]  # cells and seeds that other arms or sizes have
   notes: tuple[str, ...]  # what a reader must know to read the numbers
-  tuning: Mapping[str, float] = dataclasses.field(default_factory=dict)  # FLOPs of choosing an arm's settings, by arm
+  tuning: Mapping[str, float] = dataclasses.field(
+    default_factory=dict
+  )  # FLOPs of choosing an arm's settings, by arm
   # what comparisons of two arms draw from; not part of the JSON
   cells: Mapping[Key, Cell] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
   def at(self, arm: str) -> list[Point]:
     """The arm's points, N rising. Raises DataError where it has none."""
     if not (points := [point for point in self.points if point.arm == arm]):
-      raise DataError(f"arm {arm!r} was not measured; there are {', '.join(dict.fromkeys(point.arm for point in self.points))}")
+      raise DataError(
+        f"arm {arm!r} was not measured; there are {', '.join(dict.fromkeys(point.arm for point in self.points))}"
+      )
     return sorted(points, key=lambda point: point.problems)
 
   def to_json(self) -> dict:
@@ -125,8 +133,11 @@ class Above:
     return self.low > 1
 
 
-def analyse(cells: Mapping[Key, Cell], settings: Settings = Settings(),  # noqa: B008 - frozen
-            tuning: Mapping[str, float] | None = None) -> Efficiency:
+def analyse(
+  cells: Mapping[Key, Cell],
+  settings: Settings = Settings(),
+  tuning: Mapping[str, float] | None = None,
+) -> Efficiency:
   """Multiples of every cell of `resample.resample` against the baseline arm.
 
   Args:
@@ -138,9 +149,13 @@ def analyse(cells: Mapping[Key, Cell], settings: Settings = Settings(),  # noqa:
     DataError: the baseline was measured at fewer than two sizes, or tuning lacks an arm.
   """
   tuning = dict(tuning or {})
-  if tuning and (without := [arm for arm in dict.fromkeys(key.arm for key in cells) if arm not in tuning]):
-    raise DataError(f"the compute of tuning is known for {', '.join(tuning)} and not for {', '.join(without)}; "
-                    "give all arms' (0 for one that was not tuned), or none")
+  if tuning and (
+    without := [arm for arm in dict.fromkeys(key.arm for key in cells) if arm not in tuning]
+  ):
+    raise DataError(
+      f"the compute of tuning is known for {', '.join(tuning)} and not for {', '.join(without)}; "
+      "give all arms' (0 for one that was not tuned), or none"
+    )
   reference = _Reference(_baseline(cells, settings), settings)
   points = tuple(_point(cell, reference, settings, tuning) for cell in cells.values())
   return Efficiency(
@@ -156,10 +171,15 @@ def analyse(cells: Mapping[Key, Cell], settings: Settings = Settings(),  # noqa:
 
 
 def _baseline(cells: Mapping[Key, Cell], settings: Settings) -> list[Cell]:
-  baseline = sorted((cell for key, cell in cells.items() if key.arm == settings.baseline), key=lambda cell: cell.key.problems)
+  baseline = sorted(
+    (cell for key, cell in cells.items() if key.arm == settings.baseline),
+    key=lambda cell: cell.key.problems,
+  )
   if len(baseline) < 2:
-    raise DataError(f"baseline {settings.baseline!r} was measured at {len(baseline)} sizes; a curve needs two at least "
-                    f"(arms found: {', '.join(dict.fromkeys(key.arm for key in cells)) or 'none'})")
+    raise DataError(
+      f"baseline {settings.baseline!r} was measured at {len(baseline)} sizes; a curve needs two at least "
+      f"(arms found: {', '.join(dict.fromkeys(key.arm for key in cells)) or 'none'})"
+    )
   return baseline
 
 
@@ -177,8 +197,13 @@ class _Reference:
     self.pooled = [str(cell.key) for cell, moved in zip(baseline, moved_N) if moved]
     unscaled_NB = np.stack([cell.log_error(math.inf)[1:] for cell in baseline])
     self.fit = laws.fit(
-      self.problems, raw_NR, settings.level, settings.significance,
-      covariance_NN=np.atleast_2d(np.cov(unscaled_NB)), freedom=baseline[0].drawn.counted or math.inf)
+      self.problems,
+      raw_NR,
+      settings.level,
+      settings.significance,
+      covariance_NN=np.atleast_2d(np.cov(unscaled_NB)),
+      freedom=baseline[0].drawn.counted or math.inf,
+    )
     self.seeds_NB = np.stack([cell.log_error_of_seeds()[1:] for cell in baseline])
     self.flops_N = np.array([cell.flops for cell in baseline])
     self.flops_rise = bool(self.flops_N[0] > 0 and (np.diff(self.flops_N) > 0).all())
@@ -212,10 +237,15 @@ class _Reference:
     return bool(flat or without_answer)
 
   def points(self) -> tuple[tuple[int, float], ...]:
-    return tuple((cell.key.problems, float(np.exp(log_error))) for cell, log_error in zip(self.baseline, self.log_error_N))
+    return tuple(
+      (cell.key.problems, float(np.exp(log_error)))
+      for cell, log_error in zip(self.baseline, self.log_error_N)
+    )
 
 
-def _point(cell: Cell, reference: _Reference, settings: Settings, tuning: Mapping[str, float]) -> Point:
+def _point(
+  cell: Cell, reference: _Reference, settings: Settings, tuning: Mapping[str, float]
+) -> Point:
   own = cell.key.arm == settings.baseline
   freedom = reference.against(cell)
   error_R = cell.log_error(freedom)
@@ -225,14 +255,18 @@ def _point(cell: Cell, reference: _Reference, settings: Settings, tuning: Mappin
   def multiple(matching_R, here, axis_N):
     if undefined:
       return Multiple(math.nan, math.nan, math.nan)
-    return _multiple(np.zeros_like(error_R) if own else matching_R - here, axis_N - here, settings.level)
+    return _multiple(
+      np.zeros_like(error_R) if own else matching_R - here, axis_N - here, settings.level
+    )
 
   def of_compute(tuned: bool):
     if not reference.flops_rise or not cell.flops or (tuned and not tuning):
       return None
     both = (tuning[settings.baseline], tuning[cell.key.arm]) if tuned else (0.0, 0.0)
     axis_N = np.log(reference.flops_N + both[0])
-    return multiple(reference.match(axis_N, curve_NR, error_R), np.log(cell.flops + both[1]), axis_N)
+    return multiple(
+      reference.match(axis_N, curve_NR, error_R), np.log(cell.flops + both[1]), axis_N
+    )
 
   axis_N, here = reference.log_problems_N, np.log(cell.key.problems)
   matching_R = reference.match(axis_N, curve_NR, error_R)
@@ -264,8 +298,13 @@ def _multiple(log_ratio_R: np.ndarray, log_range_N: np.ndarray, level: float) ->
   """Order statistics, so that a replicate off the range counts as the infinity it is and is never averaged with its neighbour."""
   sorted_B = np.sort(log_ratio_R[1:])
   count = len(sorted_B)
-  ends = sorted_B[max(0, math.ceil(count * (1 - level) / 2) - 1)], sorted_B[min(count - 1, math.floor(count * (1 + level) / 2))]
-  (value, beyond), (low, low_beyond), (high, high_beyond) = (_bounded(x, log_range_N[0], log_range_N[-1]) for x in (log_ratio_R[0], *ends))
+  ends = (
+    sorted_B[max(0, math.ceil(count * (1 - level) / 2) - 1)],
+    sorted_B[min(count - 1, math.floor(count * (1 + level) / 2))],
+  )
+  (value, beyond), (low, low_beyond), (high, high_beyond) = (
+    _bounded(x, log_range_N[0], log_range_N[-1]) for x in (log_ratio_R[0], *ends)
+  )
   return Multiple(value, low, high, beyond, low_beyond, high_beyond)
 
 
@@ -282,7 +321,11 @@ def _missing(cells: Mapping[Key, Cell]) -> list[str]:
   """Cells, and seeds of cells, that another arm or size has."""
   seeds = sorted({seed for cell in cells.values() for seed in cell.seeds})
   lines = []
-  for key in (Key(arm, size) for arm in dict.fromkeys(k.arm for k in cells) for size in sorted({k.problems for k in cells})):
+  for key in (
+    Key(arm, size)
+    for arm in dict.fromkeys(k.arm for k in cells)
+    for size in sorted({k.problems for k in cells})
+  ):
     if key not in cells:
       lines.append(str(key))
     elif absent := sorted(set(seeds) - set(cells[key].seeds)):
@@ -295,17 +338,27 @@ def _notes(cells: Mapping[Key, Cell], reference: _Reference) -> list[str]:
   arms = list(dict.fromkeys(key.arm for key in cells))
   several = {key.arm for key, cell in cells.items() if len(cell.seeds) > 1}
   if single := [arm for arm in arms if arm not in several]:
-    notes.append(f"one seed only: intervals of {', '.join(single)} are over test problems and do not contain the spread of seeds")
+    notes.append(
+      f"one seed only: intervals of {', '.join(single)} are over test problems and do not contain the spread of seeds"
+    )
   if reference.pooled:
-    notes.append(f"the baseline's error rises with N somewhere; its curve is pooled at {', '.join(reference.pooled)}")
+    notes.append(
+      f"the baseline's error rises with N somewhere; its curve is pooled at {', '.join(reference.pooled)}"
+    )
   if without := [str(key) for key, cell in cells.items() if cell.error == 1]:
     notes.append(f"no correct answer in {', '.join(without)}")
   if len(reference.baseline) == 2:
-    notes.append("the baseline has two sizes: how far its curve lies from the line between them is unknown, and not in the intervals")
+    notes.append(
+      "the baseline has two sizes: how far its curve lies from the line between them is unknown, and not in the intervals"
+    )
   if not reference.flops_rise:
-    notes.append("no iso-compute multiple: the baseline's FLOPs are not recorded or do not rise with N")
+    notes.append(
+      "no iso-compute multiple: the baseline's FLOPs are not recorded or do not rise with N"
+    )
   if perfect := [str(key) for key, cell in cells.items() if cell.error < cell.half_answer]:
-    notes.append(f"no wrong answer in {', '.join(perfect)}: the error is taken as half a test answer")
+    notes.append(
+      f"no wrong answer in {', '.join(perfect)}: the error is taken as half a test answer"
+    )
   return notes
 
 
@@ -329,9 +382,17 @@ def above(efficiency: Efficiency, arm: str, others: Sequence[str]) -> dict[str, 
   found = {}
   for other, shared in pairs.items():
     found[other] = [
-      Above(size, _lowest_ratio(cells[Key(arm, size)], cells[Key(other, size)], reference,
-                                (1 - settings.level) / 2 / max(1, looks)))
-      for size in shared]
+      Above(
+        size,
+        _lowest_ratio(
+          cells[Key(arm, size)],
+          cells[Key(other, size)],
+          reference,
+          (1 - settings.level) / 2 / max(1, looks),
+        ),
+      )
+      for size in shared
+    ]
   return found
 
 
@@ -342,7 +403,9 @@ def _lowest_ratio(cell: Cell, other: Cell, reference: _Reference, tail: float) -
   # than one of them (Welch's rule would give the sum of both degrees of freedom).
   freedom = min(cell.drawn.freedom, other.drawn.freedom)
   curve_NR = reference.curves(np.stack([own.log_error(freedom) for own in reference.baseline]))
-  place_R, against_R = (reference.match(axis_N, curve_NR, one.log_error(freedom)) for one in (cell, other))
+  place_R, against_R = (
+    reference.match(axis_N, curve_NR, one.log_error(freedom)) for one in (cell, other)
+  )
   # What is known of two places of which one may be off the range: an arm above it is at least at
   # its end, and one that the other may be above of is above nothing.
   least_R = np.where(place_R < axis_N[0], -np.inf, np.minimum(place_R, axis_N[-1]))

@@ -55,11 +55,20 @@ class Fit:
 
   def invert(self, log_error_R: np.ndarray) -> np.ndarray:
     """[R] log N at which the law has these errors."""
-    return (self.log_coefficient_R - log_error_R) / np.maximum(self.exponent_R, 1e-9)  # a law that does not fall: off the range
+    return (self.log_coefficient_R - log_error_R) / np.maximum(
+      self.exponent_R, 1e-9
+    )  # a law that does not fall: off the range
 
 
-def fit(problems_N: Sequence[int], log_error_NR: np.ndarray, level: float = 0.95, significance: float = 0.05, *,
-        covariance_NN: np.ndarray | None = None, freedom: float = float("inf")) -> Fit:
+def fit(
+  problems_N: Sequence[int],
+  log_error_NR: np.ndarray,
+  level: float = 0.95,
+  significance: float = 0.05,
+  *,
+  covariance_NN: np.ndarray | None = None,
+  freedom: float = float("inf"),
+) -> Fit:
   """Generalised least squares of log error on log N in float64; all sizes share their test problems, so their errors are correlated.
 
   The law is supported when at least four sizes were measured, the error falls, the residuals'
@@ -81,16 +90,25 @@ def fit(problems_N: Sequence[int], log_error_NR: np.ndarray, level: float = 0.95
   try:
     whiten_NN = np.linalg.inv(np.linalg.cholesky(covariance_NN))
   except np.linalg.LinAlgError:
-    return _unfitted("the errors of some sizes do not vary over seeds and problems, or vary as one: no weights", local)
+    return _unfitted(
+      "the errors of some sizes do not vary over seeds and problems, or vary as one: no weights",
+      local,
+    )
   if len(problems_N) < _FEWEST_SIZES:
-    return _unfitted(f"{len(problems_N)} sizes; a test of the law needs at least {_FEWEST_SIZES}", local)
+    return _unfitted(
+      f"{len(problems_N)} sizes; a test of the law needs at least {_FEWEST_SIZES}", local
+    )
   design_N2 = whiten_NN @ np.stack([np.ones_like(log_problems_N), -log_problems_N], axis=1)
   coefficients_2R = np.linalg.lstsq(design_N2, whiten_NN @ log_error_NR, rcond=None)[0]
   log_coefficient, exponent = coefficients_2R[:, 0]
   residual_N = log_error_NR[:, 0] - log_coefficient + exponent * log_problems_N
-  chi_square, residual_freedom = float(((whiten_NN @ residual_N)**2).sum()), len(problems_N) - 2
-  p_value = float(scipy.special.fdtrc(residual_freedom, _finite(freedom), chi_square / residual_freedom))
-  floor, floored = _floor(log_problems_N, log_error_NR[:, 0], whiten_NN, (log_coefficient, exponent))
+  chi_square, residual_freedom = float(((whiten_NN @ residual_N) ** 2).sum()), len(problems_N) - 2
+  p_value = float(
+    scipy.special.fdtrc(residual_freedom, _finite(freedom), chi_square / residual_freedom)
+  )
+  floor, floored = _floor(
+    log_problems_N, log_error_NR[:, 0], whiten_NN, (log_coefficient, exponent)
+  )
   gain = max(0.0, chi_square - floored)
   # half: the floor is on one side (Chernoff 1954)
   floor_p_value = 0.5 * float(scipy.special.fdtrc(1, _finite(freedom), gain))
@@ -135,8 +153,14 @@ def _local_exponents(problems_N, log_error_N, covariance_NN) -> tuple[LocalExpon
   for k in range(len(problems_N) - 1):
     span = np.log(problems_N[k + 1] / problems_N[k])
     variance = covariance_NN[k, k] + covariance_NN[k + 1, k + 1] - 2 * covariance_NN[k, k + 1]
-    found.append(LocalExponent(int(problems_N[k]), int(problems_N[k + 1]), float((log_error_N[k] - log_error_N[k + 1]) / span),
-                               float(max(variance, 0.0)**0.5 / span)))
+    found.append(
+      LocalExponent(
+        int(problems_N[k]),
+        int(problems_N[k + 1]),
+        float((log_error_N[k] - log_error_N[k + 1]) / span),
+        float(max(variance, 0.0) ** 0.5 / span),
+      )
+    )
   return tuple(found)
 
 
@@ -146,9 +170,20 @@ def _floor(log_problems_N, log_error_N, whiten_NN, start) -> tuple[float, float]
 
   def residual_N(parameters):
     log_coefficient, exponent, share = parameters
-    return whiten_NN @ (log_error_N - np.log(share * lowest + np.exp(log_coefficient - exponent * log_problems_N)))
+    return whiten_NN @ (
+      log_error_N - np.log(share * lowest + np.exp(log_coefficient - exponent * log_problems_N))
+    )
 
-  starts = [(*start, 0.0), (start[0], max(start[1], 0.0) * 2, 0.5), (start[0], max(start[1], 0.0) * 4, 0.9)]
-  fits = [scipy.optimize.least_squares(residual_N, first, bounds=([-np.inf, -np.inf, 0.0], [np.inf, np.inf, 1.0])) for first in starts]
+  starts = [
+    (*start, 0.0),
+    (start[0], max(start[1], 0.0) * 2, 0.5),
+    (start[0], max(start[1], 0.0) * 4, 0.9),
+  ]
+  fits = [
+    scipy.optimize.least_squares(
+      residual_N, first, bounds=([-np.inf, -np.inf, 0.0], [np.inf, np.inf, 1.0])
+    )
+    for first in starts
+  ]
   best = min(fits, key=lambda found: found.cost)
   return float(best.x[2]) * lowest, 2 * float(best.cost)

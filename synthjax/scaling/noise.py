@@ -77,8 +77,12 @@ class _Seeds(NamedTuple):
   nested: float  # share of the variance that is correlated over N
 
 
-def replicates(cells: Sequence[Marks], sizes: tuple[int, ...], bootstrap: Bootstrap,
-               difficulty_P: np.ndarray | None = None) -> list[Replicates]:
+def replicates(
+  cells: Sequence[Marks],
+  sizes: tuple[int, ...],
+  bootstrap: Bootstrap,
+  difficulty_P: np.ndarray | None = None,
+) -> list[Replicates]:
   """Replicates of the cells of one arm (or of one difference of arms).
 
   An arm that has one seed everywhere has the problems' part alone.
@@ -95,17 +99,19 @@ def replicates(cells: Sequence[Marks], sizes: tuple[int, ...], bootstrap: Bootst
     mean_P = _without_luck(cell, seeds, difficulty_P)
     problems_B = _weights(bootstrap, len(mean_P)) @ mean_P / len(mean_P)
     # over seeds: a mean of S has a variance S times smaller
-    step = cell.unit / len(cell.seeds)**0.5
+    step = cell.unit / len(cell.seeds) ** 0.5
     seeds_B = step * _deviations(cells, seeds, cell.problems, sizes, bootstrap)
     variance = mean_P.var() / len(mean_P) + step**2 * seeds.variance
-    found.append(Replicates(
-      mean=float(mean_P.mean()),
-      problems_B=problems_B,
-      seeds_B=seeds_B,
-      standard_error=float(variance**0.5),
-      freedom=seeds.freedom,
-      counted=seeds.counted,
-    ))
+    found.append(
+      Replicates(
+        mean=float(mean_P.mean()),
+        problems_B=problems_B,
+        seeds_B=seeds_B,
+        standard_error=float(variance**0.5),
+        freedom=seeds.freedom,
+        counted=seeds.counted,
+      )
+    )
   return found
 
 
@@ -124,10 +130,18 @@ def _spread(cells: Sequence[Marks]) -> _Seeds:
   variance = squares / counted
   shared_CC = _correlation([cell.problems for cell in cells])
   nested = _nested(cells, deviations, variance, shared_CC)
-  return _Seeds(deviations, variance, counted, freedom(freedom_C, [cell.problems for cell in cells], nested), nested)
+  return _Seeds(
+    deviations,
+    variance,
+    counted,
+    freedom(freedom_C, [cell.problems for cell in cells], nested),
+    nested,
+  )
 
 
-def freedom(counted_C: Sequence[float] | np.ndarray, problems: Sequence[int], nested: float) -> float:
+def freedom(
+  counted_C: Sequence[float] | np.ndarray, problems: Sequence[int], nested: float
+) -> float:
   """Degrees of freedom of a variance that is pooled over cells.
 
   Args:
@@ -139,7 +153,7 @@ def freedom(counted_C: Sequence[float] | np.ndarray, problems: Sequence[int], ne
   # a mean of chi-squares whose deviations correlate by r has 1 / sum(r^2) of their freedom
   together_CC = np.minimum(freedom_C[:, None], freedom_C[None, :])
   correlation_CC = np.where(np.eye(len(freedom_C)), 1.0, nested * _correlation(problems))
-  return float(freedom_C.sum())**2 / float((together_CC * correlation_CC**2).sum())
+  return float(freedom_C.sum()) ** 2 / float((together_CC * correlation_CC**2).sum())
 
 
 def _correlation(problems: Sequence[int]) -> np.ndarray:
@@ -149,8 +163,9 @@ def _correlation(problems: Sequence[int]) -> np.ndarray:
   return least_CC / np.sqrt(problems_C[:, None] * problems_C[None, :])
 
 
-def _nested(cells: Sequence[Marks], deviations: Sequence[np.ndarray], variance: float,
-            shared_CC: np.ndarray) -> float:
+def _nested(
+  cells: Sequence[Marks], deviations: Sequence[np.ndarray], variance: float, shared_CC: np.ndarray
+) -> float:
   """Least squares of the products of a seed's deviations at two N on sqrt(N / N'); 0 to 1."""
   found = expected = 0.0
   for i, one in enumerate(cells):
@@ -160,7 +175,7 @@ def _nested(cells: Sequence[Marks], deviations: Sequence[np.ndarray], variance: 
       if len(pairs) > 1:
         product = sum(float(deviations[i][k] * deviations[j][row]) for k, row in pairs)
         found += product * shared_CC[i, j]
-        expected += variance * (len(pairs) - 1) * float(shared_CC[i, j])**2
+        expected += variance * (len(pairs) - 1) * float(shared_CC[i, j]) ** 2
   return min(1.0, max(0.0, found / expected)) if expected else 0.0
 
 
@@ -179,7 +194,7 @@ def _without_luck(cell: Marks, seeds: _Seeds, difficulty_P: np.ndarray | None) -
   luck_SP = cell.marks_SP - mean_P
   luck_SP = luck_SP - luck_SP.mean(axis=1, keepdims=True)
   luck = float((luck_SP**2).sum()) / (count_S - 1) / count_P
-  return explained_P + max(0.0, 1 - luck / count_S / variance)**0.5 * rest_P
+  return explained_P + max(0.0, 1 - luck / count_S / variance) ** 0.5 * rest_P
 
 
 def _explained(mean_P: np.ndarray, difficulty_P: np.ndarray | None) -> np.ndarray:
@@ -191,8 +206,9 @@ def _explained(mean_P: np.ndarray, difficulty_P: np.ndarray | None) -> np.ndarra
   return powers_P4 @ np.linalg.lstsq(powers_P4, mean_P, rcond=None)[0]
 
 
-def _deviations(cells: Sequence[Marks], seeds: _Seeds, problems: int, sizes: tuple[int, ...],
-                bootstrap: Bootstrap) -> np.ndarray:
+def _deviations(
+  cells: Sequence[Marks], seeds: _Seeds, problems: int, sizes: tuple[int, ...], bootstrap: Bootstrap
+) -> np.ndarray:
   """[B] draws of one seed's deviation at N, in units: its variance is the arm's."""
   total_B = np.zeros(bootstrap.replicates)
   if not seeds.variance:
@@ -201,14 +217,15 @@ def _deviations(cells: Sequence[Marks], seeds: _Seeds, problems: int, sizes: tup
   for cell, deviation_S in zip(cells, seeds.deviations):
     for seed, deviation in zip(cell.seeds, deviation_S):
       nested_NB, own_NB = _coefficients(bootstrap, sizes, cell.problems, seed)
-      coefficient_B = seeds.nested**0.5 * nested_NB[at] + (1 - seeds.nested)**0.5 * own_NB[at]
+      coefficient_B = seeds.nested**0.5 * nested_NB[at] + (1 - seeds.nested) ** 0.5 * own_NB[at]
       total_B += deviation * coefficient_B
   return total_B / seeds.counted**0.5
 
 
 @functools.lru_cache(maxsize=256)
-def _coefficients(bootstrap: Bootstrap, sizes: tuple[int, ...], problems: int,
-                  seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _coefficients(
+  bootstrap: Bootstrap, sizes: tuple[int, ...], problems: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
   """Two [N, B] standard normals of a deviation measured at `problems`: one correlated over N as nested problems are, one not."""
   random = np.random.default_rng([bootstrap.seed, problems, seed])
   sizes_N = np.array(sizes, float)[:, None]

@@ -35,7 +35,9 @@ class Difference:
     return f"N={self.problems:,}: {self.other} - {self.arm} = {value} points, 95 % interval {low} to {high}"
 
 
-def differences(runs: Sequence[Run], arm: str, other: str, bootstrap: Bootstrap = Bootstrap()) -> list[Difference]:  # noqa: B008 - frozen
+def differences(
+  runs: Sequence[Run], arm: str, other: str, bootstrap: Bootstrap = Bootstrap()
+) -> list[Difference]:
   """The difference other - arm at every N at which both have a seed in common, N rising, with 95 % intervals.
 
   The spread of seeds is pooled over these N on the logit scale, where a difference has the unit of
@@ -52,8 +54,10 @@ def differences(runs: Sequence[Run], arm: str, other: str, bootstrap: Bootstrap 
     if key.arm == arm and Key(other, key.problems) in groups:
       cells += _gains(group, groups[Key(other, key.problems)])
   if not cells:
-    raise DataError(f"{arm!r} and {other!r} have no seed in common at any N; there are "
-                    f"{', '.join(f'{key} seed {run.seed}' for key, group in groups.items() for run in group)}")
+    raise DataError(
+      f"{arm!r} and {other!r} have no seed in common at any N; there are "
+      f"{', '.join(f'{key} seed {run.seed}' for key, group in groups.items() for run in group)}"
+    )
   sizes = tuple(sorted({key.problems for key in groups}))
   found = []
   for cell, drawn in zip(cells, noise.replicates(cells, sizes, bootstrap)):
@@ -61,9 +65,18 @@ def differences(runs: Sequence[Run], arm: str, other: str, bootstrap: Bootstrap 
     if not cell.marks_SP.any():  # no answer differs: what share of all may differ unseen?
       high = stats.wilson(0.0, cell.marks_SP.shape[1])[1]
       low = -high
-    found.append(Difference(
-      arm=arm, other=other, problems=cell.problems, seeds=cell.seeds, value=drawn.mean,
-      low=float(low), high=float(high), standard_error=drawn.standard_error))
+    found.append(
+      Difference(
+        arm=arm,
+        other=other,
+        problems=cell.problems,
+        seeds=cell.seeds,
+        value=drawn.mean,
+        low=float(low),
+        high=float(high),
+        standard_error=drawn.standard_error,
+      )
+    )
   return found
 
 
@@ -77,5 +90,11 @@ def _gains(group: Sequence[Run], others: Sequence[Run]) -> list[noise.Marks]:
   other_SP = np.array([by_seed[run.seed] for run in shared], np.float64)
   accuracy = (arm_SP.mean() + other_SP.mean()) / 2
   seeds = tuple(run.seed for run in shared)
-  return [noise.Marks(problems=group[0].problems, seeds=seeds, marks_SP=other_SP - arm_SP,
-                      unit=float(accuracy * (1 - accuracy)))]
+  return [
+    noise.Marks(
+      problems=group[0].problems,
+      seeds=seeds,
+      marks_SP=other_SP - arm_SP,
+      unit=float(accuracy * (1 - accuracy)),
+    )
+  ]

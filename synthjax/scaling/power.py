@@ -35,8 +35,14 @@ class Power:
   detectable: float  # the smallest true difference whose interval excludes 0 with the asked chance
 
 
-def power(sizes: Sequence[int], seeds: int, test_problems: int, assumed: Assumed = Assumed(),  # noqa: B008 - frozen
-          chance: float = 0.8, level: float = 0.95) -> Power:
+def power(
+  sizes: Sequence[int],
+  seeds: int,
+  test_problems: int,
+  assumed: Assumed = Assumed(),
+  chance: float = 0.8,
+  level: float = 0.95,
+) -> Power:
   """The smallest paired difference that is detected with `chance` by a `level` interval.
 
   Args:
@@ -47,8 +53,10 @@ def power(sizes: Sequence[int], seeds: int, test_problems: int, assumed: Assumed
     chance: that the interval of a true difference of this size excludes 0.
     level: of the interval.
   """
-  slope = assumed.accuracy * (1 - assumed.accuracy)  # of the accuracy by its logit; an answer's variance too
-  of_seed = 2 * (1 - assumed.common) * (slope * assumed.spread)**2
+  slope = assumed.accuracy * (
+    1 - assumed.accuracy
+  )  # of the accuracy by its logit; an answer's variance too
+  of_seed = 2 * (1 - assumed.common) * (slope * assumed.spread) ** 2
   luck = _disagreement(assumed) / test_problems
   if seeds < 2:  # the interval is over test problems alone, and the spread of seeds is not in it
     of_seed, freedom = 0.0, math.inf
@@ -68,17 +76,25 @@ def power(sizes: Sequence[int], seeds: int, test_problems: int, assumed: Assumed
 def _disagreement(assumed: Assumed) -> float:
   """Share of answers of which one run's is correct and the other's is not: the variance of their difference."""
   both = scipy.stats.multivariate_normal.cdf(
-    [scipy.stats.norm.ppf(assumed.accuracy)] * 2, cov=[[1, assumed.agreement], [assumed.agreement, 1]])
+    [scipy.stats.norm.ppf(assumed.accuracy)] * 2,
+    cov=[[1, assumed.agreement], [assumed.agreement, 1]],
+  )
   return 2 * (assumed.accuracy - float(both))
 
 
-def sentence(sizes: Sequence[int], seeds: int, test_problems: int, assumed: Assumed = Assumed()) -> str:  # noqa: B008 - frozen
+def sentence(
+  sizes: Sequence[int], seeds: int, test_problems: int, assumed: Assumed = Assumed()
+) -> str:
   """What a study says before it runs."""
   found = power(sizes, seeds, test_problems, assumed)
   points = f"{100 * found.detectable:.1f} points"
   if seeds < 2:
-    return (f"power: with one seed and {test_problems:,} test problems a difference of two arms is detected from {points} on (in 80 % of "
-            "studies, 95 % interval) between these two policies; what another seed would give is not in the interval")
-  return (f"power: with {seeds} seeds and {test_problems:,} test problems a difference of two arms at one N is detected from {points} on "
-          f"(in 80 % of studies, 95 % interval), if seeds spread by {assumed.spread:g} on the logit scale and accuracies are near "
-          f"{100 * assumed.accuracy:.0f} %")
+    return (
+      f"power: with one seed and {test_problems:,} test problems a difference of two arms is detected from {points} on (in 80 % of "
+      "studies, 95 % interval) between these two policies; what another seed would give is not in the interval"
+    )
+  return (
+    f"power: with {seeds} seeds and {test_problems:,} test problems a difference of two arms at one N is detected from {points} on "
+    f"(in 80 % of studies, 95 % interval), if seeds spread by {assumed.spread:g} on the logit scale and accuracies are near "
+    f"{100 * assumed.accuracy:.0f} %"
+  )

@@ -147,10 +147,14 @@ def grouped(runs: Sequence[Run]) -> dict[Key, list[Run]]:
       raise DataError(f"{key}, seed {run.seed}: found twice; keep one of the two runs")
     shape, first = np.shape(run.accuracy_P), np.shape(runs[0].accuracy_P)
     if shape != first or len(shape) != 1 or not shape[0]:
-      raise DataError(f"{key}, seed {run.seed}: accuracies of shape {shape}, but {runs[0].arm} at N={runs[0].problems:,} has {first}; "
-                      f"evaluate all runs on the same test problems in the same order")
+      raise DataError(
+        f"{key}, seed {run.seed}: accuracies of shape {shape}, but {runs[0].arm} at N={runs[0].problems:,} has {first}; "
+        f"evaluate all runs on the same test problems in the same order"
+      )
     if not ((run.accuracy_P >= 0) & (run.accuracy_P <= 1)).all() or run.problems < 1:
-      raise DataError(f"{key}, seed {run.seed}: expected accuracies from 0 to 1 and at least one training problem, found accuracies from "
-                      f"{np.min(run.accuracy_P)} to {np.max(run.accuracy_P)}")
+      raise DataError(
+        f"{key}, seed {run.seed}: expected accuracies from 0 to 1 and at least one training problem, found accuracies from "
+        f"{np.min(run.accuracy_P)} to {np.max(run.accuracy_P)}"
+      )
     group.append(run)
   return dict(groups)

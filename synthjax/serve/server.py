@@ -42,7 +42,9 @@ def serve(session: Session, settings: Settings, model_name: str) -> None:
   """
   token = _token(settings.token)
   if settings.host not in _LOOPBACK and not token:
-    progress.say(f"warning: {settings.host} is open to the network and asks for no token; set one with env:NAME or file:PATH")
+    progress.say(
+      f"warning: {settings.host} is open to the network and asks for no token; set one with env:NAME or file:PATH"
+    )
   asyncio.run(_serve(session, settings, model_name, token))
 
 
@@ -53,9 +55,13 @@ def _token(source: str) -> str:
   if kind == "env":
     token = os.environ.get(name, "")
   elif kind == "file":
-    token = pathlib.Path(name).read_text(encoding="utf-8").strip() if pathlib.Path(name).is_file() else ""
+    token = (
+      pathlib.Path(name).read_text(encoding="utf-8").strip() if pathlib.Path(name).is_file() else ""
+    )
   else:
-    raise files.DataError("the token's source is of an unknown kind; expected env:NAME or file:PATH, never the token itself")
+    raise files.DataError(
+      "the token's source is of an unknown kind; expected env:NAME or file:PATH, never the token itself"
+    )
   if not token:
     raise files.DataError(f"the bearer token should be read from {source}, where there is none")
   return token
@@ -66,8 +72,14 @@ async def _serve(session, settings, model_name, token):
   driver = Driver(session, crashed=stopping.set)
   server = _Server(driver, settings, model_name, token)
   app = web.Application(middlewares=[server.guard], client_max_size=settings.body_bytes)
-  app.add_routes([web.post("/v1/completions", server.completions), web.post("/v1/chat/completions", server.chat),
-                  web.get("/v1/models", server.models), web.get("/health", server.health)])
+  app.add_routes(
+    [
+      web.post("/v1/completions", server.completions),
+      web.post("/v1/chat/completions", server.chat),
+      web.get("/v1/models", server.models),
+      web.get("/health", server.health),
+    ]
+  )
   # A client that hangs up cancels its handler, which frees its slot.
   runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
   await runner.setup()
@@ -75,7 +87,9 @@ async def _serve(session, settings, model_name, token):
     try:
       await web.TCPSite(runner, settings.host, settings.port).start()
     except OSError as e:
-      raise files.DataError(f"cannot listen on {settings.host}:{settings.port}: {e.strerror or e}; choose another port") from e
+      raise files.DataError(
+        f"cannot listen on {settings.host}:{settings.port}: {e.strerror or e}; choose another port"
+      ) from e
     for name in (signal.SIGTERM, signal.SIGINT):
       asyncio.get_running_loop().add_signal_handler(name, stopping.set)
     progress.say(f"serving {model_name} at http://{settings.host}:{runner.addresses[0][1]}/v1")
@@ -100,7 +114,9 @@ class _Server:
     """Refuses new requests and waits for those in flight; what is not finished in time is answered 503."""
     self.draining = True
     if self.driver.in_flight and not self.driver.failure:
-      progress.say(f"stopping: {len(self.driver.in_flight)} requests in flight have {self.settings.drain_seconds:g} s to finish")
+      progress.say(
+        f"stopping: {len(self.driver.in_flight)} requests in flight have {self.settings.drain_seconds:g} s to finish"
+      )
     with contextlib.suppress(TimeoutError):
       async with asyncio.timeout(self.settings.drain_seconds):
         await self._idle()
@@ -130,24 +146,39 @@ class _Server:
     except SessionError as e:
       return _refuse(wire.Refusal(500, str(e)))
     except web.HTTPException as e:  # no such path, another method, a body that is too large
-      return _refuse(wire.Refusal(e.status, f"{request.method} {request.path}: {e.text or e.reason}"))
+      return _refuse(
+        wire.Refusal(e.status, f"{request.method} {request.path}: {e.text or e.reason}")
+      )
     except Exception as e:  # a fault of ours: the client is told that it was not his
       traceback.print_exc()
       return _refuse(wire.Refusal(500, f"internal error: {type(e).__name__}"))
 
   def _authorize(self, http):
     kind, _, given = http.headers.get("Authorization", "").partition(" ")
-    if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(errors="replace"), self.token.encode()):
-      raise wire.Refusal(401, "the bearer token is missing or wrong; send it as the API key", code="invalid_api_key")
+    if kind.lower() != "bearer" or not hmac.compare_digest(
+      given.strip().encode(errors="replace"), self.token.encode()
+    ):
+      raise wire.Refusal(
+        401, "the bearer token is missing or wrong; send it as the API key", code="invalid_api_key"
+      )
 
   async def health(self, http) -> web.Response:
     """200 while requests are taken."""
     state = "crashed" if self.driver.failure else "stopping" if self.draining else "ok"
-    found = {"status": state, "requests": len(self.driver.in_flight), "samples": self.driver.samples}
+    found = {
+      "status": state,
+      "requests": len(self.driver.in_flight),
+      "samples": self.driver.samples,
+    }
     return web.json_response(found, status=200 if state == "ok" else 503)
 
   async def models(self, http) -> web.Response:
-    return web.json_response({"object": "list", "data": [{"id": self.model, "object": "model", "created": 0, "owned_by": "synthjax"}]})
+    return web.json_response(
+      {
+        "object": "list",
+        "data": [{"id": self.model, "object": "model", "created": 0, "owned_by": "synthjax"}],
+      }
+    )
 
   async def completions(self, http) -> web.StreamResponse:
     return await self._complete(http, chat=False)
@@ -163,7 +194,9 @@ class _Server:
     ticket = self.driver.add(asked.request, follow=asked.stream)
     try:
       if asked.stream:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"})
+        response = web.StreamResponse(
+          headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+        )
         with contextlib.suppress(ConnectionError):  # the client has hung up
           await self._stream(http, asked, ticket, response)
         return response
@@ -175,12 +208,18 @@ class _Server:
     """Raises Refusal where a request of `n` samples finds no room: half of what is left stays free for smaller ones."""
     queue = self.settings.queue
     if n > max(queue // 2, 1):
-      raise wire.Refusal(400, f"n is {n}; this server takes at most {max(queue // 2, 1)} samples a request", "n")
+      raise wire.Refusal(
+        400, f"n is {n}; this server takes at most {max(queue // 2, 1)} samples a request", "n"
+      )
     waiting = self.driver.samples
     free = max(queue - waiting, 0)
     if n > free // 2 and not n == free == 1:
-      raise wire.Refusal(429, f"{waiting:,} samples are waiting or in flight, of {queue:,} at most, and a request may take half of what "
-                         f"is left; this one asks for {n:,}: try again later", code="queue_full")
+      raise wire.Refusal(
+        429,
+        f"{waiting:,} samples are waiting or in flight, of {queue:,} at most, and a request may take half of what "
+        f"is left; this one asks for {n:,}: try again later",
+        code="queue_full",
+      )
 
   async def _stream(self, http, asked, ticket, response):
     """Server-sent events. A fault before the first text is an HTTP error; a later one is an event, and the stream ends without [DONE]."""
@@ -190,12 +229,14 @@ class _Server:
         for index, sample in enumerate(ticket.samples):
           text = wire.settled(sample.text, asked.request.sampling.stop)
           if len(text) > len(sent[index]):
-            await _send(http, response, wire.chunk(asked, index, text[len(sent[index]):]))
+            await _send(http, response, wire.chunk(asked, index, text[len(sent[index]) :]))
             sent[index] = text
       for index, sample in enumerate(_good(result).samples):
         if not sample.text.startswith(sent[index]):
           raise wire.Refusal(500, f"sample {index} changed after a part of it was sent")
-        await _send(http, response, wire.chunk(asked, index, sample.text[len(sent[index]):], sample))
+        await _send(
+          http, response, wire.chunk(asked, index, sample.text[len(sent[index]) :], sample)
+        )
       if asked.usage:
         await _send(http, response, wire.usage_chunk(asked, result))
       await response.write(b"data: [DONE]\n\n")
@@ -220,5 +261,11 @@ async def _send(http, response, event: dict) -> None:
 
 
 def _refuse(refusal: wire.Refusal) -> web.Response:
-  headers = {"Retry-After": "1"} if refusal.status in (429, 503) else {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else {}
+  headers = (
+    {"Retry-After": "1"}
+    if refusal.status in (429, 503)
+    else {"WWW-Authenticate": "Bearer"}
+    if refusal.status == 401
+    else {}
+  )
   return web.json_response(refusal.body(), status=refusal.status, headers=headers)

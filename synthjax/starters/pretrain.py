@@ -14,27 +14,31 @@ EXAMPLES = shipped.folder("examples")  # a few texts, to see it run: put your ow
 
 
 def get_config() -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict({
-    "name": "my_pretrain",
-    "recipe": "finetune",
-    "model": "world_160k",  # a tiny decoder; `synthjax config --explain model` lists presets
-    "data": {
-      "task": "text",
-      # Shares of the training rows, exact at every step.
-      "mixture": (
-        {"task": "text", "path": str(EXAMPLES / "stories.jsonl"), "rate": 70.0},
-        {"task": "text", "path": str(EXAMPLES / "sums.jsonl"), "rate": 30.0},
-      ),
-      "test_path": str(EXAMPLES / "stories_held_out.jsonl"),  # for the held-out loss
-      "tokenizer": {"kind": "bytes"},  # for real text: sentencepiece (learned from it), hf or gpt2
-      "row_length": 256,  # tokens; documents are packed into rows
-      "too_long": "split",
-    },
-    "train": {
-      "batch_size": 8,  # rows
-      "steps": 100,  # a mixture has no epochs
-      "eval_every": 50,  # steps between two held-out losses
-      "checkpoint_every": 50,
-      "optimizer": {"learning_rate": 3e-3, "schedule": "wsd"},
-    },
-  })
+  return ml_collections.ConfigDict(
+    {
+      "name": "my_pretrain",
+      "recipe": "finetune",
+      "model": "world_160k",  # a tiny decoder; `synthjax config --explain model` lists presets
+      "data": {
+        "task": "text",
+        # Shares of the training rows, exact at every step.
+        "mixture": (
+          {"task": "text", "path": str(EXAMPLES / "stories.jsonl"), "rate": 70.0},
+          {"task": "text", "path": str(EXAMPLES / "sums.jsonl"), "rate": 30.0},
+        ),
+        "test_path": str(EXAMPLES / "stories_held_out.jsonl"),  # for the held-out loss
+        "tokenizer": {
+          "kind": "bytes"
+        },  # for real text: sentencepiece (learned from it), hf or gpt2
+        "row_length": 256,  # tokens; documents are packed into rows
+        "too_long": "split",
+      },
+      "train": {
+        "batch_size": 8,  # rows
+        "steps": 100,  # a mixture has no epochs
+        "eval_every": 50,  # steps between two held-out losses
+        "checkpoint_every": 50,
+        "optimizer": {"learning_rate": 3e-3, "schedule": "wsd"},
+      },
+    }
+  )

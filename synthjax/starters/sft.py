@@ -17,26 +17,32 @@ EXAMPLES = shipped.folder("examples")  # 64 and 16 problems, to see it run: put 
 
 
 def get_config() -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict({
-    "name": "my_sft",
-    "recipe": "finetune",
-    "model": "world_160k",  # tiny; `synthjax config --explain model` lists presets
-    "data": {
-      "task": "problems",
-      "train_path": str(EXAMPLES / "problems_train.jsonl"),  # a file or a glob
-      "test_path": str(EXAMPLES / "problems_test.jsonl"),  # never trained on: overlap stops the run
-      "tokenizer": {"kind": "bytes"},  # for real text: sentencepiece (learned from it), hf or gpt2
-      "row_length": 256,  # tokens; documents are packed into rows
-      "too_long": "error",  # what happens to longer ones: drop, truncate, split, error
-    },
-    "train": {
-      "init": "",  # folder of checkpoints to start from; "": random parameters
-      "batch_size": 8,  # rows
-      "epochs": 20.0,
-      "optimizer": {"learning_rate": 3e-3},
-    },
-    "evaluate": {
-      "answer": "hash",  # after '####'; also answer_is, final_line, boxed
-      "max_new_tokens": 64,
-    },
-  })
+  return ml_collections.ConfigDict(
+    {
+      "name": "my_sft",
+      "recipe": "finetune",
+      "model": "world_160k",  # tiny; `synthjax config --explain model` lists presets
+      "data": {
+        "task": "problems",
+        "train_path": str(EXAMPLES / "problems_train.jsonl"),  # a file or a glob
+        "test_path": str(
+          EXAMPLES / "problems_test.jsonl"
+        ),  # never trained on: overlap stops the run
+        "tokenizer": {
+          "kind": "bytes"
+        },  # for real text: sentencepiece (learned from it), hf or gpt2
+        "row_length": 256,  # tokens; documents are packed into rows
+        "too_long": "error",  # what happens to longer ones: drop, truncate, split, error
+      },
+      "train": {
+        "init": "",  # folder of checkpoints to start from; "": random parameters
+        "batch_size": 8,  # rows
+        "epochs": 20.0,
+        "optimizer": {"learning_rate": 3e-3},
+      },
+      "evaluate": {
+        "answer": "hash",  # after '####'; also answer_is, final_line, boxed
+        "max_new_tokens": 64,
+      },
+    }
+  )

@@ -20,34 +20,41 @@ EXAMPLES = shipped.folder("examples")  # 64 and 16 problems, to see it run: put 
 def get_config() -> ml_collections.ConfigDict:
   rare = {"checkpoint_every": 10_000, "log_every": 100}
   sampling = {"max_tokens": 64, "temperature": 0.7}
-  return ml_collections.ConfigDict({
-    "name": "my_study",
-    "recipe": "math_rl",
-    "model": "world_160k",
-    "data": {
-      "task": "problems",
-      "train_path": str(EXAMPLES / "problems_train.jsonl"),  # a tenth is kept for development
-      "test_path": str(EXAMPLES / "problems_test.jsonl"),
-      "steps": "gsm8k",  # a step is a line; math: a sentence, outside LaTeX
-      "tokenizer": {"kind": "bytes"},
-      "row_length": 256,
-    },
-    # Of sft; the other arms are below.
-    "train": {"batch_size": 8, "epochs": 20.0, "optimizer": {"learning_rate": 3e-3}, **rare},
-    "study": {
-      "problems": (24,),  # N: every arm is trained at each
-      "baseline_problems": (48,),  # further N for SFT alone: multiples are read off its curve
-      "seeds": (0,),  # three give intervals that hold the spread of seeds
-      "arms": ("sft", "rft", "rft2", "dpo", "step_dpo.branch"),
-      "sampling": sampling,
-      "samples": 4,  # traces drawn a problem
-      "values": {"rollouts": 4, "block": 4, "keep": 2, "sampling": sampling},
-      "least_accuracy": 0.0,  # leave it at 0.25 for a real model: below that pits are noise
-      "rft": {"batch_size": 8, "epochs": 10.0, "optimizer": {"learning_rate": 3e-3}, **rare},
-      "preference": {"batch_size": 8, "epochs": 2.0, "optimizer": {"learning_rate": 2e-4}, **rare},
-    },
-    "evaluate": {
-      "answer": "hash",  # after '####'; also answer_is, final_line, boxed
-      "max_new_tokens": 64,
-    },
-  })
+  return ml_collections.ConfigDict(
+    {
+      "name": "my_study",
+      "recipe": "math_rl",
+      "model": "world_160k",
+      "data": {
+        "task": "problems",
+        "train_path": str(EXAMPLES / "problems_train.jsonl"),  # a tenth is kept for development
+        "test_path": str(EXAMPLES / "problems_test.jsonl"),
+        "steps": "gsm8k",  # a step is a line; math: a sentence, outside LaTeX
+        "tokenizer": {"kind": "bytes"},
+        "row_length": 256,
+      },
+      # Of sft; the other arms are below.
+      "train": {"batch_size": 8, "epochs": 20.0, "optimizer": {"learning_rate": 3e-3}, **rare},
+      "study": {
+        "problems": (24,),  # N: every arm is trained at each
+        "baseline_problems": (48,),  # further N for SFT alone: multiples are read off its curve
+        "seeds": (0,),  # three give intervals that hold the spread of seeds
+        "arms": ("sft", "rft", "rft2", "dpo", "step_dpo.branch"),
+        "sampling": sampling,
+        "samples": 4,  # traces drawn a problem
+        "values": {"rollouts": 4, "block": 4, "keep": 2, "sampling": sampling},
+        "least_accuracy": 0.0,  # leave it at 0.25 for a real model: below that pits are noise
+        "rft": {"batch_size": 8, "epochs": 10.0, "optimizer": {"learning_rate": 3e-3}, **rare},
+        "preference": {
+          "batch_size": 8,
+          "epochs": 2.0,
+          "optimizer": {"learning_rate": 2e-4},
+          **rare,
+        },
+      },
+      "evaluate": {
+        "answer": "hash",  # after '####'; also answer_is, final_line, boxed
+        "max_new_tokens": 64,
+      },
+    }
+  )

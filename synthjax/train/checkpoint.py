@@ -29,8 +29,10 @@ _OUTCOMES: tuple[_Outcome, ...] = ("read", "damaged", "misfit", "failed")  # the
 
 # Status codes at the head of tensorstore's messages. Only these say that what is stored is not whole.
 _DAMAGE = re.compile(r"\b(DATA_LOSS|NOT_FOUND|OUT_OF_RANGE|INVALID_ARGUMENT|FAILED_PRECONDITION): ")
-_NO_DAMAGE = re.compile(r"\b(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|"
-                        r"UNAUTHENTICATED|UNKNOWN|INTERNAL): ")
+_NO_DAMAGE = re.compile(
+  r"\b(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|"
+  r"UNAUTHENTICATED|UNKNOWN|INTERNAL): "
+)
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _UNDECODABLE = (json.JSONDecodeError, UnicodeDecodeError, EOFError)
 
@@ -58,14 +60,26 @@ class Checkpoints:
     pinned: a step that is kept whatever comes after it.
   """
 
-  def __init__(self, folder: files.Path, keep: int = 2, watchers: files.Path = "", say: Callable[[str], None] = progress.say,
-               pinned: int = 0):
+  def __init__(
+    self,
+    folder: files.Path,
+    keep: int = 2,
+    watchers: files.Path = "",
+    say: Callable[[str], None] = progress.say,
+    pinned: int = 0,
+  ):
     self.folder, self._say = pathlib.Path(folder).absolute(), say
-    best = _policies.BestN(get_metric_fn=lambda m: -m["eval_loss"], n=1, keep_checkpoints_without_metrics=False)
+    best = _policies.BestN(
+      get_metric_fn=lambda m: -m["eval_loss"], n=1, keep_checkpoints_without_metrics=False
+    )
     self._orbax = ocp.training.Checkpointer(
-      self.folder, save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-      preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(keep), best, _Unscored(watchers), _Pinned(pinned)]),
-      cleanup_tmp_directories=True)
+      self.folder,
+      save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+      preservation_policy=_policies.AnyPreservationPolicy(
+        [_policies.LatestN(keep), best, _Unscored(watchers), _Pinned(pinned)]
+      ),
+      cleanup_tmp_directories=True,
+    )
     self._pending = None
     self._whole: set[int] = set()  # steps that were read or written here
 
@@ -73,7 +87,9 @@ class Checkpoints:
     """Finished steps, oldest first."""
     return [c.step for c in self._orbax.checkpoints]
 
-  def save(self, step: int, state: Any, about: dict, metrics: dict[str, float] | None = None) -> None:
+  def save(
+    self, step: int, state: Any, about: dict, metrics: dict[str, float] | None = None
+  ) -> None:
     """Begins to write the state of a step; the arrays are copied before it returns, so the state may be donated at once.
 
     Args:
@@ -110,7 +126,8 @@ class Checkpoints:
     free = _free_gib(self.folder)
     return CheckpointError(
       f"{self.folder}: could not write the checkpoint of step {step}: {_first_line(error)}. The disk has {free:.2f} GiB free; make room "
-      f"and run the same command again: it goes on from step {max(self.steps(), default=0)}")
+      f"and run the same command again: it goes on from step {max(self.steps(), default=0)}"
+    )
 
   def restore(self, abstract: Any, step: int | None = None) -> tuple[int, Any, dict] | None:
     """The newest readable state (or that of `step`) as (step, state, about); None where there is none.
@@ -141,8 +158,10 @@ class Checkpoints:
         return number, state, about
       damaged.append(number)
       self._say(f"{found}; trying the checkpoint before it")
-    raise CheckpointError(f"{self.folder}: none of the checkpoints {sorted(damaged)} can be read; remove the folder "
-                          "to begin anew")
+    raise CheckpointError(
+      f"{self.folder}: none of the checkpoints {sorted(damaged)} can be read; remove the folder "
+      "to begin anew"
+    )
 
   def _set_aside(self, steps: Sequence[int]) -> None:
     if not steps:
@@ -209,9 +228,13 @@ def check_there(given: files.Path, key: str) -> None:
   if not str(given) or newest_step(given) is not None:
     return
   below = sorted(str(path.parent) for path in pathlib.Path(given).glob("*/*/checkpoints"))
-  instead = f"below it there are {', '.join(below)}" if below else f"looked for from {pathlib.Path.cwd()}"
-  raise CheckpointError(f"{key} is {str(given)!r}, which holds no checkpoint; expected a folder of checkpoints, of one step in "
-                        f"it, or of the stage that wrote them ({instead})")
+  instead = (
+    f"below it there are {', '.join(below)}" if below else f"looked for from {pathlib.Path.cwd()}"
+  )
+  raise CheckpointError(
+    f"{key} is {str(given)!r}, which holds no checkpoint; expected a folder of checkpoints, of one step in "
+    f"it, or of the stage that wrote them ({instead})"
+  )
 
 
 def named_step(folder: files.Path) -> int | None:
@@ -226,7 +249,9 @@ def named_step(folder: files.Path) -> int | None:
 def is_lost(folder: files.Path) -> bool:
   """Whether the step that a finished training's manifest names was damaged, and set aside by a reader."""
   folder, step = pathlib.Path(folder), named_step(folder)
-  return step is not None and not (folder / str(step)).exists() and (folder / f"{step}.damaged").exists()
+  return (
+    step is not None and not (folder / str(step)).exists() and (folder / f"{step}.damaged").exists()
+  )
 
 
 def newest_step(folder: files.Path) -> int | None:
@@ -242,7 +267,9 @@ def steps_in(folder: files.Path) -> list[int]:
   return sorted(_numbers(pathlib.Path(folder)))
 
 
-def load_params(folder: files.Path, abstract: Any, step: int | None = None) -> tuple[int, Any, dict]:
+def load_params(
+  folder: files.Path, abstract: Any, step: int | None = None
+) -> tuple[int, Any, dict]:
   """The parameters alone of a run's checkpoint: (step, params, about).
 
   Of a finished training it is the step that the manifest names, and no other. Of an unfinished one, and
@@ -263,13 +290,17 @@ def load_params(folder: files.Path, abstract: Any, step: int | None = None) -> t
   if _is_step(folder):
     folder, step = folder.parent, int(folder.name)
   if not folder.is_dir():
-    raise CheckpointError(f"{folder}: no such checkpoint folder; give the folder that holds the steps")
+    raise CheckpointError(
+      f"{folder}: no such checkpoint folder; give the folder that holds the steps"
+    )
   numbers = sorted(_numbers(folder), reverse=True)
   named = named_step(folder)
   wanted = named if step is None else step
   if wanted is not None and wanted not in numbers and wanted != named:
     raise CheckpointError(f"{folder}: no step {wanted}; there are {numbers}")
-  for number, found in _attempts(folder, numbers if wanted is None else [wanted], abstract, parameters=True):
+  for number, found in _attempts(
+    folder, numbers if wanted is None else [wanted], abstract, parameters=True
+  ):
     if not isinstance(found, DamagedError):
       params, about = found
       return number, params, about
@@ -277,7 +308,9 @@ def load_params(folder: files.Path, abstract: Any, step: int | None = None) -> t
       progress.say(f"{found}; trying the checkpoint before it")
     else:
       raise DamagedError(f"{found}; {_way_out(folder, number, named)}") from found
-  raise CheckpointError(f"{folder}: no readable checkpoint; its steps are {sorted(numbers) or 'none'}")
+  raise CheckpointError(
+    f"{folder}: no readable checkpoint; its steps are {sorted(numbers) or 'none'}"
+  )
 
 
 def _way_out(folder: pathlib.Path, step: int, named: int | None) -> str:
@@ -288,8 +321,10 @@ def _way_out(folder: pathlib.Path, step: int, named: int | None) -> str:
     return instead
   if multihost.is_first():
     set_aside(folder, step)
-  return (f"train again with the same settings, which goes on from the checkpoint before it and writes step {step} "
-          f"anew; {instead}")
+  return (
+    f"train again with the same settings, which goes on from the checkpoint before it and writes step {step} "
+    f"anew; {instead}"
+  )
 
 
 def set_aside(folder: files.Path, step: int) -> None:
@@ -314,12 +349,18 @@ def load_state(folder: files.Path, abstract: Any, step: int | None = None) -> tu
   folder = folder_of(folder).absolute()
   numbers = sorted(_numbers(folder), reverse=True) if folder.is_dir() else []
   if not numbers or (step is not None and step not in numbers):
-    raise CheckpointError(f"{folder}: no step {step or ''} to continue from; there are {numbers or 'none'}; see config.train.continue_from")
-  for number, found in _attempts(folder, numbers if step is None else [step], abstract, parameters=False):
+    raise CheckpointError(
+      f"{folder}: no step {step or ''} to continue from; there are {numbers or 'none'}; see config.train.continue_from"
+    )
+  for number, found in _attempts(
+    folder, numbers if step is None else [step], abstract, parameters=False
+  ):
     if not isinstance(found, DamagedError):
       return number, *found
     progress.say(str(found))
-  raise CheckpointError(f"{folder}: no readable checkpoint to continue from; its steps are {numbers}")
+  raise CheckpointError(
+    f"{folder}: no readable checkpoint to continue from; its steps are {numbers}"
+  )
 
 
 def export_params(folder: files.Path, to: files.Path, abstract: Any) -> int:
@@ -333,7 +374,9 @@ def export_params(folder: files.Path, to: files.Path, abstract: Any) -> int:
     raise CheckpointError(f"{to}: holds something already; export into a new folder")
   # Whoever trained may have had other devices: without shardings Orbax would ask for those.
   everywhere = _a_device_a_process()
-  placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), abstract)
+  placed = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), abstract
+  )
   step, params, about = load_params(folder, placed)
   ocp.save(to / str(step), {"params": params}, custom_metadata=about)
   return step
@@ -357,8 +400,9 @@ def _numbers(folder: pathlib.Path) -> list[int]:
   return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
 
 
-def _attempts(folder: pathlib.Path, numbers: Sequence[int], abstract: Any,
-              parameters: bool) -> Iterator[tuple[int, tuple[Any, dict] | DamagedError]]:
+def _attempts(
+  folder: pathlib.Path, numbers: Sequence[int], abstract: Any, parameters: bool
+) -> Iterator[tuple[int, tuple[Any, dict] | DamagedError]]:
   """For each step what was read of it, or its damage. All processes yield the same.
 
   Raises:
@@ -402,7 +446,9 @@ def _together(path: pathlib.Path, read: Callable[[], Any]) -> Any:
   if error is not None and agreed == outcome:
     error.add_note(f"while reading the checkpoint {path}")
     raise error
-  raise CheckpointError(f"{path}: process {process} could not use it; its own message says why") from error
+  raise CheckpointError(
+    f"{path}: process {process} could not use it; its own message says why"
+  ) from error
 
 
 def _outcome(error: Exception) -> _Outcome:
@@ -448,7 +494,9 @@ def is_damage(error: BaseException) -> bool:
   found = False
   for each in _chain(error):
     text = str(each)
-    if isinstance(each, MemoryError) or (isinstance(each, OSError) and not isinstance(each, _MISSING)):
+    if isinstance(each, MemoryError) or (
+      isinstance(each, OSError) and not isinstance(each, _MISSING)
+    ):
       return False
     if _NO_DAMAGE.search(text[:200]):
       return False
@@ -473,7 +521,9 @@ def tree_difference(stored: Any, wanted: Any, lines: int = 12) -> str:
   found = []
   for name in sorted(have.keys() | want.keys()):
     if have.get(name) != want.get(name):
-      found.append(f"  {name}: the checkpoint has {have.get(name, 'nothing')}, this run wants {want.get(name, 'nothing')}")
+      found.append(
+        f"  {name}: the checkpoint has {have.get(name, 'nothing')}, this run wants {want.get(name, 'nothing')}"
+      )
   more = [f"  ... and {len(found) - lines} more"] if len(found) > lines else []
   return "\n".join(found[:lines] + more)
 

@@ -72,8 +72,15 @@ class Trunk(NamedTuple):
   step: int | None = None  # None: the newest
 
 
-def train(experiment: schema.Experiment, caches: Mapping[pathlib.Path, float], folder: files.Path, tokenizer: tuple[int, str],
-          held_out: files.Path | None = None, say: Callable[[str], None] = progress.say, earlier: Sequence[Earlier] = ()) -> Result:
+def train(
+  experiment: schema.Experiment,
+  caches: Mapping[pathlib.Path, float],
+  folder: files.Path,
+  tokenizer: tuple[int, str],
+  held_out: files.Path | None = None,
+  say: Callable[[str], None] = progress.say,
+  earlier: Sequence[Earlier] = (),
+) -> Result:
   """Trains as the config says and leaves checkpoints and metrics in `folder`; goes on from the newest checkpoint there.
 
   Args:
@@ -92,21 +99,36 @@ def train(experiment: schema.Experiment, caches: Mapping[pathlib.Path, float], f
     stopping.Stopped: SIGTERM or Ctrl-C, after a checkpoint.
   """
   rows, steps = _rows(experiment, caches, tokenizer[1], say)
-  return by_likelihood(experiment, rows, steps, folder, tokenizer, held_out, say, trunk_of(experiment, steps, earlier))
+  return by_likelihood(
+    experiment, rows, steps, folder, tokenizer, held_out, say, trunk_of(experiment, steps, earlier)
+  )
 
 
 def trunk_of(experiment: schema.Experiment, steps: int, earlier: Sequence[Earlier]) -> Trunk | None:
   """The latest checkpoint of earlier trainings up to which their updates are also those of this one; None where there is none."""
   found = []
   for training in earlier:
-    common = optimizer.common_steps((training.optimizer, training.steps), (experiment.train.optimizer, steps))
-    found += [Trunk(training.folder, step) for step in checkpoint.steps_in(training.folder) if 0 < step <= common]
+    common = optimizer.common_steps(
+      (training.optimizer, training.steps), (experiment.train.optimizer, steps)
+    )
+    found += [
+      Trunk(training.folder, step)
+      for step in checkpoint.steps_in(training.folder)
+      if 0 < step <= common
+    ]
   return max(found, key=lambda trunk: trunk.step or 0, default=None)
 
 
-def by_likelihood(experiment: schema.Experiment, rows: RowsLike, steps: int, folder: files.Path, tokenizer: tuple[int, str],
-                  held_out: files.Path | None = None, say: Callable[[str], None] = progress.say,
-                  trunk: Trunk | None = None) -> Result:
+def by_likelihood(
+  experiment: schema.Experiment,
+  rows: RowsLike,
+  steps: int,
+  folder: files.Path,
+  tokenizer: tuple[int, str],
+  held_out: files.Path | None = None,
+  say: Callable[[str], None] = progress.say,
+  trunk: Trunk | None = None,
+) -> Result:
   """As `train`, over any rows of documents; `trunk` is what the training continues, see `Trunk`."""
   cfg, layout = experiment.train, make_layout(experiment.mesh)
   model = Transformer(sized(experiment.model, tokenizer[0]), layout.constrain)
@@ -115,17 +137,30 @@ def by_likelihood(experiment: schema.Experiment, rows: RowsLike, steps: int, fol
   return run(experiment, trainer, rows, steps, folder, tokenizer, held_out, say, trunk)
 
 
-def run(experiment: schema.Experiment, trainer: Trainer, rows: RowsLike, steps: int, folder: files.Path, tokenizer: tuple[int, str],
-        held_out: files.Path | None = None, say: Callable[[str], None] = progress.say, trunk: Trunk | None = None) -> Result:
+def run(
+  experiment: schema.Experiment,
+  trainer: Trainer,
+  rows: RowsLike,
+  steps: int,
+  folder: files.Path,
+  tokenizer: tuple[int, str],
+  held_out: files.Path | None = None,
+  say: Callable[[str], None] = progress.say,
+  trunk: Trunk | None = None,
+) -> Result:
   """The loop itself, for any trainer over any rows."""
   cfg, model, layout = experiment.train, trainer.model, trainer.layout
   folder, trunk_end = pathlib.Path(folder), optimizer.trunk_steps(cfg.optimizer, steps)
-  with checkpoint.Checkpoints(folder / "checkpoints", cfg.keep, folder.parent / "watch", say, trunk_end) as checkpoints:
+  with checkpoint.Checkpoints(
+    folder / "checkpoints", cfg.keep, folder.parent / "watch", say, trunk_end
+  ) as checkpoints:
     if cfg.continue_from:
       trunk = Trunk(pathlib.Path(cfg.continue_from), cfg.continue_step or None)
     state, start, position = _begin(experiment, trainer, checkpoints, trunk, tokenizer, say)
-    say(f"{count.describe(model)}; {steps:,} steps of {cfg.batch_size} rows x {experiment.data.row_length} tokens; "
-        f"rows are {100 * rows.fill:.1f} % full; mesh {dict(layout.mesh.shape)}")
+    say(
+      f"{count.describe(model)}; {steps:,} steps of {cfg.batch_size} rows x {experiment.data.row_length} tokens; "
+      f"rows are {100 * rows.fill:.1f} % full; mesh {dict(layout.mesh.shape)}"
+    )
     going = _Run(experiment, trainer, checkpoints, rows, tokenizer, folder, steps, trunk_end, say)
     return going.go(state, start, position, held_out)
 
@@ -158,15 +193,19 @@ def _begin(experiment, trainer, checkpoints, trunk: Trunk | None, tokenizer, say
     step, state, about = found
     same_tokenizer(about["tokenizer"], tokenizer[1], f"checkpoint {step}")
     if about.get("order", 1) != loader.ORDER:
-      raise files.DataError(f"{where}, step {step}: was trained on rows in the order of version {about.get('order', 1)}, and this is "
-                            f"version {loader.ORDER}: its position means other rows here; train anew in another --workdir, or begin "
-                            "from its parameters with config.train.init")
+      raise files.DataError(
+        f"{where}, step {step}: was trained on rows in the order of version {about.get('order', 1)}, and this is "
+        f"version {loader.ORDER}: its position means other rows here; train anew in another --workdir, or begin "
+        "from its parameters with config.train.init"
+      )
     say(f"going on from step {step:,} of {where} ({about['position']:,} rows)")
     return state, step, about["position"]
   if not experiment.train.init:
     return trainer.init(jax.random.key(experiment.seed)), 0, 0
   init = experiment.train.init
-  step, params, about = checkpoint.load_params(init, trainer.abstract()["params"], checkpoint.newest_step(init))
+  step, params, about = checkpoint.load_params(
+    init, trainer.abstract()["params"], checkpoint.newest_step(init)
+  )
   same_tokenizer(about["tokenizer"], tokenizer[1], experiment.train.init)
   say(f"starting from {experiment.train.init}, step {step:,}")
   return trainer.start_from(params), 0, 0
@@ -188,7 +227,9 @@ class _Run:
     cfg, data = self.experiment.train, self.experiment.data
     share = self.trainer.layout.share(cfg.batch_size)
     reading = loader.Reading(data.threads, data.prefetch)
-    batches = loader.batches(self.rows, cfg.batch_size, self.steps - start, position, share, reading)
+    batches = loader.batches(
+      self.rows, cfg.batch_size, self.steps - start, position, share, reading
+    )
     metrics = Metrics(self.folder, start, self.say) if multihost.is_first() else None
     log = _Log(self, metrics, start)
     if start >= self.steps:
@@ -196,12 +237,16 @@ class _Run:
     else:
       state = self._train(state, start, position, batches, log, held_out)
     if not log.learned():
-      raise TrainingStopped(f"{self.folder}: the gradient was 0 at each of {self.steps:,} steps, so nothing was learned: no target counts "
-                            "under this loss; look at the data, the weights of their steps, and the loss's threshold")
+      raise TrainingStopped(
+        f"{self.folder}: the gradient was 0 at each of {self.steps:,} steps, so nothing was learned: no target counts "
+        "under this loss; look at the data, the weights of their steps, and the loss's threshold"
+      )
     if metrics:
       metrics.close()
     eval_loss = self.eval_loss(state, held_out) if held_out else None
-    return Result(self.steps, log.last.get("loss", 0.0), eval_loss, int(log.last.get("trained_tokens", 0)))
+    return Result(
+      self.steps, log.last.get("loss", 0.0), eval_loss, int(log.last.get("trained_tokens", 0))
+    )
 
   def _train(self, state, start: int, position: int, batches: Iterator, log: "_Log", held_out):
     """The steps after `start`. Raises stopping.Stopped once the checkpoint is written that a signal asks for."""
@@ -260,19 +305,31 @@ class _Run:
   def _compile(self, batch):
     began = time.monotonic()
     compiled = self.trainer.compile(batch)
-    self.say(f"compiled the step in {time.monotonic() - began:.1f} s, {_temporary_gib(compiled):.2f} GiB of temporary memory")
+    self.say(
+      f"compiled the step in {time.monotonic() - began:.1f} s, {_temporary_gib(compiled):.2f} GiB of temporary memory"
+    )
     return compiled
 
   def _save(self, step, state, position, eval_loss):
-    about = {"step": step, "position": position, "tokenizer": self.tokenizer[1], "tokenizer_size": self.tokenizer[0],
-             "order": loader.ORDER, "config": dataclasses.asdict(self.experiment)}
-    self.checkpoints.save(step, state, about, None if eval_loss is None else {"eval_loss": eval_loss})
+    about = {
+      "step": step,
+      "position": position,
+      "tokenizer": self.tokenizer[1],
+      "tokenizer_size": self.tokenizer[0],
+      "order": loader.ORDER,
+      "config": dataclasses.asdict(self.experiment),
+    }
+    self.checkpoints.save(
+      step, state, about, None if eval_loss is None else {"eval_loss": eval_loss}
+    )
 
   def speed(self, steps_a_second: float, step: int) -> dict[str, float]:
     """Tokens a second, model FLOPs utilisation (where the peak is known) and learning rate."""
     tokens = steps_a_second * self.experiment.train.batch_size * self.experiment.data.row_length
     flops = tokens * count.training_flops(self.trainer.model.cfg, self.experiment.data.row_length)
-    peak = count.peak_flops(self.trainer.layout.mesh.devices.flat[0]) * self.trainer.layout.mesh.size
+    peak = (
+      count.peak_flops(self.trainer.layout.mesh.devices.flat[0]) * self.trainer.layout.mesh.size
+    )
     rate = optimizer.schedule(self.experiment.train.optimizer, self.steps)(step - 1)
     found = {"learning_rate": float(rate), "tokens_a_second": tokens}
     return found | ({"mfu": flops / peak} if peak else {"gflops_a_second": flops / 1e9})
@@ -321,7 +378,9 @@ class _Stops:
 
 
 @contextlib.contextmanager
-def _profiling(cfg: schema.Train, folder: pathlib.Path, say) -> Iterator[Callable[[int, Any], None]]:
+def _profiling(
+  cfg: schema.Train, folder: pathlib.Path, say
+) -> Iterator[Callable[[int, Any], None]]:
   """Yields what is called before every step; traces those that `cfg.profile` names, as far as this run has them."""
   first, last = config_lib.profile_steps(cfg) or (0, -1)
   tracing = False
@@ -380,14 +439,19 @@ class _Log:
   def write_eval_loss(self, step: int, eval_loss: float) -> None:
     if self.metrics:
       self.metrics.write(step, {"eval_loss": eval_loss})
-    self.run.say(f"step {step:>6,}/{self.run.steps:,}  held-out loss {eval_loss:.4f} nats a target token")
+    self.run.say(
+      f"step {step:>6,}/{self.run.steps:,}  held-out loss {eval_loss:.4f} nats a target token"
+    )
 
   def learned(self) -> bool:
     """Whether some gradient was not 0. All processes have the same gradients, but the first one alone keeps those of earlier runs."""
     return multihost.agree("learned", self._learned)
 
   def _fetch(self) -> dict[str, float]:
-    fetched = [(step, {k: float(v) for k, v in values.items()}) for step, values in jax.device_get(self.pending)]
+    fetched = [
+      (step, {k: float(v) for k, v in values.items()})
+      for step, values in jax.device_get(self.pending)
+    ]
     self.pending.clear()
     self._learned |= any(values["grad_norm"] > 0 for _, values in fetched)
     for step, values in fetched:
@@ -397,14 +461,17 @@ class _Log:
         good = max(checkpoints.steps(), default=None)
         raise TrainingStopped(
           f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}. The last good checkpoint is "
-          f"{'step ' + str(good) if good is not None else 'none'} in {checkpoints.folder}; lower the learning rate or the clip")
+          f"{'step ' + str(good) if good is not None else 'none'} in {checkpoints.folder}; lower the learning rate or the clip"
+        )
     return fetched[-1][1] | {"target_tokens": sum(values["target_tokens"] for _, values in fetched)}
 
 
 def same_tokenizer(found: str, expected: str, where: str) -> None:
   if found != expected:
-    raise files.DataError(f"{where}: made with tokenizer {found[:12]}, but this run's tokenizer is {expected[:12]}; use the one it was "
-                          "made with, or cache and train again")
+    raise files.DataError(
+      f"{where}: made with tokenizer {found[:12]}, but this run's tokenizer is {expected[:12]}; use the one it was "
+      "made with, or cache and train again"
+    )
 
 
 def _temporary_gib(compiled) -> float:
@@ -415,5 +482,7 @@ def _temporary_gib(compiled) -> float:
 def _line(step, steps, values, steps_a_second) -> str:
   used = f"  MFU {100 * values['mfu']:.1f} %" if "mfu" in values else ""
   left = (steps - step) / steps_a_second
-  return (f"step {step:>6,}/{steps:,}  loss {values['loss']:.4f}  grad {values['grad_norm']:.3f}  lr {values['learning_rate']:.2e}  "
-          f"{values['tokens_a_second']:,.0f} tokens/s{used}  {left / 60:.1f} min left")
+  return (
+    f"step {step:>6,}/{steps:,}  loss {values['loss']:.4f}  grad {values['grad_norm']:.3f}  lr {values['learning_rate']:.2e}  "
+    f"{values['tokens_a_second']:,.0f} tokens/s{used}  {left / 60:.1f} min left"
+  )

@@ -16,13 +16,19 @@ class Metrics:
     folder = pathlib.Path(folder)
     path = folder / "metrics.jsonl"
     if path.exists():
-      with files.Journal(path, say, locked=False) as journal:  # the folder has a lock: one training writes there
+      with files.Journal(
+        path, say, locked=False
+      ) as journal:  # the folder has a lock: one training writes there
         rows = journal.rows
       if any(row["step"] > step for row in rows):
         files.write_jsonl(path, [row for row in rows if row["step"] <= step])
     self._journal = files.Journal(path, say, locked=False)
-    self.last: dict[str, float] = next((row for row in reversed(self._journal.rows) if "loss" in row), {})  # newest row of training metrics
-    self.learned = any(row.get("grad_norm", 0) > 0 for row in self._journal.rows)  # some gradient was not 0
+    self.last: dict[str, float] = next(
+      (row for row in reversed(self._journal.rows) if "loss" in row), {}
+    )  # newest row of training metrics
+    self.learned = any(
+      row.get("grad_norm", 0) > 0 for row in self._journal.rows
+    )  # some gradient was not 0
     # Made anew from the rows: what an interrupted run wrote beyond its last checkpoint is not there twice.
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     self._board = SummaryWriter(str(folder / "tensorboard"))

@@ -13,8 +13,14 @@ from synthjax.schema import Optimizer
 
 def make(cfg: Optimizer, steps: int) -> optax.GradientTransformation:
   """Clipping, then AdamW (Loshchilov & Hutter 2019) with decay on matrices only."""
-  adamw = optax.adamw(schedule(cfg, steps), b1=cfg.beta1, b2=cfg.beta2, eps=cfg.epsilon,
-                      weight_decay=cfg.weight_decay, mask=_matrices)
+  adamw = optax.adamw(
+    schedule(cfg, steps),
+    b1=cfg.beta1,
+    b2=cfg.beta2,
+    eps=cfg.epsilon,
+    weight_decay=cfg.weight_decay,
+    mask=_matrices,
+  )
   return optax.chain(optax.clip_by_global_norm(cfg.clip), adamw) if cfg.clip else adamw
 
 
@@ -67,7 +73,13 @@ def trunk_steps(cfg: Optimizer, steps: int) -> int:
 
 
 # What a schedule alone reads: two optimizers that differ in nothing else have the same state.
-_SHAPE: dict[str, Any] = {"learning_rate": 1.0, "schedule": "constant", "warmup": 0.0, "decay": 0.0, "final": 0.0}
+_SHAPE: dict[str, Any] = {
+  "learning_rate": 1.0,
+  "schedule": "constant",
+  "warmup": 0.0,
+  "decay": 0.0,
+  "final": 0.0,
+}
 
 
 def _steps(amount: float, steps: int) -> int:
@@ -78,4 +90,5 @@ def _steps(amount: float, steps: int) -> int:
 def _matrices(params):
   """True where weight decay applies: norms and biases are left alone."""
   return jax.tree_util.tree_map_with_path(
-    lambda path, _: not any(word in path[-1].key for word in ("norm", "bias")), params)
+    lambda path, _: not any(word in path[-1].key for word in ("norm", "bias")), params
+  )

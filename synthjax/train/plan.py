@@ -37,27 +37,42 @@ def describe(experiment: schema.Experiment, simulated: bool = False) -> str:
   if simulated and shape.dtype == "auto":
     shape = dataclasses.replace(shape, dtype="bfloat16")
   model = Transformer(shape, layout.constrain)
-  sharding.check_fit(layout, model.cfg, cfg.batch_size // cfg.accumulate, experiment.data.row_length)
+  sharding.check_fit(
+    layout, model.cfg, cfg.batch_size // cfg.accumulate, experiment.data.row_length
+  )
   trainer = Trainer(model, optimizer.make(cfg.optimizer, max(cfg.steps, 1)), layout, cfg)
   state = trainer.abstract()
-  held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state))
+  held = sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state)
+  )
   rows = (cfg.batch_size, experiment.data.row_length)
-  kinds = {"tokens": np.int32, "targets": np.int32, "weights": np.float32, "positions": np.int32, "until": np.int32}
+  kinds = {
+    "tokens": np.int32,
+    "targets": np.int32,
+    "weights": np.float32,
+    "positions": np.int32,
+    "until": np.int32,
+  }
   batch = {k: jax.ShapeDtypeStruct(rows, kind, sharding=layout.batch) for k, kind in kinds.items()}
   analysis = trainer.compile(batch).memory_analysis()
   counted = count.parameters(model)
   told = []
   if without:
-    told = [f"tokenizer {experiment.data.tokenizer.path!r} is not here: planned with the model's own "
-            f"vocabulary of {model.cfg.vocab_size:,} ids"]
-  return "\n".join([
-    *told,
-    count.describe(model),
-    f"embedding and head: {counted['embedding']:,} of {model.cfg.vocab_size:,} ids; all others: {counted['non_embedding']:,}",
-    f"computes in {np.dtype(model.dtype).name}",
-    f"training FLOPs a token at {rows[1]} tokens a row: {count.training_flops(model.cfg, rows[1]):.3e}",
-    f"mesh {dict(layout.mesh.shape)}: {held / 2**30:.2f} GiB of parameters and optimizer state a device, "
-    f"{analysis.temp_size_in_bytes / 2**30:.2f} GiB of temporary memory for a step of {rows[0]} rows"])
+    told = [
+      f"tokenizer {experiment.data.tokenizer.path!r} is not here: planned with the model's own "
+      f"vocabulary of {model.cfg.vocab_size:,} ids"
+    ]
+  return "\n".join(
+    [
+      *told,
+      count.describe(model),
+      f"embedding and head: {counted['embedding']:,} of {model.cfg.vocab_size:,} ids; all others: {counted['non_embedding']:,}",
+      f"computes in {np.dtype(model.dtype).name}",
+      f"training FLOPs a token at {rows[1]} tokens a row: {count.training_flops(model.cfg, rows[1]):.3e}",
+      f"mesh {dict(layout.mesh.shape)}: {held / 2**30:.2f} GiB of parameters and optimizer state a device, "
+      f"{analysis.temp_size_in_bytes / 2**30:.2f} GiB of temporary memory for a step of {rows[0]} rows",
+    ]
+  )
 
 
 def lacks_tokenizer(experiment: schema.Experiment) -> bool:

@@ -15,7 +15,12 @@ from synthjax.train.loop import Earlier, Result
 from synthjax.train.preference import PreferenceTrainer
 
 
-def on_documents(experiment: schema.Experiment, documents: TokenDocuments, folder: files.Path, tokenizer: tuple[int, str]) -> Result:
+def on_documents(
+  experiment: schema.Experiment,
+  documents: TokenDocuments,
+  folder: files.Path,
+  tokenizer: tuple[int, str],
+) -> Result:
   """Trains `experiment.train.init` by cross-entropy over the responses; see `loop.run`.
 
   Args:
@@ -28,8 +33,14 @@ def on_documents(experiment: schema.Experiment, documents: TokenDocuments, folde
   return loop.by_likelihood(experiment, rows, steps, folder, tokenizer)
 
 
-def on_trees(experiment: schema.Experiment, plan: trees.Plan, reference: Sequence[np.ndarray], folder: files.Path,
-             tokenizer: tuple[int, str], earlier: Sequence[Earlier] = ()) -> Result:
+def on_trees(
+  experiment: schema.Experiment,
+  plan: trees.Plan,
+  reference: Sequence[np.ndarray],
+  folder: files.Path,
+  tokenizer: tuple[int, str],
+  earlier: Sequence[Earlier] = (),
+) -> Result:
   """Trains `experiment.train.init` by `experiment.objective` over planned trees.
 
   Args:
@@ -45,6 +56,8 @@ def on_trees(experiment: schema.Experiment, plan: trees.Plan, reference: Sequenc
   even = math.lcm(8, layout.mesh.shape["context"])
   limits = trees.bounds(plan.rows, group_rows, length, even)
   rows = trees.TreeRows(plan.rows, reference, limits, experiment.seed, plan.fill)
-  trainer = PreferenceTrainer(model, optimizer.make(cfg.optimizer, steps), layout, cfg, experiment.objective, limits.trees)
+  trainer = PreferenceTrainer(
+    model, optimizer.make(cfg.optimizer, steps), layout, cfg, experiment.objective, limits.trees
+  )
   trunk = loop.trunk_of(experiment, steps, earlier)
   return loop.run(experiment, trainer, rows, steps, folder, tokenizer, trunk=trunk)

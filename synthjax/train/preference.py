@@ -23,13 +23,18 @@ from synthjax.train.step import State, Trainer, check_rows
 Batch = dict[str, jax.Array]
 
 
-def segment_log_probs(model: Transformer, params: Params, batch: Batch, split=None,
-                      constrain: Constrain = unconstrained) -> jax.Array:
+def segment_log_probs(
+  model: Transformer, params: Params, batch: Batch, split=None, constrain: Constrain = unconstrained
+) -> jax.Array:
   """Log-prob sums of every segment, float32 [M, S]. Only predicted places meet the vocabulary."""
   hidden_BTD = model.hidden(params, batch["tokens"], batch["positions"], batch["until"])
   groups, _ = batch["source"].shape
-  hidden_MND = constrain(hidden_BTD.reshape(groups, -1, hidden_BTD.shape[-1]), "batch", "whole", "embed")
-  hidden_MED = jax.vmap(lambda hidden_ND, source_E: hidden_ND[source_E])(hidden_MND, batch["source"])
+  hidden_MND = constrain(
+    hidden_BTD.reshape(groups, -1, hidden_BTD.shape[-1]), "batch", "whole", "embed"
+  )
+  hidden_MED = jax.vmap(lambda hidden_ND, source_E: hidden_ND[source_E])(
+    hidden_MND, batch["source"]
+  )
   hidden_MED = constrain(hidden_MED, "batch", "sequence", "embed")
   log_prob_ME = model.log_prob(params, hidden_MED, batch["targets"], split).log_prob
   segments = batch["tree"].shape[1]
@@ -54,13 +59,16 @@ class PreferenceTrainer(Trainer):
     grads, metrics = self.preference_gradients(state["params"], batch)
     return self.update(state, grads, metrics | {"target_tokens": batch["segment_tokens"].sum()})
 
-  def preference_gradients(self, params: Params, batch: Batch) -> tuple[Params, dict[str, jax.Array]]:
+  def preference_gradients(
+    self, params: Params, batch: Batch
+  ) -> tuple[Params, dict[str, jax.Array]]:
     """(gradient of the batch's loss, metrics); accumulation changes memory and time, not the result.
 
     A loss may compare any two responses of the batch (KTO's reference point, normalised advantages), so micro-batches cannot be
     trained apart. But it sees the model through its sums alone: a first pass computes the sums of all micro-batches, the loss gives
     its gradient for each of them, and a second pass carries it back, micro-batch by micro-batch (Gao et al. 2021, GradCache).
     """
+
     def loss(sums_MS):
       return self._loss(sums_MS, batch)
 
@@ -115,8 +123,15 @@ def check_trees(batch: dict[str, np.ndarray], vocabulary: int) -> None:
     check_segments(segment_E[segment_E < segments])  # padding, of segment S, comes last
 
 
-def reference_sums(model: Transformer, params: Params, rows: Sequence[Sequence[trees.Node]], batch_size: int, row_length: int,
-                   folder: files.Path, made_of: dict[str, str]) -> list[np.ndarray]:
+def reference_sums(
+  model: Transformer,
+  params: Params,
+  rows: Sequence[Sequence[trees.Node]],
+  batch_size: int,
+  row_length: int,
+  folder: files.Path,
+  made_of: dict[str, str],
+) -> list[np.ndarray]:
   """The reference's log-prob sums of every row's segments: computed once, kept in `folder`, reused by epochs, sweeps and restarts.
 
   Args:
@@ -133,24 +148,33 @@ def reference_sums(model: Transformer, params: Params, rows: Sequence[Sequence[t
   known = files.read_json(folder / "made_of.json")
   differ = [name for name in made_of if known.get(name) != made_of[name]]
   if differ:
-    raise files.DataError(f"{folder}: these reference log-probs were made with another {' and another '.join(differ)}; remove the folder "
-                          "or name another one in config.objective.reference")
+    raise files.DataError(
+      f"{folder}: these reference log-probs were made with another {' and another '.join(differ)}; remove the folder "
+      "or name another one in config.objective.reference"
+    )
   with np.load(folder / "sums.npz") as stored:
     return np.split(stored["sums"], stored["ends"][:-1])
 
 
-def _compute_sums(model, params, rows, size: tuple[int, int], folder: pathlib.Path, made_of: dict[str, str]) -> None:
+def _compute_sums(
+  model, params, rows, size: tuple[int, int], folder: pathlib.Path, made_of: dict[str, str]
+) -> None:
   """Writes the sums of all rows into the folder, in batches of `size` (rows, tokens)."""
   batch_size, row_length = size
   measure, found = jax.jit(lambda params, batch: segment_log_probs(model, params, batch)), []
   limits = trees.bounds(rows, batch_size, row_length)
   with progress.bar("reference", len(rows), "rows") as advance:
     for start in range(0, len(rows), batch_size):
-      batch = trees.layout(rows[start:start + batch_size], limits)
+      batch = trees.layout(rows[start : start + batch_size], limits)
       check_trees(batch, model.cfg.vocab_size)
       sums_S = np.asarray(measure(params, batch))[0]  # all rows are one group
-      ends = np.cumsum([sum(node.predicted for tree in row for node in trees.nodes(tree)) for row in rows[start:start + batch_size]])
-      found += np.split(sums_S[:ends[-1]], ends[:-1])
+      ends = np.cumsum(
+        [
+          sum(node.predicted for tree in row for node in trees.nodes(tree))
+          for row in rows[start : start + batch_size]
+        ]
+      )
+      found += np.split(sums_S[: ends[-1]], ends[:-1])
       advance(len(ends))
   with files.replacing(folder / "sums.npz", "wb") as f:
     np.savez(f, sums=np.concatenate(found), ends=np.cumsum([len(sums) for sums in found]))

@@ -37,25 +37,39 @@ class Trainer:
 
   def start_from(self, params: Params) -> State:
     """A fresh optimizer around given parameters, whose buffers the state takes over."""
-    build = lambda params: {"params": params, "opt_state": self.optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
+    build = lambda params: {
+      "params": params,
+      "opt_state": self.optimizer.init(params),
+      "step": jnp.zeros((), jnp.int32),
+    }
     return jax.jit(build, out_shardings=self.shardings(), donate_argnums=0)(params)
 
   def _init(self, key):
     params = self.model.init(key)
-    return {"params": params, "opt_state": self.optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
+    return {
+      "params": params,
+      "opt_state": self.optimizer.init(params),
+      "step": jnp.zeros((), jnp.int32),
+    }
 
   def abstract(self) -> State:
     """Shapes, types and shardings of the state: what a checkpoint is restored into."""
     shapes = jax.eval_shape(self._init, jax.random.key(0))
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings())
+    return jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings()
+    )
 
   def shardings(self) -> State:
     """The optimizer's moments lie where their parameters lie; everything else is replicated."""
     params = self.layout.of(self.model.leaves)
     opt_state = jax.eval_shape(self.optimizer.init, self.model.abstract())
     moments = optax.tree_map_params(
-      self.optimizer, lambda _, sharding: sharding, opt_state, params,
-      transform_non_params=lambda _: self.layout.replicated)
+      self.optimizer,
+      lambda _, sharding: sharding,
+      opt_state,
+      params,
+      transform_non_params=lambda _: self.layout.replicated,
+    )
     return {"params": params, "opt_state": moments, "step": self.layout.replicated}
 
   def check(self, batch: dict[str, np.ndarray]) -> None:
@@ -64,11 +78,15 @@ class Trainer:
     bad = np.argwhere(batch["weights"] < 0)
     if len(bad):
       row, place = bad[0]
-      raise ValueError(f"weights[{row}, {place}] is {batch['weights'][row, place]}; expected 0 or more: it is how much a target counts")
+      raise ValueError(
+        f"weights[{row}, {place}] is {batch['weights'][row, place]}; expected 0 or more: it is how much a target counts"
+      )
 
   def compile(self, batch: Any):
     """The step for batches of these shapes: (state, batch) -> (state, metrics), compiled ahead, the state donated."""
-    step = jax.jit(self.step, donate_argnums=0, out_shardings=(self.shardings(), self.layout.replicated))
+    step = jax.jit(
+      self.step, donate_argnums=0, out_shardings=(self.shardings(), self.layout.replicated)
+    )
     return step.lower(self.abstract(), batch).compile()
 
   def step(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
@@ -77,14 +95,20 @@ class Trainer:
     grads, metrics = self.gradients(state["params"], batch, weight)
     return self.update(state, grads, metrics | {"target_tokens": batch["weights"].sum()})
 
-  def update(self, state: State, grads: Params, metrics: dict[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
+  def update(
+    self, state: State, grads: Params, metrics: dict[str, jax.Array]
+  ) -> tuple[State, dict[str, jax.Array]]:
     """The optimizer's part of a step."""
     with jax.named_scope("optimizer"):
       updates, opt_state = self.optimizer.update(grads, state["opt_state"], state["params"])
       params = optax.apply_updates(state["params"], updates)
-    return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics | {"grad_norm": optax.global_norm(grads)}
+    return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics | {
+      "grad_norm": optax.global_norm(grads)
+    }
 
-  def gradients(self, params: Params, batch: Batch, weight: jax.Array) -> tuple[Params, dict[str, jax.Array]]:
+  def gradients(
+    self, params: Params, batch: Batch, weight: jax.Array
+  ) -> tuple[Params, dict[str, jax.Array]]:
     """Gradient of the loss over `weight`, summed over micro-batches: accumulation changes memory, not the result."""
     grad = jax.grad(self.loss, has_aux=True)
     if self.cfg.accumulate == 1:
@@ -97,15 +121,21 @@ class Trainer:
     split = lambda x: jnp.moveaxis(x.reshape(-1, self.cfg.accumulate, x.shape[-1]), 1, 0)
     batches = jax.tree.map(split, batch)
     first = jax.tree.map(lambda x: x[0], batches)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, params, first, weight))
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, params, first, weight)
+    )
     return jax.lax.scan(micro, zeros, batches)[0]
 
-  def loss(self, params: Params, batch: Batch, weight: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+  def loss(
+    self, params: Params, batch: Batch, weight: jax.Array
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The configured loss of a (micro-)batch, as its share of a whole whose target weights sum to `weight`."""
     hidden_BTD = self.model.hidden(params, batch["tokens"], batch["positions"], batch["until"])
     with jax.named_scope("head"):
       found = self.model.log_prob(params, hidden_BTD, batch["targets"], self.layout.split)
-    return LOSSES[self.cfg.loss](found.log_prob, found.log_sum_exp, batch["weights"] / weight, self.cfg)
+    return LOSSES[self.cfg.loss](
+      found.log_prob, found.log_sum_exp, batch["weights"] / weight, self.cfg
+    )
 
   def held_out(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """(sum of negative log-likelihoods, number of target tokens) of a batch."""

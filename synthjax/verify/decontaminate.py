@@ -84,17 +84,28 @@ class Index:
     """All candidates (id -> text) that repeat an evaluation problem."""
     matches = {name: self.match(text) for name, text in candidates.items()}
     hits = [Hit(name, *match) for name, match in matches.items() if match]
-    templates = [Hit(name, other, "template") for name, text in candidates.items()
-                 if not matches[name] and (other := self.template(text))]
+    templates = [
+      Hit(name, other, "template")
+      for name, text in candidates.items()
+      if not matches[name] and (other := self.template(text))
+    ]
     ids = {rule: [hit.candidate for hit in hits if hit.rule == rule] for rule in RULES}
-    report = {"candidates": len(candidates), "clean": len(candidates) - len(hits), "removed": {r: len(found) for r, found in ids.items()},
-              "removed_ids": ids, "template_overlap": len(templates), "template_ids": [hit.candidate for hit in templates]}
+    report = {
+      "candidates": len(candidates),
+      "clean": len(candidates) - len(hits),
+      "removed": {r: len(found) for r, found in ids.items()},
+      "removed_ids": ids,
+      "template_overlap": len(templates),
+      "template_ids": [hit.candidate for hit in templates],
+    }
     return Found(hits, templates, report)
 
 
 def normalised(text: str) -> str:
   """Lower case, without spacing, dollar signs, sentence marks and variants of LaTeX's fractions and brackets; signs and numbers stay."""
-  return re.sub(r"[\s$,:;!?~]|\.(?!\d)|\\[,!;: ]|\\left|\\right|(?<=\\)[dt](?=frac)", "", text.lower())
+  return re.sub(
+    r"[\s$,:;!?~]|\.(?!\d)|\\[,!;: ]|\\left|\\right|(?<=\\)[dt](?=frac)", "", text.lower()
+  )
 
 
 def words_of(text: str) -> tuple[str, ...]:
@@ -109,14 +120,18 @@ def _with_signs(text: str) -> tuple[str, ...]:
 
 def masked(text: str) -> str:
   """The text's words with every number replaced, so that problems of one template are equal."""
-  return " ".join("0" if word.isdigit() else word for word in words_of(re.sub(r"(?<=\d)[.,](?=\d)", "", text)))
+  return " ".join(
+    "0" if word.isdigit() else word for word in words_of(re.sub(r"(?<=\d)[.,](?=\d)", "", text))
+  )
 
 
 def _grams(words: Sequence[str]) -> set[tuple[str, ...]]:
   return set(zip(*(words[i:] for i in range(_N))))
 
 
-def clean_file(candidates: files.Path, evaluation: Sequence[files.Path], field: str, out: files.Path) -> dict:
+def clean_file(
+  candidates: files.Path, evaluation: Sequence[files.Path], field: str, out: files.Path
+) -> dict:
   """Writes the rows of a JSONL file that repeat no evaluation problem to `out/clean.jsonl`, and what was taken out to `out/report.json`.
 
   Args:
@@ -128,20 +143,36 @@ def clean_file(candidates: files.Path, evaluation: Sequence[files.Path], field: 
   Raises:
     DataError: a row without the text.
   """
-  index = Index({f"{path}:{number}": _text(path, number, row, ("question", "problem", "input"))
-                 for path in evaluation for number, row in enumerate(files.read_jsonl(path), 1)})
-  rows = {f"{number}:{row.get('id', row.get('unique_id', number))}": row for number, row in enumerate(files.read_jsonl(candidates), 1)}
+  index = Index(
+    {
+      f"{path}:{number}": _text(path, number, row, ("question", "problem", "input"))
+      for path in evaluation
+      for number, row in enumerate(files.read_jsonl(path), 1)
+    }
+  )
+  rows = {
+    f"{number}:{row.get('id', row.get('unique_id', number))}": row
+    for number, row in enumerate(files.read_jsonl(candidates), 1)
+  }
   found = index.search({name: _text(candidates, name, row, (field,)) for name, row in rows.items()})
   gone = {hit.candidate for hit in found.hits}
   out = pathlib.Path(out)
   files.write_jsonl(out / "clean.jsonl", (row for name, row in rows.items() if name not in gone))
-  files.write_json(out / "report.json", {**found.report, "hits": [hit._asdict() for hit in found.hits],
-                                         "templates": [hit._asdict() for hit in found.templates]})
+  files.write_json(
+    out / "report.json",
+    {
+      **found.report,
+      "hits": [hit._asdict() for hit in found.hits],
+      "templates": [hit._asdict() for hit in found.templates],
+    },
+  )
   return found.report
 
 
 def _text(path, number, row, fields) -> str:
   value = next((row[field] for field in fields if isinstance(row.get(field), str)), None)
   if value is None:
-    raise files.DataError(f"{path}, row {number}: none of the fields {', '.join(fields)} holds text (found fields: {', '.join(row)})")
+    raise files.DataError(
+      f"{path}, row {number}: none of the fields {', '.join(fields)} holds text (found fields: {', '.join(row)})"
+    )
   return value

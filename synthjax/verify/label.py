@@ -19,7 +19,9 @@ class Labelled(NamedTuple):
   verdict: Verdict
 
 
-def label(traces: files.Path, out: files.Path, mode: str, problems: files.Path = "", policy: str = "strict") -> dict:
+def label(
+  traces: files.Path, out: files.Path, mode: str, problems: files.Path = "", policy: str = "strict"
+) -> dict:
   """Judges every trace of a JSONL file; writes `verdicts.jsonl`, `positive.jsonl`, `negative.jsonl` and `report.json` into `out`.
 
   Args:
@@ -38,14 +40,25 @@ def label(traces: files.Path, out: files.Path, mode: str, problems: files.Path =
   labelled = [Labelled(trace, gold, verdict) for (trace, gold), verdict in zip(rows, verdicts)]
   found = sets.build([row.trace for row in labelled], verdicts)
   out = pathlib.Path(out)
-  files.write_jsonl(out / "verdicts.jsonl", (
-    {**row.trace.to_json(), "gold": row.gold, "verdict": row.verdict.to_json()} for row in labelled))
+  files.write_jsonl(
+    out / "verdicts.jsonl",
+    (
+      {**row.trace.to_json(), "gold": row.gold, "verdict": row.verdict.to_json()}
+      for row in labelled
+    ),
+  )
   records.write(out / "positive.jsonl", found.positive)
   records.write(out / "negative.jsonl", found.negative)
   counts = collections.Counter(verdict.value for verdict in verdicts)
   undecided = collections.Counter(verdict.reason for verdict in verdicts if verdict.reason)
-  report = {"file": str(traces), "mode": mode, "policy": policy, **{name: counts[name] for name in records.VERDICTS},
-            "reasons": dict(undecided), "sets": found.report}
+  report = {
+    "file": str(traces),
+    "mode": mode,
+    "policy": policy,
+    **{name: counts[name] for name in records.VERDICTS},
+    "reasons": dict(undecided),
+    "sets": found.report,
+  }
   files.write_json(out / "report.json", report)
   progress.say(table(report, out))
   return report
@@ -61,8 +74,10 @@ def _rows(traces: files.Path, golds: Mapping[str, str], mode: str) -> Iterator[t
       raise files.DataError(f"{traces}, row {number}: {e}") from e
     gold = golds.get(trace.problem_id) if gold is None else gold
     if not isinstance(gold, str):
-      raise files.DataError(f"{traces}, row {number}: the gold answer of problem {trace.problem_id!r} is not known; put it into the row as "
-                            "`gold`, or give --problems FILE")
+      raise files.DataError(
+        f"{traces}, row {number}: the gold answer of problem {trace.problem_id!r} is not known; put it into the row as "
+        "`gold`, or give --problems FILE"
+      )
     # The answer is what the text says, whatever the row claims.
     yield Trace.from_json({**trace.to_json(), "answer": extract.extract(trace.text, mode)}), gold
 
@@ -72,7 +87,9 @@ def table(report: Mapping, out: pathlib.Path) -> str:
   total = sum(report[name] for name in records.VERDICTS)
   reasons = "".join(f"\n    {reason} {n:,}" for reason, n in sorted(report["reasons"].items()))
   removed = "".join(f"\n    {rule} {n:,}" for rule, n in sorted(report["sets"]["removed"].items()))
-  return (f"{report['file']}: {total:,} traces, answers by {report['mode']}, policy {report['policy']}\n"
-          f"  equal {report['equal']:,}\n  different {report['different']:,}\n  undecided {report['undecided']:,}{reasons}\n"
-          f"  sets: {report['sets']['positive']:,} right, {report['sets']['negative']:,} wrong; taken out:{removed or ' nothing'}\n"
-          f"  in {out}: verdicts.jsonl, positive.jsonl, negative.jsonl, report.json")
+  return (
+    f"{report['file']}: {total:,} traces, answers by {report['mode']}, policy {report['policy']}\n"
+    f"  equal {report['equal']:,}\n  different {report['different']:,}\n  undecided {report['undecided']:,}{reasons}\n"
+    f"  sets: {report['sets']['positive']:,} right, {report['sets']['negative']:,} wrong; taken out:{removed or ' nothing'}\n"
+    f"  in {out}: verdicts.jsonl, positive.jsonl, negative.jsonl, report.json"
+  )

@@ -50,8 +50,14 @@ class _Worker:
     # OPENBLAS reserves address space a thread: with one, 2 GB are enough.
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     self._command = [sys.executable, "-m", "synthjax.verify.worker", str(limits.memory)]
-    self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                     env=environment, start_new_session=True)  # Ctrl-C is for the parent to handle
+    self._process = subprocess.Popen(
+      self._command,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.DEVNULL,
+      env=environment,
+      start_new_session=True,
+    )  # Ctrl-C is for the parent to handle
     assert self._process.stdin and self._process.stdout
     self._cases, self._answers = self._process.stdin, self._process.stdout
     self._ready = False
@@ -61,8 +67,10 @@ class _Worker:
     if not self._ready:
       if self._line(_START_SECONDS) is None:
         self.kill()
-        raise WorkerStartError(f"a verification worker did not start ({' '.join(self._command)} ended with {self._process.returncode}); "
-                               "run that command by hand to see why")
+        raise WorkerStartError(
+          f"a verification worker did not start ({' '.join(self._command)} ended with {self._process.returncode}); "
+          "run that command by hand to see why"
+        )
       self._ready = True
     self.cases += 1
     try:
@@ -133,9 +141,13 @@ class Pool:
     judged = {pair: verdict for pair, verdict in at_once.items() if verdict is not None}
     still_open = [pair for pair in at_once if pair not in judged]
     if still_open:
-      with (concurrent.futures.ThreadPoolExecutor(self.limits.workers) as threads,
-            progress.bar("verify", len(still_open), "cases") as advance):
-        for pair, verdict in zip(still_open, threads.map(lambda pair: self._in_worker(*pair), still_open)):
+      with (
+        concurrent.futures.ThreadPoolExecutor(self.limits.workers) as threads,
+        progress.bar("verify", len(still_open), "cases") as advance,
+      ):
+        for pair, verdict in zip(
+          still_open, threads.map(lambda pair: self._in_worker(*pair), still_open)
+        ):
           judged[pair] = verdict
           advance(1)
     return [judged[pair] for pair in pairs]

@@ -24,7 +24,9 @@ class Sets(NamedTuple):
   report: dict  # counts by rule, and which traces each rule took out
 
 
-def build(traces: Sequence[Trace], verdicts: Sequence[Verdict], by_equations: bool = True, near: bool = True) -> Sets:
+def build(
+  traces: Sequence[Trace], verdicts: Sequence[Verdict], by_equations: bool = True, near: bool = True
+) -> Sets:
   """Splits traces by their verdict and keeps one of those that are the same; undecided ones are dropped. All is counted.
 
   Args:
@@ -47,8 +49,13 @@ def build(traces: Sequence[Trace], verdicts: Sequence[Verdict], by_equations: bo
       removed[f"{rule}: {'right' if verdict.reward else 'wrong'}"].append(name)
     else:
       kept[verdict.value].append(trace)
-  report = {"traces": len(traces), "positive": len(kept["equal"]), "negative": len(kept["different"]),
-            "removed": {rule: len(names) for rule, names in removed.items()}, "removed_ids": dict(removed)}
+  report = {
+    "traces": len(traces),
+    "positive": len(kept["equal"]),
+    "negative": len(kept["different"]),
+    "removed": {rule: len(names) for rule, names in removed.items()},
+    "removed_ids": dict(removed),
+  }
   return Sets(kept["equal"], kept["different"], report)
 
 
@@ -60,7 +67,11 @@ def normalised(text: str) -> str:
 
 def equations(text: str) -> tuple[str, ...]:
   """The equations of an arithmetic trace in order, without spaces, currency, thousands separators and the words around them."""
-  plain = re.sub(r"<<[^<>]*>>|[$,%]", "", text).replace("\N{MULTIPLICATION SIGN}", "*").replace("\N{MINUS SIGN}", "-")
+  plain = (
+    re.sub(r"<<[^<>]*>>|[$,%]", "", text)
+    .replace("\N{MULTIPLICATION SIGN}", "*")
+    .replace("\N{MINUS SIGN}", "-")
+  )
   plain = re.sub(r"(?<=\d)\s*x\s*(?=\d)", "*", plain)
   # A left side begins where nothing of its kind stands before it: one look at every character.
   found = re.findall(r"(?<![-+*/().\d \t])[-+*/().\d \t]+=[ \t]*-?\d[\d.]*", " ," + plain)
@@ -85,7 +96,9 @@ class _Seen:
     if self.equations is not None and steps and steps in self.equations:
       return "same equations"
     sketch = _sketch(plain) if self.similar is not None else None
-    if sketch is not None and any(self.sketches[key].jaccard(sketch) >= _SIMILAR for key in self.similar.query(sketch)):
+    if sketch is not None and any(
+      self.sketches[key].jaccard(sketch) >= _SIMILAR for key in self.similar.query(sketch)
+    ):
       return "near duplicate"
     self.texts.add(plain)
     if self.equations is not None:
@@ -110,5 +123,7 @@ def _sketch(text: str):
   if len(words) < _WORDS:
     return None
   sketch = MinHash(num_perm=_PERMUTATIONS)
-  sketch.update_batch([" ".join(words[i:i + _WORDS]).encode() for i in range(len(words) - _WORDS + 1)])
+  sketch.update_batch(
+    [" ".join(words[i : i + _WORDS]).encode() for i in range(len(words) - _WORDS + 1)]
+  )
   return sketch

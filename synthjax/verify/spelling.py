@@ -40,8 +40,8 @@ _CLEANED = [
     (r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi"),
     (r"(?<![\\A-Za-z])(?:inf|infinity|infty)(?![A-Za-z])", r"\\infty"),
     (r"\\langle(?![A-Za-z])", "("),
-  (r"\\rangle(?![A-Za-z])", ")"),
-  (r"\*\*", "^"),
+    (r"\\rangle(?![A-Za-z])", ")"),
+    (r"\*\*", "^"),
     (r"_\{(\w+)\}", r"_\1"),
     (r"\^\{(\w)\}", r"^\1"),
   )

@@ -26,8 +26,12 @@ def test_the_pytorch_decoder_has_our_loss_and_our_gradient():
 
   ours, gradient = jax.value_and_grad(loss)(params)
   peer = torch_decoder.TorchDecoder(cfg, 64).load(params)
-  theirs = peer(*(torch.tensor(np.asarray(batch[k]), dtype=torch.long) for k in ("tokens", "targets")))
+  theirs = peer(
+    *(torch.tensor(np.asarray(batch[k]), dtype=torch.long) for k in ("tokens", "targets"))
+  )
   theirs.backward()
   assert float(theirs.detach()) == pytest.approx(float(ours), abs=1e-5)
   np.testing.assert_allclose(peer.embedding.weight.grad, gradient["embedding"], atol=1e-6)
-  np.testing.assert_allclose(peer.blocks[1].up.weight.grad.T, gradient["blocks"]["mlp"]["up"][1], atol=1e-6)
+  np.testing.assert_allclose(
+    peer.blocks[1].up.weight.grad.T, gradient["blocks"]["mlp"]["up"][1], atol=1e-6
+  )

@@ -8,8 +8,20 @@ from synthjax.generate.worlds import shop
 
 @pytest.fixture(scope="module")
 def cached(tmp_path_factory):
-  folder, data, world = tmp_path_factory.mktemp("loader") / "c", schema.Data(row_length=64), shop.World()
-  cache.cache(schema.Source(count=300), data, world, "train", tokenizers.load(data.tokenizer, world), folder, say=lambda _: None)
+  folder, data, world = (
+    tmp_path_factory.mktemp("loader") / "c",
+    schema.Data(row_length=64),
+    shop.World(),
+  )
+  cache.cache(
+    schema.Source(count=300),
+    data,
+    world,
+    "train",
+    tokenizers.load(data.tokenizer, world),
+    folder,
+    say=lambda _: None,
+  )
   return documents.CachedDocuments(folder)
 
 
@@ -33,7 +45,9 @@ def test_the_rows_of_a_batch_do_not_depend_on_hosts_or_on_how_the_run_was_cut(ca
     parts = []
     for process in range(processes):
       share = range(process * size // processes, (process + 1) * size // processes)
-      parts.append(list(loader.batches(loader.Rows(cached, 64, seed=0), size, count, position, share)))
+      parts.append(
+        list(loader.batches(loader.Rows(cached, 64, seed=0), size, count, position, share))
+      )
     found += [part[k]["tokens"] for k in range(count) for part in parts]
     position += size * count
   expected = rows.read(list(range(position)))["tokens"]

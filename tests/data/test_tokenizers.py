@@ -21,14 +21,18 @@ def real_texts(request):
   import os
   import pathlib
 
-  folder = pathlib.Path(os.environ.get("SYNTHJAX_DATA") or pathlib.Path(__file__).parents[3] / "shared/data")
+  folder = pathlib.Path(
+    os.environ.get("SYNTHJAX_DATA") or pathlib.Path(__file__).parents[3] / "shared/data"
+  )
   if not folder.is_dir():
     pytest.skip(f"real data is not here: {folder}")
   texts = []
   for path in sorted(folder.glob("text/*.jsonl.gz")):
     texts += [row["text"][:3000] for row in itertools.islice(files.read_jsonl(path), 5)]
   texts += [row["solution"] for row in files.read_jsonl(folder / "math/train.jsonl", 50)]
-  return texts + [row["question"] + row["answer"] for row in files.read_jsonl(folder / "gsm8k/train.jsonl", 50)]
+  return texts + [
+    row["question"] + row["answer"] for row in files.read_jsonl(folder / "gsm8k/train.jsonl", 50)
+  ]
 
 
 @pytest.mark.parametrize("name", ["bytes", "trained", "dolma2", "deepseek", "gpt2"])
@@ -38,9 +42,11 @@ def test_real_texts_come_back_unchanged(name, real_texts, shared_data, tmp_path)
     tokenizers.train_sentencepiece(real_texts, tmp_path / "m.model", 1000)
   home = shared_data / "tokenizers"
   tokenizer = {
-    "bytes": lambda: _load("bytes"), "trained": lambda: _load("sentencepiece", tmp_path / "m.model"),
+    "bytes": lambda: _load("bytes"),
+    "trained": lambda: _load("sentencepiece", tmp_path / "m.model"),
     "dolma2": lambda: _load("hf", home / "dolma2/tokenizer.json", "<|endoftext|>"),
-    "deepseek": lambda: _load("hf", home / "deepseek_r1/tokenizer.json.gz"), "gpt2": lambda: _load("gpt2", home / "gpt2"),
+    "deepseek": lambda: _load("hf", home / "deepseek_r1/tokenizer.json.gz"),
+    "gpt2": lambda: _load("gpt2", home / "gpt2"),
   }[name]()
   for text in real_texts:
     ids = tokenizer.encode(text)
@@ -48,10 +54,14 @@ def test_real_texts_come_back_unchanged(name, real_texts, shared_data, tmp_path)
     assert max(ids, default=0) < tokenizer.size and tokenizer.eos_id not in ids
 
 
-@pytest.mark.parametrize(("kind", "path", "special"), [
-  ("hf", "dolma2/tokenizer.json", "<|endoftext|>"), ("hf", "deepseek_r1/tokenizer.json.gz", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
-  ("gpt2", "gpt2", "<|endoftext|>"),
-])
+@pytest.mark.parametrize(
+  ("kind", "path", "special"),
+  [
+    ("hf", "dolma2/tokenizer.json", "<|endoftext|>"),
+    ("hf", "deepseek_r1/tokenizer.json.gz", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
+    ("gpt2", "gpt2", "<|endoftext|>"),
+  ],
+)
 def test_a_special_token_written_in_a_text_is_text(kind, path, special, shared_data):
   tokenizer = _load(kind, shared_data / "tokenizers" / path, special if kind == "hf" else "")
   ids = tokenizer.encode(f"a{special}b")
@@ -70,9 +80,14 @@ def test_sentencepiece_models_of_others_load(shared_data):
     assert tokenizer.decode(tokenizer.encode("that is a test")) == "that is a test"
 
 
-@pytest.mark.parametrize(("kind", "content", "message"), [
-  ("hf", "{}", "not a tokenizer.json"), ("sentencepiece", "nonsense", "not a SentencePiece model"), ("hf", None, "no such tokenizer file"),
-])
+@pytest.mark.parametrize(
+  ("kind", "content", "message"),
+  [
+    ("hf", "{}", "not a tokenizer.json"),
+    ("sentencepiece", "nonsense", "not a SentencePiece model"),
+    ("hf", None, "no such tokenizer file"),
+  ],
+)
 def test_a_file_that_is_no_tokenizer_is_named(tmp_path, kind, content, message):
   path = tmp_path / "tokenizer.json"
   if content is not None:
@@ -82,7 +97,10 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path, kind, content, message):
 
 
 def test_an_unknown_end_of_text_token_lists_the_known_ones(shared_data):
-  with pytest.raises(files.DataError, match=r"'</s>' is not in it; set config.data.tokenizer.eos to one of .*<\|endoftext\|>"):
+  with pytest.raises(
+    files.DataError,
+    match=r"'</s>' is not in it; set config.data.tokenizer.eos to one of .*<\|endoftext\|>",
+  ):
     _load("hf", shared_data / "tokenizers/dolma2/tokenizer.json", "</s>")
 
 

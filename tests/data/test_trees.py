@@ -19,13 +19,28 @@ from synthjax.model.transformer import Transformer
 from synthjax.sharding import make_layout
 from synthjax.train import optimizer, preference
 
-MODEL = Transformer(schema.Model(d_model=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_dim=64, vocab_size=50, mlp="relu"))
+MODEL = Transformer(
+  schema.Model(
+    d_model=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_dim=64, vocab_size=50, mlp="relu"
+  )
+)
 
 
 def _random_tree(random, depth=3, predicted=False):
-  children = tuple(_random_tree(random, depth - 1, True) for _ in range(random.integers(0, 4))) if depth else ()
+  children = (
+    tuple(_random_tree(random, depth - 1, True) for _ in range(random.integers(0, 4)))
+    if depth
+    else ()
+  )
   tokens = tuple(random.integers(1, 50, random.integers(1, 6)).tolist())
-  return Node(tokens, children, predicted, side=int(random.integers(-1, 2)), weight=float(random.random()), advantage=float(random.normal()))
+  return Node(
+    tokens,
+    children,
+    predicted,
+    side=int(random.integers(-1, 2)),
+    weight=float(random.random()),
+    advantage=float(random.normal()),
+  )
 
 
 def _paths(node, before=(), steps=()):
@@ -49,13 +64,17 @@ def test_plans_fit_their_rows_lose_no_step_and_count_what_they_split(seed, split
   forest = [_random_tree(random) for _ in range(8)]
   plan = trees.plan(forest, 40, splittable)
   assert all(sum(tree.size() for tree in row) <= 40 for row in plan.rows)
-  steps = lambda nodes: sorted((n.tokens, n.weight, n.advantage) for root in nodes for n in trees.nodes(root) if n.predicted)
+  steps = lambda nodes: sorted(
+    (n.tokens, n.weight, n.advantage) for root in nodes for n in trees.nodes(root) if n.predicted
+  )
   kept = [tree for number, tree in enumerate(forest) if number not in plan.too_long]
   assert steps(tree for row in plan.rows for tree in row) == steps(kept)
   whole = [tree for tree in forest if tree.size() <= 40]
   if splittable:
     assert plan.split == len(kept) - len(whole)
-    assert all(max(len(path) for path, _ in _paths(forest[number])) > 40 for number in plan.too_long)
+    assert all(
+      max(len(path) for path, _ in _paths(forest[number])) > 40 for number in plan.too_long
+    )
   else:
     assert plan.split == 0 and len(kept) == len(whole)
 
@@ -75,9 +94,12 @@ def test_arrays_are_well_formed(seed):
   real = segment_E < limits.segments
   check_segments(segment_E[real])
   largest = trees.bounds(plan.rows, 1, 64).predictions
-  most = max(sum(len(n.tokens) for tree in row for n in trees.nodes(tree) if n.predicted) for row in plan.rows)
+  most = max(
+    sum(len(n.tokens) for tree in row for n in trees.nodes(tree) if n.predicted)
+    for row in plan.rows
+  )
   assert largest % 8 == 0 and 0 <= largest - most < 8, "bounds are rounded up, no further"
-  assert real[:real.sum()].all() and tokens_S.sum() == real.sum()
+  assert real[: real.sum()].all() and tokens_S.sum() == real.sum()
   np.testing.assert_array_equal(np.bincount(segment_E[real], minlength=limits.segments), tokens_S)
 
 
@@ -89,9 +111,11 @@ def test_groups_of_rows_are_laid_out_as_each_would_be_alone(groups):
   limits = trees.bounds(rows, 2, 128)
   together = trees.layout(rows, limits)
   for group in range(groups):
-    alone = trees.layout(rows[2 * group:2 * group + 2], limits)
+    alone = trees.layout(rows[2 * group : 2 * group + 2], limits)
     for name, array in alone.items():
-      np.testing.assert_array_equal(together[name][len(array) * group:][:len(array)], array, err_msg=name)
+      np.testing.assert_array_equal(
+        together[name][len(array) * group :][: len(array)], array, err_msg=name
+      )
 
 
 def test_a_chain_of_more_steps_than_python_has_frames_is_planned_split_and_laid_out():
@@ -114,7 +138,7 @@ def _sums_apart(params, tree):
     hidden = MODEL.hidden(params, jnp.array([path]), jnp.arange(n)[None], jnp.full((1, n), n))
     log_prob = jax.nn.log_softmax(MODEL.logits(params, hidden))[0]
     for span in filter(None, spans):
-      found[path[:span[1]], span] = sum(log_prob[i - 1, path[i]] for i in range(*span))
+      found[path[: span[1]], span] = sum(log_prob[i - 1, path[i]] for i in range(*span))
   return found
 
 
@@ -122,7 +146,10 @@ def _sums_apart(params, tree):
 @settings(max_examples=40, deadline=None)
 def test_every_batch_fits_its_bounds_where_epochs_meet_too(count, batch):
   """A batch that goes over the end of an epoch may hold its largest row twice."""
-  rows = [[Node((1, 2), tuple(Node((3,) * 4) for _ in range(1 + i)), False)] * (1 + 3 * (i == 0)) for i in range(count)]
+  rows = [
+    [Node((1, 2), tuple(Node((3,) * 4) for _ in range(1 + i)), False)] * (1 + 3 * (i == 0))
+    for i in range(count)
+  ]
   source = trees.TreeRows(rows, None, trees.bounds(rows, batch, 128), 0, 1.0)
   for start in range(0, 30 * batch, batch):
     held = source.read(list(range(start, start + batch)))
@@ -147,7 +174,7 @@ def test_a_tree_in_one_row_gives_the_log_probs_and_gradients_of_its_paths_apart(
       seen = {}
       for path, spans in _paths(tree):
         for span in filter(None, spans):
-          seen.setdefault((path[:span[1]], span), sums[path[:span[1]], span])
+          seen.setdefault((path[: span[1]], span), sums[path[: span[1]], span])
       values += _depth_first(tree, seen)
     return jnp.stack(values)
 
@@ -176,13 +203,18 @@ def _some_pairs(count):
     return random.normal(size=number).tolist()
 
   return [
-    trees.pair(random.integers(1, 50, 6).tolist(), steps(2, 4), steps(1, 2 + number % 3), advantages=(advantages(2), advantages(1)))
+    trees.pair(
+      random.integers(1, 50, 6).tolist(),
+      steps(2, 4),
+      steps(1, 2 + number % 3),
+      advantages=(advantages(2), advantages(1)),
+    )
     for number in range(count)
   ]
 
 
 def _trainer_and_batch(mesh, accumulate, loss, rows, row_length):
-  layout = make_layout(mesh, jax.devices()[:int(np.prod(dataclasses.astuple(mesh)))])
+  layout = make_layout(mesh, jax.devices()[: int(np.prod(dataclasses.astuple(mesh)))])
   group_rows = len(rows) // accumulate // layout.row_shards
   limits = trees.bounds(rows, group_rows, row_length)
   batch = trees.layout(rows, limits)
@@ -190,16 +222,23 @@ def _trainer_and_batch(mesh, accumulate, loss, rows, row_length):
   cfg = schema.Train(batch_size=len(rows), accumulate=accumulate)
   objective = schema.Objective(loss=loss, advantage=schema.Advantage(normalise=True))
   model = Transformer(MODEL.cfg, layout.constrain)
-  trainer = preference.PreferenceTrainer(model, optimizer.make(cfg.optimizer, 10), layout, cfg, objective, limits.trees)
+  trainer = preference.PreferenceTrainer(
+    model, optimizer.make(cfg.optimizer, 10), layout, cfg, objective, limits.trees
+  )
   return trainer, layout.put(batch, len(rows))
 
 
-_THREE, _SIX = (1, 3, 1, 1), (1, 6, 1, 1)  # numbers of row shards; other meshes are in tests/train/matrix.py
+_THREE, _SIX = (
+  (1, 3, 1, 1),
+  (1, 6, 1, 1),
+)  # numbers of row shards; other meshes are in tests/train/matrix.py
 _SHARDED = [("step_dpo", [_SIX]), *((loss, [_THREE]) for loss in ("kto", "orpo", "awr"))]
 
 
 @pytest.mark.parametrize(("loss", "meshes"), _SHARDED)
-def test_neither_packing_nor_sharding_nor_accumulation_changes_a_preference_loss_or_its_gradient(loss, meshes):
+def test_neither_packing_nor_sharding_nor_accumulation_changes_a_preference_loss_or_its_gradient(
+  loss, meshes
+):
   pairs = _some_pairs(12)
   alone, params = [[pair] for pair in pairs], MODEL.init(jax.random.key(1))
   packed = trees.plan(pairs[::-1], 64, False).rows
@@ -208,7 +247,9 @@ def test_neither_packing_nor_sharding_nor_accumulation_changes_a_preference_loss
   expected = None
   for mesh, accumulate, rows, row_length in cases:
     trainer, batch = _trainer_and_batch(mesh, accumulate, loss, rows, row_length)
-    gradient, metrics = jax.jit(trainer.preference_gradients)(jax.device_put(params, trainer.layout.replicated), batch)
+    gradient, metrics = jax.jit(trainer.preference_gradients)(
+      jax.device_put(params, trainer.layout.replicated), batch
+    )
     expected = expected or (gradient, metrics)
     assert float(metrics["loss"]) == pytest.approx(float(expected[1]["loss"]), abs=1e-6)
     assert float(optax.global_norm(gradient)) > 1e-4
@@ -220,10 +261,14 @@ def test_an_identical_pair_gives_log_2():
   rows = [[trees.pair([1, 2], same, same)]]
   batch = {k: jnp.asarray(v) for k, v in trees.layout(rows, trees.bounds(rows, 1, 16)).items()}
   sums_S = preference.segment_log_probs(MODEL, MODEL.init(jax.random.key(0)), batch)[0]
-  flat = {name: batch[name][0] for name in ("tree", "side", "weight", "advantage", "segment_tokens")}
+  flat = {
+    name: batch[name][0] for name in ("tree", "side", "weight", "advantage", "segment_tokens")
+  }
   flat["reference"] = jnp.zeros_like(sums_S)
   for loss in ("dpo", "step_dpo"):
-    assert float(preference.objective(sums_S, flat, 1, schema.Objective(loss=loss))[0]) == pytest.approx(np.log(2))
+    assert float(
+      preference.objective(sums_S, flat, 1, schema.Objective(loss=loss))[0]
+    ) == pytest.approx(np.log(2))
 
 
 def test_what_does_not_fit_is_named():

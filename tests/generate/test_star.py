@@ -13,8 +13,13 @@ from synthjax.rollout import values
 from synthjax.rollout.requests import Result, Sample
 from synthjax.rollout.schedules import Values
 
-stars = st.builds(lambda arms, length, spare, seed: star.Star(arms, length, arms * length + 1 + spare, seed),
-                  st.integers(1, 5), st.integers(1, 6), st.integers(2, 30), st.integers(0, 99))
+stars = st.builds(
+  lambda arms, length, spare, seed: star.Star(arms, length, arms * length + 1 + spare, seed),
+  st.integers(1, 5),
+  st.integers(1, 6),
+  st.integers(2, 30),
+  st.integers(0, 99),
+)
 
 
 @settings(max_examples=30, deadline=None)
@@ -22,8 +27,14 @@ stars = st.builds(lambda arms, length, spare, seed: star.Star(arms, length, arms
 def test_a_problem_is_a_star_and_its_answer_walks_along_edges_from_the_centre_to_the_goal(knobs):
   for problem in star.problems(knobs, "train", 3):
     graph, nodes = star.parse(problem.question), problem.answer.split()
-    assert len(graph.edges) == knobs.arms * knobs.length and len({b for _, b in graph.edges}) == len(graph.edges)
-    assert sum(a == graph.centre for a, _ in graph.edges) == knobs.arms and len(nodes) == knobs.length and nodes[-1] == graph.goal
+    assert len(graph.edges) == knobs.arms * knobs.length and len(
+      {b for _, b in graph.edges}
+    ) == len(graph.edges)
+    assert (
+      sum(a == graph.centre for a, _ in graph.edges) == knobs.arms
+      and len(nodes) == knobs.length
+      and nodes[-1] == graph.goal
+    )
     assert set(itertools.pairwise([graph.centre, *nodes])) <= set(graph.edges)
 
 
@@ -88,7 +99,10 @@ def _brute_force(question, prefix, policy, length):
   """Success summed over all continuations to the path's length."""
   if len(prefix) == length:
     return float(prefix == star.parse(question).path())
-  return sum(p * _brute_force(question, (*prefix, node), policy, length) for node, p in policy(prefix).items())
+  return sum(
+    p * _brute_force(question, (*prefix, node), policy, length)
+    for node, p in policy(prefix).items()
+  )
 
 
 def test_the_exact_value_is_that_of_all_continuations_summed_up():
@@ -97,14 +111,21 @@ def test_the_exact_value_is_that_of_all_continuations_summed_up():
     wrong = next(b for a, b in star.parse(problem.question).edges if b not in path)
     for policy in (_random_policy(problem.question, 1), star.shortcut(problem.question)):
       for prefix in ((), path[:1], path[:2], path, (wrong,), (path[0], wrong)):
-        assert star.exact_value(problem.question, prefix, policy) == pytest.approx(_brute_force(problem.question, prefix, policy, 3), abs=1e-12)
+        assert star.exact_value(problem.question, prefix, policy) == pytest.approx(
+          _brute_force(problem.question, prefix, policy, 3), abs=1e-12
+        )
 
 
 def test_under_the_shortcut_the_first_node_decides():
   problem = star.problems(star.Star(arms=4, length=3), "test", 1)[0]
   graph = star.parse(problem.question)
   policy, path = star.shortcut(problem.question), graph.path()
-  assert [star.exact_value(problem.question, path[:i], policy) for i in range(4)] == [0.25, 1.0, 1.0, 1.0]
+  assert [star.exact_value(problem.question, path[:i], policy) for i in range(4)] == [
+    0.25,
+    1.0,
+    1.0,
+    1.0,
+  ]
   other = next(b for a, b in graph.edges if a == graph.centre and b != path[0])
   assert star.exact_value(problem.question, (other,), policy) == 0.0
 
@@ -127,21 +148,47 @@ class _Walker:
         random, nodes = np.random.default_rng([request.seed, j]), list(given)
         while len(nodes) < length and (choice := policy(tuple(nodes))):
           nodes.append(random.choice(list(choice), p=list(choice.values())))
-        samples.append(Sample(" ".join(nodes[len(given):]), tuple(self.words.encode(" ".join(nodes[len(given):])))))
+        samples.append(
+          Sample(
+            " ".join(nodes[len(given) :]), tuple(self.words.encode(" ".join(nodes[len(given) :])))
+          )
+        )
       yield Result(request.id, tuple(samples))
 
 
 @pytest.mark.parametrize("name", ["shortcut", "random"])
 def test_monte_carlo_values_are_those_computed_exactly(name):
-  knobs, policy_of = star.Star(2, 3, 12), {"shortcut": star.shortcut, "random": lambda q: _random_policy(q, 3)}[name]
-  words, problems = Words(star.vocabulary(knobs)), {p.id: p for p in star.problems(knobs, "train", 40)}
-  traces = [values.TokenTrace(p.id, tuple(words.encode(p.question)), tuple((i,) for i in words.encode(p.answer)), reward=1)
-            for p in problems.values()]
+  knobs, policy_of = (
+    star.Star(2, 3, 12),
+    {"shortcut": star.shortcut, "random": lambda q: _random_policy(q, 3)}[name],
+  )
+  words, problems = (
+    Words(star.vocabulary(knobs)),
+    {p.id: p for p in star.problems(knobs, "train", 40)},
+  )
+  traces = [
+    values.TokenTrace(
+      p.id, tuple(words.encode(p.question)), tuple((i,) for i in words.encode(p.answer)), reward=1
+    )
+    for p in problems.values()
+  ]
   judge = lambda name, given, sample: Verdict(
-    "equal" if words.decode((*given, *sample.ids)) == problems[name].answer else "different")
-  rows = values.estimate(traces, _Walker(words, policy_of).generate, judge, Values(rollouts=64, block=64)).values
-  exact = {(name, i): star.exact_value(p.question, p.answer.split()[:i], policy_of(p.question)) for name, p in problems.items() for i in range(4)}
+    "equal" if words.decode((*given, *sample.ids)) == problems[name].answer else "different"
+  )
+  rows = values.estimate(
+    traces, _Walker(words, policy_of).generate, judge, Values(rollouts=64, block=64)
+  ).values
+  exact = {
+    (name, i): star.exact_value(p.question, p.answer.split()[:i], policy_of(p.question))
+    for name, p in problems.items()
+    for i in range(4)
+  }
   errors = [row.q - exact[row.problem_id, row.step] for of_trace in rows for row in of_trace]
-  spread = [exact[row.problem_id, row.step] * (1 - exact[row.problem_id, row.step]) / 64 for of_trace in rows for row in of_trace if row.step < 3]
+  spread = [
+    exact[row.problem_id, row.step] * (1 - exact[row.problem_id, row.step]) / 64
+    for of_trace in rows
+    for row in of_trace
+    if row.step < 3
+  ]
   assert abs(sum(errors)) < 3.5 * np.sqrt(sum(spread)) and sum(spread) > 0
   assert sum(e**2 for e in errors) == pytest.approx(sum(spread), rel=0.6)

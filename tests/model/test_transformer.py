@@ -14,12 +14,16 @@ from synthjax.model.presets import PRESETS
 from synthjax.model.transformer import Seen, Transformer, sized
 from synthjax.schema import Model
 
-TINY = Model(d_model=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_dim=48, vocab_size=64, rope_theta=100.0)
+TINY = Model(
+  d_model=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_dim=48, vocab_size=64, rope_theta=100.0
+)
 VARIANTS = {
   "swiglu": TINY,
   "tied relu": dataclasses.replace(TINY, mlp="relu", tie_embeddings=True),
   "qwen": dataclasses.replace(TINY, qkv_bias=True, qk_norm=True, mlp="relu2"),
-  "capped, scaled": dataclasses.replace(TINY, logit_soft_cap=5.0, rope_scaling="llama3", rope_factor=4.0, rope_original_context=64),
+  "capped, scaled": dataclasses.replace(
+    TINY, logit_soft_cap=5.0, rope_scaling="llama3", rope_factor=4.0, rope_original_context=64
+  ),
   "recomputed": dataclasses.replace(TINY, remat="full"),
   "windowed, capped scores": dataclasses.replace(TINY, window=3, attention_soft_cap=0.5),
 }
@@ -28,7 +32,7 @@ VARIANTS = {
 def _packed(lengths, total):
   until, positions, start = np.arange(1, total + 1), np.zeros(total, int), 0
   for n in lengths:
-    until[start:start + n], positions[start:start + n] = start + n, np.arange(n)
+    until[start : start + n], positions[start : start + n] = start + n, np.arange(n)
     start += n
   return jnp.asarray(until[None], jnp.int32), jnp.asarray(positions[None], jnp.int32)
 
@@ -42,8 +46,10 @@ def test_packed_documents_give_the_log_probs_of_the_documents_apart(name):
   packed = model.logits(params, model.hidden(params, tokens, positions, until))
   for start, n in ((0, 5), (5, 8)):
     alone_until, alone_positions = _packed([n], n)
-    alone = model.logits(params, model.hidden(params, tokens[:, start:start + n], alone_positions, alone_until))
-    np.testing.assert_allclose(packed[:, start:start + n], alone, atol=2e-5)
+    alone = model.logits(
+      params, model.hidden(params, tokens[:, start : start + n], alone_positions, alone_until)
+    )
+    np.testing.assert_allclose(packed[:, start : start + n], alone, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -57,17 +63,21 @@ def test_decoding_after_a_shared_prefix_gives_the_logits_of_training(name):
   unstacked = model.unstacked(params)
   _, kept = model.prefill(unstacked, prefix, jnp.repeat(positions, 2, 0), jnp.repeat(until, 2, 0))
   cache = model.empty_cache(2, 3, 6, own)
-  cache = tuple(layer._replace(shared_k_BGWK=k, shared_v_BGWK=v) for layer, (k, v) in zip(cache, kept))
+  cache = tuple(
+    layer._replace(shared_k_BGWK=k, shared_v_BGWK=v) for layer, (k, v) in zip(cache, kept)
+  )
   known = jnp.array([[4, 6, 6], [6, 4, 4]])
   window = model.cfg.window or 100
   for n in range(own):
     now = known + n
     places = jnp.arange(6)[None, None]
-    seen = Seen((places < known[..., None]) & (now[..., None] - places < window),
-                jnp.broadcast_to((jnp.arange(own) < n) & (n - jnp.arange(own) < window), (2, 3, own)))
+    seen = Seen(
+      (places < known[..., None]) & (now[..., None] - places < window),
+      jnp.broadcast_to((jnp.arange(own) < n) & (n - jnp.arange(own) < window), (2, 3, own)),
+    )
     hidden, cache = model.decode(unstacked, after[..., n], now, cache, seen, jnp.int32(n))
     for b, s in np.ndindex(2, 3):
-      row = jnp.concatenate([prefix[b, :known[b, s]], after[b, s, :n + 1]])[None]
+      row = jnp.concatenate([prefix[b, : known[b, s]], after[b, s, : n + 1]])[None]
       whole_until, whole_positions = _packed([row.shape[1]], row.shape[1])
       whole = model.logits(params, model.hidden(params, row, whole_positions, whole_until))[0, -1]
       np.testing.assert_allclose(model.logits(params, hidden[b, s]), whole, atol=2e-5)
@@ -96,7 +106,9 @@ def test_a_window_is_a_second_bound_on_the_same_rule_and_scores_are_capped():
   positions = (np.arange(T) % 9)[None]
   expected = np.zeros((B, T, H, K))
   for i, h in np.ndindex(T, H):
-    seen = [j for j in range(i + 1) if i < until[0, j] and positions[0, i] - positions[0, j] < window]
+    seen = [
+      j for j in range(i + 1) if i < until[0, j] and positions[0, i] - positions[0, j] < window
+    ]
     scores = cap * np.tanh(np.array([q[0, i, h] @ k[0, j, h] / np.sqrt(K) for j in seen]) / cap)
     weights = np.exp(scores) / np.exp(scores).sum()
     expected[0, i, h] = weights @ np.array([v[0, j, h] for j in seen])
@@ -112,21 +124,26 @@ def test_until_that_is_not_beyond_its_index_is_named():
     check_until(np.array([[1, 2, 3], [3, 3, 2]]))
 
 
-@pytest.mark.parametrize(("name", "millions"), [
-  ("world_160k", 0.147), ("tiny_1m", 0.98), ("small_10m", 9.8), ("base_100m", 85)])
+@pytest.mark.parametrize(
+  ("name", "millions"),
+  [("world_160k", 0.147), ("tiny_1m", 0.98), ("small_10m", 9.8), ("base_100m", 85)],
+)
 def test_presets_have_the_size_that_they_are_named_for(name, millions):
   found = count.parameters(Transformer(sized(PRESETS[name], 100)))["non_embedding"] / 1e6
   assert found == pytest.approx(millions, rel=0.02)
 
 
-@pytest.mark.parametrize(("name", "published"), [
-  ("llama3_1b", 1_235_814_400),  # Llama-3.2-1B
-  ("llama2_7b", 6_738_415_616),
-  ("deepseek_7b", 6_910_365_696),  # DeepSeek-LLM-7B and DeepSeek-Math-7B
-  ("qwen2_7b", 7_615_616_512),
-  ("llama3_8b", 8_030_261_248),
-  ("llama3_70b", 70_553_706_496),
-])
+@pytest.mark.parametrize(
+  ("name", "published"),
+  [
+    ("llama3_1b", 1_235_814_400),  # Llama-3.2-1B
+    ("llama2_7b", 6_738_415_616),
+    ("deepseek_7b", 6_910_365_696),  # DeepSeek-LLM-7B and DeepSeek-Math-7B
+    ("qwen2_7b", 7_615_616_512),
+    ("llama3_8b", 8_030_261_248),
+    ("llama3_70b", 70_553_706_496),
+  ],
+)
 def test_published_shapes_have_their_published_number_of_parameters(name, published):
   assert PRESETS[name].vocab_size
   assert count.parameters(Transformer(PRESETS[name]))["total"] == published

@@ -110,10 +110,15 @@ def test_training_starts_from_a_stage_folder_as_from_its_checkpoints_and_a_missi
   stage, checkpoints = study / "n00024_s0/rft", study / "n00024_s0/rft/checkpoints"
   assert finetune.identity(str(stage)) == finetune.identity(str(checkpoints)) != ""
   words = ["world.verbs=512", "world.largest=99", "world.box=10"]
-  job = finetune.Job(config.load("configs/world_sft.py:smoke", [f"train.init={stage}", *words]), tmp_path)
+  job = finetune.Job(
+    config.load("configs/world_sft.py:smoke", [f"train.init={stage}", *words]), tmp_path
+  )
   tokenizer = finetune.tokenizer_of(job)
   assert finetune.load_policy(job.experiment, tokenizer, str(stage))[2] == 2274
-  for start, said in ((tmp_path / "nowhere", "looked for from"), (study, f"below it there are {stage}, ")):
+  for start, said in (
+    (tmp_path / "nowhere", "looked for from"),
+    (study, f"below it there are {stage}, "),
+  ):
     job = finetune.Job(config.load("configs/world_sft.py:smoke", [f"train.init={start}"]), tmp_path)
     message = rf"config.train.init is '{start}', which holds no checkpoint; .* of the stage that wrote them \({said}"
     with pytest.raises(checkpoint.CheckpointError, match=message):

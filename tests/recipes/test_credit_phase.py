@@ -88,9 +88,17 @@ def test_pairs_pull_log_probs_as_the_losses_of_the_trainer_do(method, anchor):
     margin = dense @ log_prob
     zero, one = jnp.zeros(len(margin)), jnp.ones(len(margin))
     found = preference.dpo(
-      Pairs(chosen=margin, rejected=zero, reference_chosen=dense @ reference,
-            reference_rejected=zero, chosen_tokens=one, rejected_tokens=one, weights=weights),
-      Preference(beta=beta))[0]
+      Pairs(
+        chosen=margin,
+        rejected=zero,
+        reference_chosen=dense @ reference,
+        reference_rejected=zero,
+        chosen_tokens=one,
+        rejected_tokens=one,
+        weights=weights,
+      ),
+      Preference(beta=beta),
+    )[0]
     return found - anchor * pairs.anchor_K @ log_prob / weights.sum()
 
   gradient = np.asarray(jax.grad(loss)(jnp.asarray(table, jnp.float32)))
@@ -127,8 +135,9 @@ def test_the_steps_that_values_cost_are_counted_as_they_are_rolled_out():
 
 
 def test_settings_are_chosen_on_replicates_that_are_not_reported_from_equally_many():
-  one = tuning.Tuning(rates=(0.1,), betas=(0.1,), temperatures=(0.1,), steps=(5,),
-                      tuning_replicates=2, replicates=3)
+  one = tuning.Tuning(
+    rates=(0.1,), betas=(0.1,), temperatures=(0.1,), steps=(5,), tuning_replicates=2, replicates=3
+  )
   found = tuning.outcomes(SMALL, ALL, one, seed=0)
   other = tuning.outcomes(SMALL, ALL, dataclasses.replace(one, tuning_replicates=5), seed=0)
   for method in ALL:
@@ -153,8 +162,18 @@ def test_intervals_are_those_of_the_t_tests():
 
 
 def test_the_border_is_the_least_luck_from_which_every_gain_is_above_a_point():
-  lows = {(1, 0.0): 0.005, (1, 0.3): 1, (1, 0.6): 1, (2, 0.0): 1, (2, 0.3): -1, (2, 0.6): 1,
-          (3, 0.0): 1, (3, 0.3): 1, (3, 0.6): -1, (4, 0.0): 1}
+  lows = {
+    (1, 0.0): 0.005,
+    (1, 0.3): 1,
+    (1, 0.6): 1,
+    (2, 0.0): 1,
+    (2, 0.3): -1,
+    (2, 0.6): 1,
+    (3, 0.0): 1,
+    (3, 0.3): 1,
+    (3, 0.6): -1,
+    (4, 0.0): 1,
+  }
   gains = {at: diagram.Gain("step", "dpo", low + 1, low, low + 2) for at, low in lows.items()}
   plane = diagram.Plane("length", "length", (1, 2, 3, 4), dict.fromkeys(lows))
   assert diagram.border(plane, gains) == {1: 0.3, 2: 0.6, 3: None, 4: 0.0}

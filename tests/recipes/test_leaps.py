@@ -14,7 +14,10 @@ def _drawn(name, text, value="equal"):
 
 def test_both_sides_get_as_many_traces_of_a_problem_and_none_has_a_wrong_line():
   assert "wrong" in shop.judge_steps(QUESTION, LUCKY)
-  drawn = [_drawn("a", text) for text in (LUCKY, LEAP, CLEAN, CLEAN, LEAP)] + [_drawn("b", LEAP), _drawn("c", CLEAN)]
+  drawn = [_drawn("a", text) for text in (LUCKY, LEAP, CLEAN, CLEAN, LEAP)] + [
+    _drawn("b", LEAP),
+    _drawn("c", CLEAN),
+  ]
   drawn += [_drawn("d", CLEAN), _drawn("d", LEAP, "different")]
   found = leaps.picks(dict.fromkeys("abcd", QUESTION), drawn, 4)
   assert [(d.problem_id, d.text) for d in found.clean] == [("a", CLEAN)]

@@ -64,8 +64,9 @@ def _run(workdir, **server):
   one = jax.devices()[:1]
   jax.config.update("jax_disable_most_optimizations", True)
   try:
-    with mock.patch.object(jax, "devices", return_value=one), mock.patch.object(
-      jax, "local_devices", return_value=one
+    with (
+      mock.patch.object(jax, "devices", return_value=one),
+      mock.patch.object(jax, "local_devices", return_value=one),
     ):
       return math_rl.run(finetune.Job(config.resolve(given), workdir))
   finally:

@@ -24,18 +24,26 @@ from synthjax.rollout.sampling import Filters, draw
 from synthjax.rollout.slots import Shape
 from synthjax.schema import Model
 
-TINY = Model(d_model=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_dim=48, vocab_size=64, rope_theta=100.0)
+TINY = Model(
+  d_model=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_dim=48, vocab_size=64, rope_theta=100.0
+)
 SMALL = dataclasses.replace(TINY, layers=1)
 VARIANTS = {
   "swiglu": TINY,
-  "qwen, tied": dataclasses.replace(SMALL, qkv_bias=True, qk_norm=True, tie_embeddings=True, mlp="relu2"),
-  "capped, scaled": dataclasses.replace(SMALL, logit_soft_cap=5.0, rope_scaling="llama3", rope_factor=4.0, rope_original_context=64),
+  "qwen, tied": dataclasses.replace(
+    SMALL, qkv_bias=True, qk_norm=True, tie_embeddings=True, mlp="relu2"
+  ),
+  "capped, scaled": dataclasses.replace(
+    SMALL, logit_soft_cap=5.0, rope_scaling="llama3", rope_factor=4.0, rope_original_context=64
+  ),
   "windowed, capped scores": dataclasses.replace(SMALL, window=5, attention_soft_cap=0.5),
 }
 TWO = schema.Mesh(fsdp=2)  # most tests: two parts share the blocks
 SHAPE = Shape(blocks=2, slots=4, pages=2, page_length=32, max_tokens=16, steps=5)
 ALWAYS = dataclasses.replace(SHAPE, steps=1)
-LATE = Shape(blocks=4, slots=2, pages=3, page_length=32, max_tokens=24, steps=16)  # the host looks when samples are over
+LATE = Shape(
+  blocks=4, slots=2, pages=3, page_length=32, max_tokens=24, steps=16
+)  # the host looks when samples are over
 WIDE = Shape(blocks=1, slots=8, pages=1, page_length=32, max_tokens=16)
 FOUR, OVER_TENSOR = schema.Mesh(fsdp=4), schema.Mesh(fsdp=1, tensor=2)
 
@@ -76,7 +84,7 @@ def _model(name=""):
 
 def _engine(name="", shape=SHAPE, mesh=TWO, tokenizer=LETTERS, slots=16, fair=False):
   """On as many devices as the mesh has; the others would wait."""
-  devices = jax.devices()[:math.prod(dataclasses.astuple(mesh))]
+  devices = jax.devices()[: math.prod(dataclasses.astuple(mesh))]
   with mock.patch.object(jax, "local_devices", return_value=devices):
     return JaxEngine(*_model(name), tokenizer, shape=shape, mesh=mesh, slots=slots, fair=fair)
 
@@ -88,9 +96,15 @@ def _requests(count=30, seed=0, sampling=None):
   found = []
   for i in range(count):
     length = int(random.integers(1, 25))
-    prompt = stem[:length] if i % 3 == 0 else (*stem[:i % 7], *random.integers(0, 60, length % 20 + 1).tolist())
+    prompt = (
+      stem[:length]
+      if i % 3 == 0
+      else (*stem[: i % 7], *random.integers(0, 60, length % 20 + 1).tolist())
+    )
     how = sampling or Sampling(max_tokens=int(random.integers(1, 17)), temperature=0.8)
-    found.append(Request(f"r{i}", prompt_ids=prompt, n=int(random.integers(1, 5)), seed=i, sampling=how))
+    found.append(
+      Request(f"r{i}", prompt_ids=prompt, n=int(random.integers(1, 5)), seed=i, sampling=how)
+    )
   return found
 
 
@@ -99,11 +113,15 @@ def _answers(engine, requests):
   assert found.keys() == {request.id for request in requests}
   assert not [result.error for result in found.values() if result.error]
   _nothing_is_held(engine)
-  return {name: [(s.ids, s.finish) for s in result.samples] for name, result in found.items()}, found
+  return {
+    name: [(s.ids, s.finish) for s in result.samples] for name, result in found.items()
+  }, found
 
 
 def _nothing_is_held(engine):
-  assert not engine.busy and not any(engine._queues) and not any(engine._flying) and not engine._waiting
+  assert (
+    not engine.busy and not any(engine._queues) and not any(engine._flying) and not engine._waiting
+  )
   assert all(room.left == 0 for room in engine._rooms)
 
 
@@ -115,7 +133,9 @@ def _trainer(name):
   def log_probs(ids_T):
     places = jnp.arange(48)
     hidden = model.hidden(params, ids_T[None], places[None], jnp.full((1, 48), 48))
-    return model.log_prob(params, hidden[:, :-1], ids_T[None, 1:]).log_prob[0], model.logits(params, hidden)[0]
+    return model.log_prob(params, hidden[:, :-1], ids_T[None, 1:]).log_prob[0], model.logits(
+      params, hidden
+    )[0]
 
   return lambda ids: log_probs(np.pad(np.array(ids, np.int32), (0, 48 - len(ids))))
 
@@ -130,7 +150,7 @@ def test_sampled_log_probs_are_the_trainers_through_restarts_and_wrap_arounds(na
   for request in requests:
     for sample in found[request.id].samples:
       ids = (*request.prompt_ids, *sample.ids, *((7,) if sample.finish == "stop" else ()))
-      theirs = _trainer(name)(ids)[0][len(request.prompt_ids) - 1:len(ids) - 1]
+      theirs = _trainer(name)(ids)[0][len(request.prompt_ids) - 1 : len(ids) - 1]
       assert len(theirs) == len(sample.log_probs) <= request.sampling.max_tokens
       np.testing.assert_allclose(sample.log_probs, theirs, atol=1e-5)
 
@@ -146,7 +166,10 @@ def test_greedy_is_the_argmax_of_a_full_forward(name):
         best = int(jnp.argmax(_trainer(name)(ids)[1][len(ids) - 1, :60]))
         ended = best == 7
         ids += [] if ended else [best]
-    assert answers[request.id] == [(tuple(ids[len(request.prompt_ids):]), "stop" if ended else "length")] * request.n
+    assert (
+      answers[request.id]
+      == [(tuple(ids[len(request.prompt_ids) :]), "stop" if ended else "length")] * request.n
+    )
 
 
 def test_a_sample_depends_on_nothing_but_policy_prompt_settings_and_seed():
@@ -159,13 +182,18 @@ def test_a_sample_depends_on_nothing_but_policy_prompt_settings_and_seed():
   fair, _ = _answers(_engine(fair=True), requests)
   assert alone == {"r4": expected["r4"]}
   assert expected == backwards == chosen == wide == fair
-  other, _ = _answers(_engine(), [dataclasses.replace(request, seed=request.seed + 1) for request in requests])
+  other, _ = _answers(
+    _engine(), [dataclasses.replace(request, seed=request.seed + 1) for request in requests]
+  )
   assert sum(other[name] != expected[name] for name in other) > 25
   assert len(collections.Counter(ids for samples in expected.values() for ids, _ in samples)) > 50
 
 
 def test_a_request_with_more_samples_begins_with_the_same_ones():
-  few, many = (_answers(_engine(), [Request("a", "ABC", n=n, sampling=Sampling(max_tokens=8))])[0]["a"] for n in (3, 40))
+  few, many = (
+    _answers(_engine(), [Request("a", "ABC", n=n, sampling=Sampling(max_tokens=8))])[0]["a"]
+    for n in (3, 40)
+  )
   assert many[:3] == few and len(set(many)) > 30
 
 
@@ -173,21 +201,37 @@ def test_max_tokens_and_end_of_text_end_a_sample():
   requests = [Request(str(n), "ABCDE", n=60, sampling=Sampling(max_tokens=n)) for n in (1, 5, 16)]
   answers, found = _answers(_engine(), requests)
   for name, samples in answers.items():
-    assert all(len(ids) == int(name) if finish == "length" else len(ids) < int(name) for ids, finish in samples)
+    assert all(
+      len(ids) == int(name) if finish == "length" else len(ids) < int(name)
+      for ids, finish in samples
+    )
     assert all(7 not in ids for ids, _ in samples)
   assert {finish for _, finish in answers["16"]} == {"stop", "length"}
-  assert all(len(s.log_probs) == len(s.ids) + (s.finish == "stop") for result in found.values() for s in result.samples)
+  assert all(
+    len(s.log_probs) == len(s.ids) + (s.finish == "stop")
+    for result in found.values()
+    for s in result.samples
+  )
 
 
-@pytest.mark.parametrize(("shape", "mesh"), [(ALWAYS, TWO), (SHAPE, TWO), (LATE, FOUR)], ids=["always", "often", "late"])
+@pytest.mark.parametrize(
+  ("shape", "mesh"), [(ALWAYS, TWO), (SHAPE, TWO), (LATE, FOUR)], ids=["always", "often", "late"]
+)
 def test_stop_texts_and_ids_end_a_sample_where_they_should_whenever_the_host_looks(shape, mesh):
   free = [Request(str(i), "ABC", n=4, seed=i, sampling=Sampling(max_tokens=16)) for i in range(8)]
   whole, _ = _answers(_engine(), free)
   # Texts that some samples hold: two letters each.
-  common = collections.Counter("".join(chr(64 + i) for i in ids[k:k + 2]) for s in whole.values() for ids, _ in s for k in (3, 6))
+  common = collections.Counter(
+    "".join(chr(64 + i) for i in ids[k : k + 2])
+    for s in whole.values()
+    for ids, _ in s
+    for k in (3, 6)
+  )
   stop, stop_ids = tuple(pair for pair, _ in common.most_common(6) if len(pair) == 2), (9, 12)
   how = Sampling(max_tokens=16, stop=stop, stop_ids=stop_ids)
-  _, found = _answers(_engine(shape=shape, mesh=mesh), [dataclasses.replace(r, sampling=how) for r in free])
+  _, found = _answers(
+    _engine(shape=shape, mesh=mesh), [dataclasses.replace(r, sampling=how) for r in free]
+  )
   ends = collections.Counter()
   for name, samples in whole.items():
     for (ids, finish), sample in zip(samples, found[name].samples):
@@ -196,10 +240,20 @@ def test_stop_texts_and_ids_end_a_sample_where_they_should_whenever_the_host_loo
       at_id = min((i for i, token in enumerate(ids) if token in stop_ids), default=99)
       if at_id < at_text + 2 and at_id < 99:
         ends["id"] += 1
-        assert (sample.text, sample.ids, sample.finish, len(sample.log_probs)) == (text[:at_id], ids[:at_id], "stop", at_id + 1)
+        assert (sample.text, sample.ids, sample.finish, len(sample.log_probs)) == (
+          text[:at_id],
+          ids[:at_id],
+          "stop",
+          at_id + 1,
+        )
       elif at_text < 99:
         ends["text"] += 1
-        assert (sample.text, sample.ids, sample.finish, len(sample.log_probs)) == (text[:at_text], ids[:at_text + 2], "stop", at_text + 2)
+        assert (sample.text, sample.ids, sample.finish, len(sample.log_probs)) == (
+          text[:at_text],
+          ids[: at_text + 2],
+          "stop",
+          at_text + 2,
+        )
       else:
         ends["neither"] += 1
         assert (sample.text, sample.ids, sample.finish) == (text, ids, finish)
@@ -209,29 +263,51 @@ def test_stop_texts_and_ids_end_a_sample_where_they_should_whenever_the_host_loo
 def test_equal_requests_are_computed_once_and_answered_each():
   request = Request("a", "ABC", n=3, sampling=Sampling(max_tokens=8))
   engine = _engine()
-  answers, _ = _answers(engine, [request, dataclasses.replace(request, id="b"), dataclasses.replace(request, id="c", seed=1)])
+  answers, _ = _answers(
+    engine,
+    [request, dataclasses.replace(request, id="b"), dataclasses.replace(request, id="c", seed=1)],
+  )
   assert answers["a"] == answers["b"] != answers["c"] and engine.counts.samples == 6
 
 
 def test_one_prefill_of_a_trace_serves_all_its_nested_prefixes():
   trace = tuple(range(10, 42))
-  requests = [Request(str(n), prompt_ids=trace[:n], n=8, sampling=Sampling(max_tokens=4)) for n in (8, 14, 20, 26, 32)]
+  requests = [
+    Request(str(n), prompt_ids=trace[:n], n=8, sampling=Sampling(max_tokens=4))
+    for n in (8, 14, 20, 26, 32)
+  ]
   engine = _engine(shape=WIDE, mesh=OVER_TENSOR)
   _answers(engine, requests)
-  assert engine.counts.prefilled == 32 and engine.counts.prompt_tokens == 8 * (8 + 14 + 20 + 26 + 32)
+  assert engine.counts.prefilled == 32 and engine.counts.prompt_tokens == 8 * (
+    8 + 14 + 20 + 26 + 32
+  )
 
 
 def test_new_weights_are_taken_over_without_compiling_again():
   engine, requests = _engine(), _requests(10)
   before, _ = _answers(engine, requests)
-  compiled = [f._cache_size() for f in (engine._functions.admit, engine._functions.decode, engine_lib._unstacked(engine.model))]
+  compiled = [
+    f._cache_size()
+    for f in (
+      engine._functions.admit,
+      engine._functions.decode,
+      engine_lib._unstacked(engine.model),
+    )
+  ]
   params = _model()[0].init(jax.random.key(1))
   engine.load(params, "new")
   after, _ = _answers(engine, requests)
   assert engine.fingerprint == "new" and after != before
   engine.load(_model()[1])
   assert _answers(engine, requests)[0] == before
-  assert [f._cache_size() for f in (engine._functions.admit, engine._functions.decode, engine_lib._unstacked(engine.model))] == compiled
+  assert [
+    f._cache_size()
+    for f in (
+      engine._functions.admit,
+      engine._functions.decode,
+      engine_lib._unstacked(engine.model),
+    )
+  ] == compiled
   assert max(compiled) == 1 or compiled[:2] == [1, 1]
   again = _engine()
   assert again.counts.compilations == 0 and _answers(again, requests)[0] == before
@@ -248,31 +324,60 @@ def test_new_weights_are_refused_while_requests_are_in_flight():
 
 
 BAD = {
-  "long": (Request("long", prompt_ids=(1,) * 33), "prompt is 33 tokens long; this engine has room for 32"),
-  "many": (Request("many", "A", sampling=Sampling(max_tokens=17)), "max_tokens is 17 tokens long; this engine has room for 16"),
+  "long": (
+    Request("long", prompt_ids=(1,) * 33),
+    "prompt is 33 tokens long; this engine has room for 32",
+  ),
+  "many": (
+    Request("many", "A", sampling=Sampling(max_tokens=17)),
+    "max_tokens is 17 tokens long; this engine has room for 16",
+  ),
   "empty": (Request("empty"), "prompt is empty; expected at least one token"),
   "none": (Request("none", "A", n=0), "n is 0; expected at least 1"),
-  "above": (Request("above", prompt_ids=(1, 60)), "prompt_ids span 1 to 60; expected ids from 0 to 59"),
-  "below": (Request("below", prompt_ids=(-1, 5)), "prompt_ids span -1 to 5; expected ids from 0 to 59"),
+  "above": (
+    Request("above", prompt_ids=(1, 60)),
+    "prompt_ids span 1 to 60; expected ids from 0 to 59",
+  ),
+  "below": (
+    Request("below", prompt_ids=(-1, 5)),
+    "prompt_ids span -1 to 5; expected ids from 0 to 59",
+  ),
   "words": (Request("words", "né"), "prompt: 'né' has unknown letters"),
-  "cold": (Request("cold", "A", sampling=Sampling(temperature=-1)), "temperature is -1.0; expected float, 0 to 100"),
+  "cold": (
+    Request("cold", "A", sampling=Sampling(temperature=-1)),
+    "temperature is -1.0; expected float, 0 to 100",
+  ),
   "nan": (Request("nan", "A", sampling=Sampling(temperature=float("nan"))), "temperature is nan"),
-  "top_p": (Request("top_p", "A", sampling=Sampling(top_p=0)), "top_p is 0.0; expected float, 1e-06 to 1"),
+  "top_p": (
+    Request("top_p", "A", sampling=Sampling(top_p=0)),
+    "top_p is 0.0; expected float, 1e-06 to 1",
+  ),
   "stop": (Request("stop", "A", sampling=Sampling(stop=("",))), "stop[0] is '';"),
-  "stop_ids": (Request("stop_ids", "A", sampling=Sampling(stop_ids=(60,))), "stop_ids span 60 to 60; expected ids from 0 to 59"),
+  "stop_ids": (
+    Request("stop_ids", "A", sampling=Sampling(stop_ids=(60,))),
+    "stop_ids span 60 to 60; expected ids from 0 to 59",
+  ),
 }
 
 
 def test_every_bad_request_gets_its_own_error_and_the_others_go_on():
   good = [dataclasses.replace(r, sampling=Sampling(max_tokens=3)) for r in _requests(6)]
-  mixed = [request for pair in zip([bad for bad, _ in BAD.values()], good * 2) for request in pair][:-6]
-  mixed = [*{request.id: request for request in [*mixed, *[bad for bad, _ in BAD.values()], *good]}.values()]
+  mixed = [request for pair in zip([bad for bad, _ in BAD.values()], good * 2) for request in pair][
+    :-6
+  ]
+  mixed = [
+    *{
+      request.id: request for request in [*mixed, *[bad for bad, _ in BAD.values()], *good]
+    }.values()
+  ]
   engine = _engine()
   found = {result.id: result for result in engine.generate(mixed)}
   assert found.keys() == {request.id for request in mixed}
   for name, (_, message) in BAD.items():
     assert message in found[name].error and not found[name].samples
-  assert {request.id: [(s.ids, s.finish) for s in found[request.id].samples] for request in good} == _answers(_engine(), good)[0]
+  assert {
+    request.id: [(s.ids, s.finish) for s in found[request.id].samples] for request in good
+  } == _answers(_engine(), good)[0]
   engine.add(Request("twice", "A"[:1], sampling=Sampling(max_tokens=2)))
   with pytest.raises(RequestError, match="id 'twice' is in use"):
     engine.add(Request("twice", "B", sampling=Sampling(max_tokens=2)))
@@ -287,28 +392,44 @@ def test_a_vocabulary_that_does_not_hold_the_tokenizers_ids_is_refused():
 
 
 def test_the_ids_beyond_the_tokenizers_are_never_drawn():
-  answers, _ = _answers(_engine(), [Request("a", "ABC", n=200, sampling=Sampling(max_tokens=16, temperature=100.0))])
+  answers, _ = _answers(
+    _engine(), [Request("a", "ABC", n=200, sampling=Sampling(max_tokens=16, temperature=100.0))]
+  )
   drawn = {token for ids, _ in answers["a"] for token in ids}
   assert drawn == set(range(60)) - {7}
 
 
 def test_ninety_percent_of_the_slots_are_occupied_on_an_uneven_queue():
   random = np.random.default_rng(0)
-  requests = [Request(str(i), prompt_ids=tuple(random.integers(8, 60, random.integers(2, 17)).tolist()),
-                      sampling=Sampling(max_tokens=int(random.integers(2, 33)))) for i in range(600)]
+  requests = [
+    Request(
+      str(i),
+      prompt_ids=tuple(random.integers(8, 60, random.integers(2, 17)).tolist()),
+      sampling=Sampling(max_tokens=int(random.integers(2, 33))),
+    )
+    for i in range(600)
+  ]
   tokenizer = Letters()
   tokenizer.eos_id = -1
   engine = _engine(shape=None, tokenizer=tokenizer, slots=32)
   found = {result.id: result for result in engine.generate(requests)}
-  assert all(len(found[request.id].samples[0].ids) == request.sampling.max_tokens for request in requests)
-  assert engine.counts.tokens == engine.counts.used == sum(request.sampling.max_tokens for request in requests)
+  assert all(
+    len(found[request.id].samples[0].ids) == request.sampling.max_tokens for request in requests
+  )
+  assert (
+    engine.counts.tokens
+    == engine.counts.used
+    == sum(request.sampling.max_tokens for request in requests)
+  )
   assert engine.counts.used >= 0.9 * engine.counts.offered, engine.counts.line()
   assert engine.counts.compilations == 2
 
 
 @pytest.mark.parametrize("fair", [False, True], ids=["batch", "fair"])
 def test_cancelled_requests_free_what_they_hold_at_any_moment_and_the_others_are_not_moved(fair):
-  requests = [dataclasses.replace(r, sampling=Sampling(max_tokens=16, temperature=0.8)) for r in _requests(40)]
+  requests = [
+    dataclasses.replace(r, sampling=Sampling(max_tokens=16, temperature=0.8)) for r in _requests(40)
+  ]
   expected, _ = _answers(_engine(), requests)
   engine, random, found, cancelled = _engine(fair=fair), np.random.default_rng(1), {}, set()
   for request in requests[:20]:
@@ -330,7 +451,11 @@ def test_cancelled_requests_free_what_they_hold_at_any_moment_and_the_others_are
     for result in engine.step():
       found[result.id] = [(s.ids, s.finish) for s in result.samples]
   _nothing_is_held(engine)
-  assert found.keys() | cancelled == {request.id for request in requests} and len(found) > 5 and len(cancelled) > 5
+  assert (
+    found.keys() | cancelled == {request.id for request in requests}
+    and len(found) > 5
+    and len(cancelled) > 5
+  )
   assert all(answer == expected[name] for name, answer in found.items())
   engine.cancel("nobody")
   assert _answers(engine, requests)[0] == expected
@@ -338,7 +463,9 @@ def test_cancelled_requests_free_what_they_hold_at_any_moment_and_the_others_are
 
 def test_a_request_of_one_sample_does_not_wait_for_those_with_many():
   how = Sampling(max_tokens=16)
-  many = [Request(f"m{i}", prompt_ids=(10 + i, 20, 30), n=40, seed=i, sampling=how) for i in range(6)]
+  many = [
+    Request(f"m{i}", prompt_ids=(10 + i, 20, 30), n=40, seed=i, sampling=how) for i in range(6)
+  ]
   one = Request("one", prompt_ids=(50, 51), sampling=Sampling(max_tokens=1))
   looks, found = {}, {}
   for fair in (False, True):
@@ -353,7 +480,9 @@ def test_a_request_of_one_sample_does_not_wait_for_those_with_many():
       if "one" in results:
         looks.setdefault(fair, steps - 3)
     _nothing_is_held(engine)
-    found[fair] = {name: [(s.ids, s.finish) for s in result.samples] for name, result in results.items()}
+    found[fair] = {
+      name: [(s.ids, s.finish) for s in result.samples] for name, result in results.items()
+    }
   # A sample of 16 tokens takes four looks; 240 samples on 8 slots take 30 times that.
   assert looks[True] <= 10 < 60 < looks[False], looks
   assert found[True] == found[False] and len(found[True]) == 7
@@ -392,11 +521,17 @@ def test_a_session_without_a_shape_grows_when_longer_requests_come_in_between():
   for n in range(200):
     results |= {result.id: result for result in engine.step()}
     if n == 0:
-      engine.add(Request("long", prompt_ids=tuple(range(8, 48)) * 2, sampling=Sampling(max_tokens=40)))
+      engine.add(
+        Request("long", prompt_ids=tuple(range(8, 48)) * 2, sampling=Sampling(max_tokens=40))
+      )
     if not engine.busy:
       break
   _nothing_is_held(engine)
-  assert len(results["short"].samples) == 3 and engine._shape.page_length >= 80 and engine._shape.max_tokens >= 40
+  assert (
+    len(results["short"].samples) == 3
+    and engine._shape.page_length >= 80
+    and engine._shape.max_tokens >= 40
+  )
   assert results["long"].samples[0].finish == "stop" or len(results["long"].samples[0].ids) == 40
 
 
@@ -415,7 +550,7 @@ def _oracle(logits_V, how):
   weights = np.exp(scaled - scaled.max())
   order = np.argsort(-weights, kind="stable")
   if how.top_k:
-    weights[order[how.top_k:]] = 0
+    weights[order[how.top_k :]] = 0
   weights /= weights.sum()
   total, kept = 0.0, np.zeros(len(weights), bool)
   for i in order:
@@ -427,32 +562,55 @@ def _oracle(logits_V, how):
   return weights / weights.sum()
 
 
-@pytest.mark.parametrize("how", [
-  Sampling(), Sampling(temperature=0.5), Sampling(temperature=2.0), Sampling(top_k=1), Sampling(top_k=7), Sampling(top_p=0.8),
-  Sampling(min_p=0.2), Sampling(temperature=1.5, top_k=20, top_p=0.9, min_p=0.05), Sampling(temperature=0.3, top_p=0.05),
-], ids=str)
+@pytest.mark.parametrize(
+  "how",
+  [
+    Sampling(),
+    Sampling(temperature=0.5),
+    Sampling(temperature=2.0),
+    Sampling(top_k=1),
+    Sampling(top_k=7),
+    Sampling(top_p=0.8),
+    Sampling(min_p=0.2),
+    Sampling(temperature=1.5, top_k=20, top_p=0.9, min_p=0.05),
+    Sampling(temperature=0.3, top_p=0.05),
+  ],
+  ids=str,
+)
 def test_tokens_are_drawn_with_the_probabilities_of_a_float64_oracle(how):
   size, V, count = 150, 192, 40_000
   logits_V = np.random.default_rng(0).normal(size=V).astype(np.float32) * 2
   logits_V[size:] = 50.0  # ids that are never drawn
   expected_V = np.append(_oracle(logits_V[:size], how), np.zeros(V - size))
   fill = lambda value, dtype: jnp.full(count, value, dtype)
-  filters = Filters(fill(how.temperature, jnp.float32), fill(how.top_k, jnp.int32), fill(how.top_p, jnp.float32), fill(how.min_p, jnp.float32))
+  filters = Filters(
+    fill(how.temperature, jnp.float32),
+    fill(how.top_k, jnp.int32),
+    fill(how.top_p, jnp.float32),
+    fill(how.min_p, jnp.float32),
+  )
   key_S = jax.random.split(jax.random.key(1), count)
   token_S, log_prob_S = _draw(jnp.tile(logits_V, (count, 1)), key_S, filters, size)
   found_V = np.bincount(token_S, minlength=V)
   assert not found_V[expected_V == 0].any()
   likely = expected_V * count >= 5
-  statistic = (((found_V - expected_V * count)**2)[likely] / (expected_V * count)[likely]).sum()
+  statistic = (((found_V - expected_V * count) ** 2)[likely] / (expected_V * count)[likely]).sum()
   degrees = max(1, likely.sum() - 1)
   assert statistic < degrees + 5 * np.sqrt(2 * degrees)
   whole = logits_V.astype(np.float64)
-  np.testing.assert_allclose(log_prob_S, (whole - np.log(np.exp(whole).sum()))[np.asarray(token_S)], atol=2e-5)
+  np.testing.assert_allclose(
+    log_prob_S, (whole - np.log(np.exp(whole).sum()))[np.asarray(token_S)], atol=2e-5
+  )
 
 
 def test_no_id_of_weight_zero_is_drawn_even_at_the_ends():
   weights_SJ = jnp.zeros((4, 64)).at[:, jnp.array([5, 30, 41])].set(0.1)
-  assert sampling._inverse(weights_SJ, jnp.array([0.0, 0.5, 1 - 2**-24, 1.0])).tolist() == [5, 30, 41, 41]
+  assert sampling._inverse(weights_SJ, jnp.array([0.0, 0.5, 1 - 2**-24, 1.0])).tolist() == [
+    5,
+    30,
+    41,
+    41,
+  ]
   one = jax.nn.one_hot(jnp.array([70, 191, 0]), 192)
   assert sampling._weighted(one, jax.random.split(jax.random.key(0), 3)).tolist() == [70, 191, 0]
 
@@ -460,5 +618,10 @@ def test_no_id_of_weight_zero_is_drawn_even_at_the_ends():
 def test_sequences_of_one_call_have_their_own_settings():
   logits_SV = jnp.tile(jnp.arange(64.0) / 8, (3, 1))
   filters = Filters(jnp.array([0.0, 1.0, 1.0]), jnp.array([0, 2, 0]), jnp.ones(3), jnp.zeros(3))
-  tokens = np.array([_draw(logits_SV, jax.random.split(key, 3), filters, 60)[0] for key in jax.random.split(jax.random.key(0), 50)])
+  tokens = np.array(
+    [
+      _draw(logits_SV, jax.random.split(key, 3), filters, 60)[0]
+      for key in jax.random.split(jax.random.key(0), 50)
+    ]
+  )
   assert set(tokens[:, 0]) == {59} and set(tokens[:, 1]) == {58, 59} and len(set(tokens[:, 2])) > 15

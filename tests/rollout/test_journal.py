@@ -24,7 +24,13 @@ class Engine:
   """Answers in an order of its own; writes down what it was asked and what it answered."""
 
   def __init__(self, fingerprint="policy", log=None, seconds=0.0, fails=()):
-    self.fingerprint, self.log, self.seconds, self.fails, self.sampled = fingerprint, log, seconds, fails, []
+    self.fingerprint, self.log, self.seconds, self.fails, self.sampled = (
+      fingerprint,
+      log,
+      seconds,
+      fails,
+      [],
+    )
 
   def generate(self, requests):
     requests = list(requests)
@@ -35,22 +41,38 @@ class Engine:
       if self.log:
         with open(self.log, "a") as f:
           f.write(request.id + "\n")
-      samples = tuple(Sample(f"{request.key()} {self.fingerprint} {j}", (j, 7), (-0.5, -1 / 3)) for j in range(request.n))
-      yield Result(request.id, error="no luck") if request.id in self.fails else Result(request.id, samples, prompt_tokens=3)
+      samples = tuple(
+        Sample(f"{request.key()} {self.fingerprint} {j}", (j, 7), (-0.5, -1 / 3))
+        for j in range(request.n)
+      )
+      yield (
+        Result(request.id, error="no luck")
+        if request.id in self.fails
+        else Result(request.id, samples, prompt_tokens=3)
+      )
 
 
 def _requests(count):
   """The last tenth repeats the first under other ids."""
-  return [Request(f"r{i}", f"é\u2028\n{i % (count - count // 10)}", n=1 + i % (count - count // 10) % 3) for i in range(count)]
+  return [
+    Request(f"r{i}", f"é\u2028\n{i % (count - count // 10)}", n=1 + i % (count - count // 10) % 3)
+    for i in range(count)
+  ]
 
 
 def _job(folder):
   """What the killed process runs: writes the results only when it has got to the end."""
-  results = journal.generate(Engine(log=folder / "sampled", seconds=0.002), _requests(500), folder / "journal.jsonl")
-  files.write_jsonl(folder / "results.jsonl", sorted((r.to_json() for r in results), key=lambda row: row["id"]))
+  results = journal.generate(
+    Engine(log=folder / "sampled", seconds=0.002), _requests(500), folder / "journal.jsonl"
+  )
+  files.write_jsonl(
+    folder / "results.jsonl", sorted((r.to_json() for r in results), key=lambda row: row["id"])
+  )
 
 
-def test_a_job_killed_five_times_ends_with_the_results_of_an_uninterrupted_one_and_samples_nothing_twice(tmp_path):
+def test_a_job_killed_five_times_ends_with_the_results_of_an_uninterrupted_one_and_samples_nothing_twice(
+  tmp_path,
+):
   for name in ("whole", "killed"):
     (tmp_path / name).mkdir()
   _job(tmp_path / "whole")
@@ -58,7 +80,13 @@ def test_a_job_killed_five_times_ends_with_the_results_of_an_uninterrupted_one_a
   journalled = set()
   while True:
     (killed / "sampled").write_text("")
-    run = subprocess.Popen([sys.executable, __file__, str(killed)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+      [sys.executable, __file__, str(killed)],
+      cwd=ROOT,
+      env={**os.environ, "PYTHONPATH": str(ROOT)},
+      stdout=subprocess.PIPE,
+      text=True,
+    )
     while kills < 5 and not (killed / "sampled").read_text():
       time.sleep(0.005)
     if kills < 5:
@@ -74,7 +102,11 @@ def test_a_job_killed_five_times_ends_with_the_results_of_an_uninterrupted_one_a
     whole_lines = (killed / "journal.jsonl").read_bytes().rpartition(b"\n")[0].splitlines()
     journalled = {json.loads(line)["id"] for line in whole_lines}
     assert len(sampled) - 1 <= len(journalled)  # what was in flight at most is lost
-  assert run.returncode == 0 and f"{len(journalled) + len(journalled & {f'r{i}' for i in range(50)})} of 500 requests were answered before" in out
+  assert (
+    run.returncode == 0
+    and f"{len(journalled) + len(journalled & {f'r{i}' for i in range(50)})} of 500 requests were answered before"
+    in out
+  )
   rows = list(files.read_jsonl(killed / "journal.jsonl"))
   assert max(collections.Counter(row["key"] for row in rows).values()) == 1 and len(rows) == 450
   assert (killed / "results.jsonl").read_bytes() == (tmp_path / "whole/results.jsonl").read_bytes()
@@ -82,13 +114,20 @@ def test_a_job_killed_five_times_ends_with_the_results_of_an_uninterrupted_one_a
 
 
 def test_equal_requests_are_sampled_once_and_answered_under_every_id(tmp_path):
-  requests = [Request("a", "p", n=2), Request("b", "q"), Request("c", "p", n=2), Request("d", "p", n=2, seed=1)]
+  requests = [
+    Request("a", "p", n=2),
+    Request("b", "q"),
+    Request("c", "p", n=2),
+    Request("d", "p", n=2, seed=1),
+  ]
   engine = Engine()
   results = {r.id: r for r in journal.generate(engine, requests, tmp_path / "j")}
   assert sorted(engine.sampled) == ["a", "b", "d"] and sorted(results) == ["a", "b", "c", "d"]
   assert results["a"].samples == results["c"].samples != results["d"].samples
   later = Engine()
-  assert {r.id: r for r in journal.generate(later, [*requests, Request("e", "q")], tmp_path / "j")} == {**results, "e": dataclasses.replace(results["b"], id="e")}
+  assert {
+    r.id: r for r in journal.generate(later, [*requests, Request("e", "q")], tmp_path / "j")
+  } == {**results, "e": dataclasses.replace(results["b"], id="e")}
   assert later.sampled == []
 
 
@@ -96,18 +135,34 @@ def test_a_changed_request_and_another_policy_are_sampled_again_and_that_is_said
   requests = [Request(str(i), f"p{i}") for i in range(10)]
   list(journal.generate(Engine(), requests, tmp_path / "j"))
   capsys.readouterr()
-  changed = [dataclasses.replace(r, sampling=Sampling(temperature=0.5)) if int(r.id) < 3 else r for r in requests]
+  changed = [
+    dataclasses.replace(r, sampling=Sampling(temperature=0.5)) if int(r.id) < 3 else r
+    for r in requests
+  ]
   engine = Engine()
   assert len(list(journal.generate(engine, changed, tmp_path / "j"))) == 10
   said = capsys.readouterr().out
   assert sorted(engine.sampled) == ["0", "1", "2"]
-  assert "3 requests have changed since they were answered; they are sampled again" in said and "7 of 10 requests were answered before" in said
+  assert (
+    "3 requests have changed since they were answered; they are sampled again" in said
+    and "7 of 10 requests were answered before" in said
+  )
   other = Engine("new policy")
-  assert all("new policy" in r.samples[0].text for r in journal.generate(other, requests, tmp_path / "j"))
+  assert all(
+    "new policy" in r.samples[0].text for r in journal.generate(other, requests, tmp_path / "j")
+  )
   assert sorted(other.sampled) == [r.id for r in requests]
-  assert "10 requests were answered by another policy than new policy; they are sampled again" in capsys.readouterr().out
+  assert (
+    "10 requests were answered by another policy than new policy; they are sampled again"
+    in capsys.readouterr().out
+  )
   again = Engine()
-  assert {r.samples[0].text.split()[1] for r in journal.generate(again, [*requests, *(dataclasses.replace(r, id=r.id + "x") for r in changed)], tmp_path / "j")} == {"policy"}
+  assert {
+    r.samples[0].text.split()[1]
+    for r in journal.generate(
+      again, [*requests, *(dataclasses.replace(r, id=r.id + "x") for r in changed)], tmp_path / "j"
+    )
+  } == {"policy"}
   assert again.sampled == [] and "again" not in capsys.readouterr().out
 
 
@@ -117,7 +172,9 @@ def test_a_result_with_an_error_is_yielded_and_asked_again_at_the_next_run(tmp_p
   assert sorted(r.id for r in results if r.error) == ["2", "4"] and len(results) == 5
   assert "2 of 5 different requests ended with an error" in capsys.readouterr().out
   engine = Engine()
-  assert not [r for r in journal.generate(engine, requests, tmp_path / "j") if r.error] and sorted(engine.sampled) == ["2", "4"]
+  assert not [r for r in journal.generate(engine, requests, tmp_path / "j") if r.error] and sorted(
+    engine.sampled
+  ) == ["2", "4"]
 
 
 def test_a_caller_that_stops_has_in_the_journal_what_it_got(tmp_path):
@@ -154,7 +211,11 @@ def test_a_torn_end_of_any_length_is_removed_and_its_request_asked_again(tmp_pat
   (tmp_path / "j").write_bytes(whole + b"x" * torn)
   engine = Engine()
   assert len(list(journal.generate(engine, requests, tmp_path / "j"))) == 3
-  assert engine.sampled == ["2"] and (tmp_path / "j").read_bytes().startswith(whole) and len(list(files.read_jsonl(tmp_path / "j"))) == 3
+  assert (
+    engine.sampled == ["2"]
+    and (tmp_path / "j").read_bytes().startswith(whole)
+    and len(list(files.read_jsonl(tmp_path / "j"))) == 3
+  )
 
 
 def test_results_that_were_yielded_stay_on_disk_alone(tmp_path):
@@ -163,7 +224,9 @@ def test_results_that_were_yielded_stay_on_disk_alone(tmp_path):
   class Long(Engine):
     def generate(self, requests):
       for request in requests:
-        yield Result(request.id, (Sample("text " * 100, tuple(range(1000, 1200)), (-1 / 3,) * 200),) * 4)
+        yield Result(
+          request.id, (Sample("text " * 100, tuple(range(1000, 1200)), (-1 / 3,) * 200),) * 4
+        )
 
   for _ in range(2):  # sampled, then read
     tracemalloc.start()

@@ -26,37 +26,83 @@ from synthjax.rollout.requests import Request, Sampling
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Two devices; compiled fast instead of well: that is most of what a process of seconds does.
-FAST = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+FAST = {
+  "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+  "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+}
 
 
 def _start(verb, workdir, *more, **variables):
-  command = [sys.executable, "-m", "synthjax", verb, "--config", "configs/world_sft.py:smoke", "--workdir", str(workdir), *map(str, more)]
-  return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **FAST, **variables},
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  command = [
+    sys.executable,
+    "-m",
+    "synthjax",
+    verb,
+    "--config",
+    "configs/world_sft.py:smoke",
+    "--workdir",
+    str(workdir),
+    *map(str, more),
+  ]
+  return subprocess.Popen(
+    command,
+    cwd=ROOT,
+    env={**os.environ, **FAST, **variables},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
 
 
 def _requests(path, count):
   numbers = random.Random(0)
-  rows = [Request(f"r{i}", prompt_ids=tuple(numbers.randrange(2, 65) for _ in range(numbers.randrange(1, 12))), seed=i, n=1 + i % 2,
-                  sampling=Sampling(max_tokens=numbers.randrange(1, 17))).to_json() for i in range(count)]
+  rows = [
+    Request(
+      f"r{i}",
+      prompt_ids=tuple(numbers.randrange(2, 65) for _ in range(numbers.randrange(1, 12))),
+      seed=i,
+      n=1 + i % 2,
+      sampling=Sampling(max_tokens=numbers.randrange(1, 17)),
+    ).to_json()
+    for i in range(count)
+  ]
   files.write_jsonl(path, rows)
 
 
 def _same(one, other):
   """The same samples in the same order; log-probs up to rounding: what is left after a kill is laid out differently."""
   one, other = (list(files.read_jsonl(path)) for path in (one, other))
-  log_probs = [[sample.pop("log_probs", []) for row in rows for sample in row.get("samples", [])] for rows in (one, other)]
+  log_probs = [
+    [sample.pop("log_probs", []) for row in rows for sample in row.get("samples", [])]
+    for rows in (one, other)
+  ]
   assert one == other
-  np.testing.assert_allclose(*[np.concatenate(list(map(np.asarray, of))) for of in log_probs], atol=2e-5)
+  np.testing.assert_allclose(
+    *[np.concatenate(list(map(np.asarray, of))) for of in log_probs], atol=2e-5
+  )
 
 
 @pytest.mark.slow
-def test_a_job_of_5000_requests_killed_five_times_ends_like_an_uninterrupted_one_and_samples_nothing_twice(tmp_path):
+def test_a_job_of_5000_requests_killed_five_times_ends_like_an_uninterrupted_one_and_samples_nothing_twice(
+  tmp_path,
+):
   _requests(tmp_path / "requests.jsonl", 5000)
-  start = lambda name: _start("sample", tmp_path, "--requests", tmp_path / "requests.jsonl", "--out", tmp_path / name, "--slots", 32)
+  start = lambda name: _start(
+    "sample",
+    tmp_path,
+    "--requests",
+    tmp_path / "requests.jsonl",
+    "--out",
+    tmp_path / name,
+    "--slots",
+    32,
+  )
   output, _ = (whole := start("whole.jsonl")).communicate(timeout=300)
   assert whole.returncode == 0, output
-  journal, goals = tmp_path / "killed.jsonl.journal", sorted(random.Random(1).sample(range(1, 5000), 5))
+  journal, goals = (
+    tmp_path / "killed.jsonl.journal",
+    sorted(random.Random(1).sample(range(1, 5000), 5)),
+  )
   for goal in goals:  # killed once that many are in the journal, wherever it is by then
     run = start("killed.jsonl")
     while run.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < goal):
@@ -65,7 +111,9 @@ def test_a_job_of_5000_requests_killed_five_times_ends_like_an_uninterrupted_one
     run.send_signal(signal.SIGKILL)
     run.wait()
   output, _ = (run := start("killed.jsonl")).communicate(timeout=300)
-  assert run.returncode == 0 and re.search(r"[\d,]+ of 5,000 requests were answered before", output), output
+  assert run.returncode == 0 and re.search(
+    r"[\d,]+ of 5,000 requests were answered before", output
+  ), output
   _same(tmp_path / "whole.jsonl", tmp_path / "killed.jsonl")
   ids = [row["id"] for row in files.read_jsonl(journal)]
   assert len(ids) == len(set(ids)) == 5000
@@ -79,13 +127,21 @@ def test_two_processes_share_a_job_and_both_kinds_of_answers_are_merged(tmp_path
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     who = {"SYNTHJAX_COORDINATOR": f"127.0.0.1:{s.getsockname()[1]}", "SYNTHJAX_PROCESSES": "2"}
-  runs = [_start("sample", tmp_path / "w", *more, tmp_path / "two.jsonl", **who, SYNTHJAX_PROCESS=str(k)) for k in range(2)]
+  runs = [
+    _start("sample", tmp_path / "w", *more, tmp_path / "two.jsonl", **who, SYNTHJAX_PROCESS=str(k))
+    for k in range(2)
+  ]
   runs.append(_start("sample", tmp_path / "w", *more, tmp_path / "one.jsonl"))
   outputs = [run.communicate(timeout=120)[0] for run in runs]
   assert [run.returncode for run in runs] == [1, 1, 1], outputs  # one request ended with an error
-  assert "62 results, 1 of them errors; the first one, of request 'bad': prompt: word 0 of 'unheard'" in outputs[0]
+  assert (
+    "62 results, 1 of them errors; the first one, of request 'bad': prompt: word 0 of 'unheard'"
+    in outputs[0]
+  )
   _same(tmp_path / "one.jsonl", tmp_path / "two.jsonl")
-  shares = [[row["id"] for row in files.read_jsonl(tmp_path / f"two.jsonl.{k}.journal")] for k in range(2)]
+  shares = [
+    [row["id"] for row in files.read_jsonl(tmp_path / f"two.jsonl.{k}.journal")] for k in range(2)
+  ]
   assert len(shares[0]) == len(shares[1]) == 30 and not set(shares[0]) & set(shares[1])
 
 
@@ -93,14 +149,23 @@ def test_the_engine_behind_http_gives_what_it_gives_alone_and_the_doctor_finds_p
   _requests(tmp_path / "requests.jsonl", 450)
   server = _start("serve", tmp_path, "--port", 0, "--slots", 16, "--prompt", 32, "--max-tokens", 32)
   doctor = _start("doctor", tmp_path, "--logprob-parity", "--slots", 32)
-  alone = _start("sample", tmp_path, "--requests", tmp_path / "requests.jsonl", "--out", tmp_path / "alone.jsonl")
+  alone = _start(
+    "sample", tmp_path, "--requests", tmp_path / "requests.jsonl", "--out", tmp_path / "alone.jsonl"
+  )
   assert alone.wait(120) == 0
   output, _ = doctor.communicate(timeout=120)
-  assert doctor.returncode == 0 and re.search(r"differ by \S+ at most, \S+ on average; below 0.0001", output), output
+  assert doctor.returncode == 0 and re.search(
+    r"differ by \S+ at most, \S+ on average; below 0.0001", output
+  ), output
   url = next(line for line in server.stdout if line.startswith("serving")).split()[-1]
   requests = [Request.from_json(row) for row in files.read_jsonl(tmp_path / "requests.jsonl")]
-  expected = {row["id"]: [sample["text"] for sample in row["samples"]] for row in files.read_jsonl(tmp_path / "alone.jsonl")}
-  (refused,) = Remote(Server(url, "world_sft", retries=0)).generate([Request("long", prompt_ids=(5,) * 33)])
+  expected = {
+    row["id"]: [sample["text"] for sample in row["samples"]]
+    for row in files.read_jsonl(tmp_path / "alone.jsonl")
+  }
+  (refused,) = Remote(Server(url, "world_sft", retries=0)).generate(
+    [Request("long", prompt_ids=(5,) * 33)]
+  )
   assert "prompt is 33 tokens long; this engine has room for 32" in refused.error
   memory = []
   for seed in range(4):
@@ -109,17 +174,33 @@ def test_the_engine_behind_http_gives_what_it_gives_alone_and_the_doctor_finds_p
     while json.load(urllib.request.urlopen(url.replace("/v1", "/health")))["requests"]:
       assert time.monotonic() < deadline, "requests that were given up are still in flight"
     memory.append(psutil.Process(server.pid).memory_info().rss)
-  assert memory[-1] - memory[1] < 8 << 20, f"memory after each round: {memory}; the first ones warm up"
-  (every_slot,) = Remote(Server(url, "world_sft")).generate([Request("all", prompt_ids=(5,), n=64, sampling=Sampling(max_tokens=32))])
+  assert memory[-1] - memory[1] < 8 << 20, (
+    f"memory after each round: {memory}; the first ones warm up"
+  )
+  (every_slot,) = Remote(Server(url, "world_sft")).generate(
+    [Request("all", prompt_ids=(5,), n=64, sampling=Sampling(max_tokens=32))]
+  )
   assert len(every_slot.samples) == 64
   server.send_signal(signal.SIGTERM)
   output, _ = server.communicate(timeout=60)
   assert server.returncode == 0, output
 
 
-def test_the_doctor_measures_a_policy_in_bfloat16_and_finds_a_wrong_position(tmp_path, monkeypatch, capsys):
-  command = ["doctor", "--config", "configs/world_sft.py:smoke", "--workdir", str(tmp_path), "--logprob-parity", "--slots", "32",
-             "--config.model_overrides.dtype=bfloat16", "--config.data.test_problems=8"]
+def test_the_doctor_measures_a_policy_in_bfloat16_and_finds_a_wrong_position(
+  tmp_path, monkeypatch, capsys
+):
+  command = [
+    "doctor",
+    "--config",
+    "configs/world_sft.py:smoke",
+    "--workdir",
+    str(tmp_path),
+    "--logprob-parity",
+    "--slots",
+    "32",
+    "--config.model_overrides.dtype=bfloat16",
+    "--config.data.test_problems=8",
+  ]
   assert __main__.main(command) == 0
   assert re.search(r", bfloat16: .* on average; below 1 and 0.03\n", capsys.readouterr().out)
   hidden = Transformer.hidden
@@ -135,17 +216,31 @@ def test_the_doctor_measures_a_policy_in_bfloat16_and_finds_a_wrong_position(tmp
 async def _storm(url, requests, chance):
   """500 at once, good ones among 25 malformed and 25 that are given up: id -> texts of the good ones."""
   async with openai.AsyncOpenAI(api_key="none", base_url=url, max_retries=0, timeout=120) as client:
+
     async def good(request):
-      answer = await client.completions.create(model="world_sft", prompt=list(request.prompt_ids), n=request.n, seed=request.seed,
-                                               max_tokens=request.sampling.max_tokens)
+      answer = await client.completions.create(
+        model="world_sft",
+        prompt=list(request.prompt_ids),
+        n=request.n,
+        seed=request.seed,
+        max_tokens=request.sampling.max_tokens,
+      )
       return request.id, [choice.text for choice in answer.choices]
 
     async def malformed():
       with pytest.raises(openai.BadRequestError):
-        await client.completions.create(model="world_sft", prompt=[5], max_tokens=chance.choice([-1, "many", 33]))
+        await client.completions.create(
+          model="world_sft", prompt=[5], max_tokens=chance.choice([-1, "many", 33])
+        )
 
     async def given_up(number):
-      asked = {"model": "world_sft", "prompt": [5 + number], "n": 16, "max_tokens": 32, "seed": chance.randrange(1000)}
+      asked = {
+        "model": "world_sft",
+        "prompt": [5 + number],
+        "n": 16,
+        "max_tokens": 32,
+        "seed": chance.randrange(1000),
+      }
       if number % 5 == 0:
         pieces = await client.completions.create(stream=True, **asked)
         await anext(pieces)
@@ -154,6 +249,10 @@ async def _storm(url, requests, chance):
       with contextlib.suppress(TimeoutError):  # a few are answered before
         await asyncio.wait_for(client.completions.create(**asked), chance.uniform(0, 2))
 
-    work = [*map(good, requests), *(malformed() for _ in range(25)), *(given_up(number) for number in range(25))]
+    work = [
+      *map(good, requests),
+      *(malformed() for _ in range(25)),
+      *(given_up(number) for number in range(25)),
+    ]
     chance.shuffle(work)
     return dict(filter(None, await asyncio.gather(*work)))

@@ -36,7 +36,9 @@ def test_computes_of_stages_add_up_and_a_trained_token_takes_three_forward_passe
 def test_attention_grows_with_what_tokens_see_and_training_sees_half_a_row():
   row = compute.mean_context([128])
   assert row == 64.5
-  assert compute.flops(CFG, trained=1, mean_context=64).total == pytest.approx(count.training_flops(CFG, 128))
+  assert compute.flops(CFG, trained=1, mean_context=64).total == pytest.approx(
+    count.training_flops(CFG, 128)
+  )
   assert compute.mean_context([3, 1], before=[10, 20]) == pytest.approx((11 + 12 + 13 + 21) / 4)
   assert compute.mean_context([]) == 0
   steps = [compute.flops(CFG, sampled=1, mean_context=context).total for context in (0, 50, 100)]

@@ -13,8 +13,10 @@ def test_a_difference_that_is_said_to_be_detectable_is_detected_in_about_four_of
   found = power.power(DESIGN.sizes, DESIGN.seeds, DESIGN.test_problems)
   errors = (0.5 + found.detectable / 2, 0.5 - found.detectable / 2)
   # the multiples at which the law has these errors
-  arms = [(error / DESIGN.coefficient)**(-1 / DESIGN.exponent) / 512 for error in errors]
-  design = dataclasses.replace(DESIGN, baseline=(512,), multiples=(("worse", arms[0]), ("better", arms[1])))
+  arms = [(error / DESIGN.coefficient) ** (-1 / DESIGN.exponent) / 512 for error in errors]
+  design = dataclasses.replace(
+    DESIGN, baseline=(512,), multiples=(("worse", arms[0]), ("better", arms[1]))
+  )
   detected, differences = 0, []
   for seed in range(60):
     (gain,) = paired.differences(coverage.simulate(design, seed), "worse", "better", Bootstrap(400))
@@ -35,5 +37,9 @@ def test_more_seeds_sizes_and_test_problems_detect_less():
 
 def test_the_sentence_says_what_was_assumed_and_one_seed_that_seeds_are_not_in_it():
   said = power.sentence((256,), 8, 1000)
-  assert "8 seeds and 1,000 test problems" in said and "points on" in said and "0.35 on the logit scale" in said
+  assert (
+    "8 seeds and 1,000 test problems" in said
+    and "points on" in said
+    and "0.35 on the logit scale" in said
+  )
   assert "another seed" in power.sentence((256,), 1, 1000)

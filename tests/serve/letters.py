@@ -12,13 +12,21 @@ from synthjax.serve import server
 
 def sample(prompt, seed, index, sampling):
   """What the session answers: a letter a token, and its log-probs."""
-  digest = b"".join(hashlib.sha256(f"{prompt} {seed} {index} {block}".encode()).digest() for block in range(1 + sampling.max_tokens // 32))
-  ids = tuple(byte % 8 for byte in digest[:sampling.max_tokens])
+  digest = b"".join(
+    hashlib.sha256(f"{prompt} {seed} {index} {block}".encode()).digest()
+    for block in range(1 + sampling.max_tokens // 32)
+  )
+  ids = tuple(byte % 8 for byte in digest[: sampling.max_tokens])
   whole = "".join("abcdefg#"[id] for id in ids)
   ends = [whole.find(mark) for mark in sampling.stop if mark in whole]
-  text = whole[:min(ends, default=len(whole))]
-  ids = ids[:len(text)]
-  return Sample(text, ids, tuple(-id / 8 for id in ids) + ((-1.0,) if ends else ()), "stop" if ends else "length"), whole
+  text = whole[: min(ends, default=len(whole))]
+  ids = ids[: len(text)]
+  return Sample(
+    text,
+    ids,
+    tuple(-id / 8 for id in ids) + ((-1.0,) if ends else ()),
+    "stop" if ends else "length",
+  ), whole
 
 
 class Letters:
@@ -44,12 +52,14 @@ class Letters:
   def step(self):
     time.sleep(self.seconds)
     done = []
-    for id, request in list(self.requests.items())[:self.slots]:
+    for id, request in list(self.requests.items())[: self.slots]:
       if request.prompt == "crash":
         raise ZeroDivisionError("by zero")
       self.steps[id] = self.steps.get(id, 0) + 1
       if self.steps[id] == request.sampling.max_tokens:
-        samples = tuple(sample(request.prompt, request.seed, j, request.sampling)[0] for j in range(request.n))
+        samples = tuple(
+          sample(request.prompt, request.seed, j, request.sampling)[0] for j in range(request.n)
+        )
         done.append(Result(id, samples, prompt_tokens=len(request.prompt)))
         self.cancel(id)
     self.most = max(self.most, len(self.requests))
@@ -57,7 +67,10 @@ class Letters:
 
   def partial(self, id):
     request = self.requests[id]
-    return [Sample(sample(request.prompt, request.seed, j, request.sampling)[1][:self.steps.get(id, 0)]) for j in range(request.n)]
+    return [
+      Sample(sample(request.prompt, request.seed, j, request.sampling)[1][: self.steps.get(id, 0)])
+      for j in range(request.n)
+    ]
 
 
 def main():
@@ -69,7 +82,12 @@ def main():
     print(type(e).__name__, e, flush=True)
     sys.exit(1)
   finally:
-    print(json.dumps({"requests": len(session.requests), "steps": len(session.steps), "most": session.most}), flush=True)
+    print(
+      json.dumps(
+        {"requests": len(session.requests), "steps": len(session.steps), "most": session.most}
+      ),
+      flush=True,
+    )
 
 
 if __name__ == "__main__":

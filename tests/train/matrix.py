@@ -18,7 +18,9 @@ from synthjax.train import optimizer
 from synthjax.train.preference import PreferenceTrainer
 from synthjax.train.step import Trainer
 
-MODEL = schema.Model(d_model=16, layers=1, heads=4, kv_heads=4, head_dim=4, mlp_dim=16, vocab_size=64, mlp="relu")
+MODEL = schema.Model(
+  d_model=16, layers=1, heads=4, kv_heads=4, head_dim=4, mlp_dim=16, vocab_size=64, mlp="relu"
+)
 ROWS, LENGTH = 16, 32
 MESHES = {
   "data": (2, 2, 1, 1),
@@ -80,10 +82,18 @@ def tree_rows(group_rows: int, context: int) -> trees.TreeRows:
   for number in range(12):
     counts = (2, 1 + number % 2)
     advantages = tuple(random.normal(size=count).tolist() for count in counts)
-    pairs = [trees.pair([1, 2, 3], steps(counts[0]), steps(counts[1]), advantages=advantages) for _ in range(1 + number % 2)]
+    pairs = [
+      trees.pair([1, 2, 3], steps(counts[0]), steps(counts[1]), advantages=advantages)
+      for _ in range(1 + number % 2)
+    ]
     rows.append(pairs)
-  reference = [-3.0 * np.ones(sum(node.predicted for tree in row for node in trees.nodes(tree)), np.float32) for row in rows]
-  return trees.TreeRows(rows, reference, trees.bounds(rows, group_rows, LENGTH, 8 * context), 0, 1.0)
+  reference = [
+    -3.0 * np.ones(sum(node.predicted for tree in row for node in trees.nodes(tree)), np.float32)
+    for row in rows
+  ]
+  return trees.TreeRows(
+    rows, reference, trees.bounds(rows, group_rows, LENGTH, 8 * context), 0, 1.0
+  )
 
 
 def gradient(loss: str, layout: Layout, accumulate: int):
@@ -105,7 +115,9 @@ def gradient(loss: str, layout: Layout, accumulate: int):
       return trainer.preference_gradients(params, batch)
     return trainer.gradients(params, batch, batch["weights"].sum())
 
-  found, metrics = jax.jit(compute, out_shardings=layout.replicated)(params, layout.put(batch, ROWS))
+  found, metrics = jax.jit(compute, out_shardings=layout.replicated)(
+    params, layout.put(batch, ROWS)
+  )
   return jax.device_get((metrics["loss"], found))
 
 
@@ -113,7 +125,7 @@ def main(out: str, what: str) -> None:
   multihost.start(multihost.from_environment())
   results = {}
   oracle = what == "oracle"
-  for loss, mesh, accumulate in CASES if oracle else CASES[:int(what)]:
+  for loss, mesh, accumulate in CASES if oracle else CASES[: int(what)]:
     name = loss if oracle else f"{loss} {mesh} {accumulate}"
     if name not in results:
       layout = make_layout(schema.Mesh(), jax.devices()[:1]) if oracle else layout_of(mesh)

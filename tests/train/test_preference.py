@@ -27,34 +27,66 @@ def _pairs(count, **metadata):
 
 
 def _run(tmp_path, *more):
-  return __main__.main(["run", "--config", str(ROOT / "configs/world_dpo.py:smoke"), "--workdir", str(tmp_path / "run"),
-                        f"--config.objective.pairs={tmp_path / 'pairs.jsonl'}", *more])
+  return __main__.main(
+    [
+      "run",
+      "--config",
+      str(ROOT / "configs/world_dpo.py:smoke"),
+      "--workdir",
+      str(tmp_path / "run"),
+      f"--config.objective.pairs={tmp_path / 'pairs.jsonl'}",
+      *more,
+    ]
+  )
 
 
 def test_pairs_from_a_file_raise_the_margin_and_the_reference_is_computed_once(tmp_path, capsys):
   records.write(tmp_path / "pairs.jsonl", _pairs(200))
   assert _run(tmp_path, "--config.train.log_every=1") == 0
   rows = [row for row in files.read_jsonl(tmp_path / "run/train/metrics.jsonl") if "loss" in row]
-  assert rows[0]["loss"] > rows[-1]["loss"] and rows[-1]["margin"] > rows[0]["margin"] and rows[-1]["accuracy"] > 0.9
+  assert (
+    rows[0]["loss"] > rows[-1]["loss"]
+    and rows[-1]["margin"] > rows[0]["margin"]
+    and rows[-1]["accuracy"] > 0.9
+  )
   assert {"chosen_log_prob", "chosen_drift", "rejected_drift"} <= rows[-1].keys()
   results = json.loads((tmp_path / "run/results.json").read_text())
   assert results["after"]["problems"] == 50 and results["train"]["steps"] == 10
   made = (tmp_path / "run/reference/sums.npz").stat().st_mtime_ns
-  assert _run(tmp_path, "--config.objective.preference.beta=0.3") == 0, "another beta in the same folder"
+  assert _run(tmp_path, "--config.objective.preference.beta=0.3") == 0, (
+    "another beta in the same folder"
+  )
   assert (tmp_path / "run/reference/sums.npz").stat().st_mtime_ns == made
   records.write(tmp_path / "pairs.jsonl", _pairs(150))
   assert _run(tmp_path) == 1
-  assert "these reference log-probs were made with another data; remove the folder" in capsys.readouterr().err
+  assert (
+    "these reference log-probs were made with another data; remove the folder"
+    in capsys.readouterr().err
+  )
 
 
 def test_each_verb_follows_the_recipe_and_one_that_it_has_not_is_said(tmp_path, capsys):
   records.write(tmp_path / "pairs.jsonl", _pairs(60))
-  rest = ["--config", str(ROOT / "configs/world_dpo.py:smoke"), "--workdir", str(tmp_path / "run"),
-          f"--config.objective.pairs={tmp_path / 'pairs.jsonl'}", "--config.train.steps=2"]
+  rest = [
+    "--config",
+    str(ROOT / "configs/world_dpo.py:smoke"),
+    "--workdir",
+    str(tmp_path / "run"),
+    f"--config.objective.pairs={tmp_path / 'pairs.jsonl'}",
+    "--config.train.steps=2",
+  ]
   assert __main__.main(["train", *rest]) == 0
-  assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.json", "decontaminate", "reference", "train"], "pairs were trained on, nothing was cached"
+  assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+    "config.json",
+    "decontaminate",
+    "reference",
+    "train",
+  ], "pairs were trained on, nothing was cached"
   assert __main__.main(["cache", *rest]) == 1
-  assert "recipe 'preference' has no part 'prepare' for the verb 'cache'; its verbs are run, train" in capsys.readouterr().err
+  assert (
+    "recipe 'preference' has no part 'prepare' for the verb 'cache'; its verbs are run, train"
+    in capsys.readouterr().err
+  )
 
 
 def test_pairs_that_do_not_fit_are_known_before_a_stage_begins(tmp_path, capsys):
@@ -84,10 +116,27 @@ LOSSES = ["dpo", "ipo", "dpop", "rpo", "kto", "simpo", "orpo", "awr", "filtered_
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_trains_by_its_name(tmp_path, loss):
   # Of these losses none reads the weights of steps, which study A's weighted pairs have beside their advantages.
-  records.write(tmp_path / "pairs.jsonl", _pairs(60, chosen_advantages=[0.5], rejected_advantages=[-0.5], chosen_weights=[0.0],
-                                                 rejected_weights=[2.0]))
-  assert _run(tmp_path, f"--config.objective.loss={loss}", "--config.evaluate.before=False", "--config.train.steps=4",
-              "--config.train.log_every=1", "--config.objective.preference.orpo_prompt=True") == 0
+  records.write(
+    tmp_path / "pairs.jsonl",
+    _pairs(
+      60,
+      chosen_advantages=[0.5],
+      rejected_advantages=[-0.5],
+      chosen_weights=[0.0],
+      rejected_weights=[2.0],
+    ),
+  )
+  assert (
+    _run(
+      tmp_path,
+      f"--config.objective.loss={loss}",
+      "--config.evaluate.before=False",
+      "--config.train.steps=4",
+      "--config.train.log_every=1",
+      "--config.objective.preference.orpo_prompt=True",
+    )
+    == 0
+  )
   # A segment is one side of a pair, KTO's response to another problem, or ORPO's prompt.
   segments = {"kto": 4, "orpo": 3}.get(loss, 2)
   assert len(np.load(tmp_path / "run/reference/sums.npz")["sums"]) == 60 * segments
@@ -97,18 +146,43 @@ def test_every_loss_trains_by_its_name(tmp_path, loss):
   if loss == "awr":
     assert rows[0]["step_weight"] == pytest.approx(np.cosh(0.5), rel=1e-5), "exp(A) of both sides"
   if loss == "kto":
-    assert rows[0]["reference_point"] == pytest.approx(0, abs=1e-4) and "reference_point" in rows[-1]
+    assert (
+      rows[0]["reference_point"] == pytest.approx(0, abs=1e-4) and "reference_point" in rows[-1]
+    )
 
 
-@pytest.mark.parametrize(("loss", "settings", "metadata", "says"), [
-  ("awr", [], {}, "pair 1 (problem 'world-36ef93ab6565e492') has no step values, and loss 'awr' trains every step by its advantage"),
-  ("filtered_sft", [], {}, "pair 1 (problem 'world-36ef93ab6565e492') has no step values, and loss 'filtered_sft' trains"),
-  ("filtered_sft", ["--config.objective.advantage.threshold=0.75"], {"chosen_advantages": [0.5], "rejected_advantages": [-0.5]},
-   "loss 'filtered_sft' would train none of the 10 steps; their largest advantage is 0.5, expected one above"),
-  ("step_dpo", ["--config.objective.preference.nll=0"], {"chosen_weights": [0], "rejected_weights": [0]},
-   "loss 'step_dpo' would train none of the 10 steps; all their weights are 0"),
-])
-def test_pairs_that_a_loss_cannot_learn_from_are_refused_before_a_stage_begins(tmp_path, capsys, loss, settings, metadata, says):
+@pytest.mark.parametrize(
+  ("loss", "settings", "metadata", "says"),
+  [
+    (
+      "awr",
+      [],
+      {},
+      "pair 1 (problem 'world-36ef93ab6565e492') has no step values, and loss 'awr' trains every step by its advantage",
+    ),
+    (
+      "filtered_sft",
+      [],
+      {},
+      "pair 1 (problem 'world-36ef93ab6565e492') has no step values, and loss 'filtered_sft' trains",
+    ),
+    (
+      "filtered_sft",
+      ["--config.objective.advantage.threshold=0.75"],
+      {"chosen_advantages": [0.5], "rejected_advantages": [-0.5]},
+      "loss 'filtered_sft' would train none of the 10 steps; their largest advantage is 0.5, expected one above",
+    ),
+    (
+      "step_dpo",
+      ["--config.objective.preference.nll=0"],
+      {"chosen_weights": [0], "rejected_weights": [0]},
+      "loss 'step_dpo' would train none of the 10 steps; all their weights are 0",
+    ),
+  ],
+)
+def test_pairs_that_a_loss_cannot_learn_from_are_refused_before_a_stage_begins(
+  tmp_path, capsys, loss, settings, metadata, says
+):
   records.write(tmp_path / "pairs.jsonl", _pairs(5, **metadata))
   assert _run(tmp_path, f"--config.objective.loss={loss}", *settings) == 1
   assert says in capsys.readouterr().err
@@ -116,13 +190,21 @@ def test_pairs_that_a_loss_cannot_learn_from_are_refused_before_a_stage_begins(t
 
 
 def test_the_recipe_without_pairs_or_start_says_what_it_needs(tmp_path, capsys):
-  assert __main__.main(["run", "--config", str(ROOT / "configs/world_dpo.py:smoke"), "--workdir", str(tmp_path)]) == 1
+  assert (
+    __main__.main(
+      ["run", "--config", str(ROOT / "configs/world_dpo.py:smoke"), "--workdir", str(tmp_path)]
+    )
+    == 1
+  )
   assert "needs config.objective.pairs" in capsys.readouterr().err
 
 
 def test_batches_of_trees_fit_their_bounds_whichever_rows_meet():
   random = np.random.default_rng(0)
-  rows = [[trees.pair([1], [[2] * random.integers(1, 9)], [[3] * random.integers(1, 9)])] for _ in range(7)]
+  rows = [
+    [trees.pair([1], [[2] * random.integers(1, 9)], [[3] * random.integers(1, 9)])]
+    for _ in range(7)
+  ]
   source = trees.TreeRows(rows, None, trees.bounds(rows, 3, 32), 0, 1.0)
   for start in range(0, 30, 3):
     source.read([start, start + 1, start + 2])

@@ -21,13 +21,24 @@ from synthjax.records import Pair
 from synthjax.train import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[2]
-SMALL = ["--config", "configs/world_sft.py:smoke", "--config.train.steps=60", "--config.train.checkpoint_every=5"]
+SMALL = [
+  "--config",
+  "configs/world_sft.py:smoke",
+  "--config.train.steps=60",
+  "--config.train.checkpoint_every=5",
+]
 
 
 def _start(verb, workdir, *more, program=("-m", "synthjax"), devices=1, **environment):
   command = [sys.executable, *program, verb, *SMALL, "--workdir", str(workdir), *more]
-  environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", **environment}
-  return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  environment = {
+    **os.environ,
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    **environment,
+  }
+  return subprocess.Popen(
+    command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+  )
 
 
 def _finish(run):
@@ -64,14 +75,21 @@ def test_a_run_killed_at_ten_random_moments_ends_with_the_bits_of_an_uninterrupt
     try:
       run.wait(moments.uniform(1.5, 6.5))
       assert run.returncode == 0, run.stdout.read()
-      (tmp_path / "killed/train/manifest.json").unlink()  # finished before its time: the last steps are killed again
+      (
+        tmp_path / "killed/train/manifest.json"
+      ).unlink()  # finished before its time: the last steps are killed again
     except subprocess.TimeoutExpired:
       run.send_signal(signal.SIGKILL)
       run.wait()
       kills += 1
   _finish(_start("train", tmp_path / "killed"))
-  jax.tree.map(np.testing.assert_array_equal, _params(tmp_path / "killed"), _params(tmp_path / "whole"))
-  results = [json.loads((tmp_path / name / "train/manifest.json").read_text())["result"] for name in ("whole", "killed")]
+  jax.tree.map(
+    np.testing.assert_array_equal, _params(tmp_path / "killed"), _params(tmp_path / "whole")
+  )
+  results = [
+    json.loads((tmp_path / name / "train/manifest.json").read_text())["result"]
+    for name in ("whole", "killed")
+  ]
   assert results[0] == results[1]
   assert _losses(tmp_path / "killed") == _losses(tmp_path / "whole")
 
@@ -86,10 +104,25 @@ def _free_port() -> int:
 def _together(workdir, processes, devices, record, stop_at=0):
   """Trains with that many processes; SIGTERM to all of them when the first says that step `stop_at` is done."""
   port = _free_port()
-  who = {"SYNTHJAX_COORDINATOR": f"127.0.0.1:{port}", "SYNTHJAX_PROCESSES": str(processes)} if processes > 1 else {}
-  runs = [_start("train", workdir, "--config.train.log_every=1", program=[str(ROOT / "tests/train/recording.py")], devices=devices,
-                 PYTHONPATH=str(ROOT), SYNTHJAX_RECORD=str(record), **who, **({"SYNTHJAX_PROCESS": str(p)} if who else {}))
-          for p in range(processes)]
+  who = (
+    {"SYNTHJAX_COORDINATOR": f"127.0.0.1:{port}", "SYNTHJAX_PROCESSES": str(processes)}
+    if processes > 1
+    else {}
+  )
+  runs = [
+    _start(
+      "train",
+      workdir,
+      "--config.train.log_every=1",
+      program=[str(ROOT / "tests/train/recording.py")],
+      devices=devices,
+      PYTHONPATH=str(ROOT),
+      SYNTHJAX_RECORD=str(record),
+      **who,
+      **({"SYNTHJAX_PROCESS": str(p)} if who else {}),
+    )
+    for p in range(processes)
+  ]
   if not stop_at:
     return [_finish(run) for run in runs]
   for line in runs[0].stdout:
@@ -104,17 +137,23 @@ def _together(workdir, processes, devices, record, stop_at=0):
 
 
 @pytest.mark.slow
-def test_one_process_then_two_with_two_devices_then_one_see_the_same_examples_in_the_same_order(tmp_path):
+def test_one_process_then_two_with_two_devices_then_one_see_the_same_examples_in_the_same_order(
+  tmp_path,
+):
   _together(tmp_path / "whole", 1, 1, tmp_path / "whole.ids")
   positions = [0]
   for number, (processes, devices, stop_at) in enumerate(((1, 1, 12), (2, 2, 15), (1, 1, 0))):
     _together(tmp_path / "cut", processes, devices, tmp_path / f"{number}.ids", stop_at)
-    rows = [json.loads(line) for line in (tmp_path / "cut/train/metrics.jsonl").read_text().splitlines()]
+    rows = [
+      json.loads(line) for line in (tmp_path / "cut/train/metrics.jsonl").read_text().splitlines()
+    ]
     positions.append(rows[-1]["position"])
   expected = dict(_records(tmp_path / "whole.ids"))
   for number, (first, last) in enumerate(zip(positions, positions[1:])):
     # What was read ahead but not trained on when the run stopped is read again by the next one.
-    trained = sorted((index, ids) for index, ids in _records(tmp_path / f"{number}.ids") if first <= index < last)
+    trained = sorted(
+      (index, ids) for index, ids in _records(tmp_path / f"{number}.ids") if first <= index < last
+    )
     assert trained == [(index, expected[index]) for index in range(first, last)]
   assert positions[-1] == 60 * 64 and len(set(positions)) == 4
   whole, cut = _losses(tmp_path / "whole"), _losses(tmp_path / "cut")
@@ -135,10 +174,24 @@ def _matrix(out, what, processes, devices):
   coordinator = f"127.0.0.1:{_free_port()}"
   runs = []
   for process in range(processes):
-    who = {"SYNTHJAX_COORDINATOR": coordinator, "SYNTHJAX_PROCESSES": str(processes), "SYNTHJAX_PROCESS": str(process)}
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **who}
+    who = {
+      "SYNTHJAX_COORDINATOR": coordinator,
+      "SYNTHJAX_PROCESSES": str(processes),
+      "SYNTHJAX_PROCESS": str(process),
+    }
+    environment = {
+      **os.environ,
+      "XLA_FLAGS": flags,
+      "JAX_PLATFORMS": "cpu",
+      "PYTHONPATH": str(ROOT),
+      **who,
+    }
     command = [sys.executable, str(ROOT / "tests/train/matrix.py"), str(out), what]
-    runs.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    runs.append(
+      subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+      )
+    )
   for run in runs:
     _finish(run)
   return dict(np.load(out))
@@ -152,7 +205,9 @@ def oracle(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "cases"), [(2, 18), (4, 4)])
-def test_every_loss_and_gradient_is_that_of_one_device_whatever_process_holds_what(tmp_path, oracle, processes, cases):
+def test_every_loss_and_gradient_is_that_of_one_device_whatever_process_holds_what(
+  tmp_path, oracle, processes, cases
+):
   found = _matrix(tmp_path / "found.npz", str(cases), processes, 4 // processes)
   assert len(found) == cases
   for name, values in found.items():
@@ -164,7 +219,9 @@ def test_every_loss_and_gradient_is_that_of_one_device_whatever_process_holds_wh
 def _pair(verb, workdir, *more, **environment):
   """Two processes of one start."""
   who = {"SYNTHJAX_COORDINATOR": f"127.0.0.1:{_free_port()}", "SYNTHJAX_PROCESSES": "2"}
-  return [_start(verb, workdir, *more, SYNTHJAX_PROCESS=str(k), **who, **environment) for k in range(2)]
+  return [
+    _start(verb, workdir, *more, SYNTHJAX_PROCESS=str(k), **who, **environment) for k in range(2)
+  ]
 
 
 def _ends(runs, seconds):
@@ -179,7 +236,12 @@ def test_an_error_of_one_process_ends_all_of_them_with_its_sentence(tmp_path):
   good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
   good.write_text('{"text": "one"}\n')
   bad.write_text('{"body": "two"}\n')
-  data = ["--config.data.task=text", f"--config.data.train_path={good}", f"--config.data.test_path={bad}", "--config.data.tokenizer.kind=bytes"]
+  data = [
+    "--config.data.task=text",
+    f"--config.data.train_path={good}",
+    f"--config.data.test_path={bad}",
+    "--config.data.tokenizer.kind=bytes",
+  ]
   runs = _pair("train", tmp_path / "run", *data)
   codes, outputs = _ends(runs, 100)
   assert codes == [1, 1], outputs
@@ -189,14 +251,24 @@ def test_an_error_of_one_process_ends_all_of_them_with_its_sentence(tmp_path):
 
 def test_the_held_out_loss_comes_at_its_own_steps_and_is_one_whatever_process_holds_what(tmp_path):
   """A tensor axis over two processes: both hold every row. No checkpoint falls due where it is measured."""
-  often = ["--config.train.steps=3", "--config.train.eval_every=2", "--config.train.checkpoint_every=100", "--config.train.log_every=1",
-           "--config.train.batch_size=8"]
+  often = [
+    "--config.train.steps=3",
+    "--config.train.eval_every=2",
+    "--config.train.checkpoint_every=100",
+    "--config.train.log_every=1",
+    "--config.train.batch_size=8",
+  ]
   _finish(_start("train", tmp_path / "one", *often))
-  for run in _pair("train", tmp_path / "two", *often, "--config.mesh.fsdp=1", "--config.mesh.tensor=2"):
+  for run in _pair(
+    "train", tmp_path / "two", *often, "--config.mesh.fsdp=1", "--config.mesh.tensor=2"
+  ):
     _finish(run)
   losses = []
   for name in ("one", "two"):
-    rows = [json.loads(line) for line in (tmp_path / name / "train/metrics.jsonl").read_text().splitlines()]
+    rows = [
+      json.loads(line)
+      for line in (tmp_path / name / "train/metrics.jsonl").read_text().splitlines()
+    ]
     measured = {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
     assert list(measured) == [2]
     end = json.loads((tmp_path / name / "train/manifest.json").read_text())["result"]["eval_loss"]
@@ -219,7 +291,13 @@ def test_a_killed_process_ends_the_other_one_with_its_name(tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_hanging_start(tmp_path, number, code):
   port = _free_port()
-  run = _start("train", tmp_path, SYNTHJAX_COORDINATOR=f"127.0.0.1:{port}", SYNTHJAX_PROCESSES="2", SYNTHJAX_PROCESS="0")
+  run = _start(
+    "train",
+    tmp_path,
+    SYNTHJAX_COORDINATOR=f"127.0.0.1:{port}",
+    SYNTHJAX_PROCESSES="2",
+    SYNTHJAX_PROCESS="0",
+  )
   _wait_for_port(port + 1)
   run.send_signal(number)
   codes, outputs = _ends([run], 15)
@@ -227,13 +305,25 @@ def test_a_signal_ends_a_hanging_start(tmp_path, number, code):
 
 
 @pytest.mark.slow
-def test_preference_training_of_two_processes_one_of_which_is_killed_ends_with_the_bits_of_an_uninterrupted_one(tmp_path):
+def test_preference_training_of_two_processes_one_of_which_is_killed_ends_with_the_bits_of_an_uninterrupted_one(
+  tmp_path,
+):
   pairs, problems = tmp_path / "pairs.jsonl", list(shop.problems(shop.World(), "train", 61))
   texts = [" " + shop.clean_trace(problem).text for problem in problems]
-  rows = [Pair(problem.id, problem.question, *sides, "random") for problem, *sides in zip(problems, texts, texts[1:])]
+  rows = [
+    Pair(problem.id, problem.question, *sides, "random")
+    for problem, *sides in zip(problems, texts, texts[1:])
+  ]
   records.write(pairs, rows)
-  config = ["--config", "configs/world_dpo.py:smoke", f"--config.objective.pairs={pairs}", "--config.train.steps=60",
-            "--config.train.checkpoint_every=4", "--config.train.log_every=1", "--config.train.accumulate=2"]
+  config = [
+    "--config",
+    "configs/world_dpo.py:smoke",
+    f"--config.objective.pairs={pairs}",
+    "--config.train.steps=60",
+    "--config.train.checkpoint_every=4",
+    "--config.train.log_every=1",
+    "--config.train.accumulate=2",
+  ]
   for run in _pair("train", tmp_path / "whole", *config):
     _finish(run)
   moments = random.Random(0)
@@ -250,7 +340,9 @@ def test_preference_training_of_two_processes_one_of_which_is_killed_ends_with_t
     assert f"process {victim} of 2 ended without a word" in outputs[1 - victim].splitlines()[-1]
   for run in _pair("train", tmp_path / "killed", *config):
     _finish(run)
-  jax.tree.map(np.testing.assert_array_equal, _params(tmp_path / "killed"), _params(tmp_path / "whole"))
+  jax.tree.map(
+    np.testing.assert_array_equal, _params(tmp_path / "killed"), _params(tmp_path / "whole")
+  )
   assert _losses(tmp_path / "killed") == _losses(tmp_path / "whole")
 
 
@@ -265,9 +357,16 @@ def _wait_for_port(port):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_signal_at_a_random_moment_of_a_training_with_rare_lines_is_followed_and_resumed_to_the_bit(tmp_path, processes):
+def test_a_signal_at_a_random_moment_of_a_training_with_rare_lines_is_followed_and_resumed_to_the_bit(
+  tmp_path, processes
+):
   """As the quickstart has it: no line and no checkpoint falls due before the end."""
-  rare = ["--config.train.log_every=10000", "--config.train.checkpoint_every=10000", "--config.train.steps=300", "--config.train.batch_size=8"]
+  rare = [
+    "--config.train.log_every=10000",
+    "--config.train.checkpoint_every=10000",
+    "--config.train.steps=300",
+    "--config.train.batch_size=8",
+  ]
   begin = _pair if processes == 2 else lambda *arguments: [_start(*arguments)]
   for run in begin("train", tmp_path / "whole", *rare):
     _finish(run)
@@ -287,12 +386,20 @@ def test_a_signal_at_a_random_moment_of_a_training_with_rare_lines_is_followed_a
     assert all("synthjax: stopped by" in output.splitlines()[-1] for output in outputs), outputs
   for run in begin("train", tmp_path / "cut", *rare):
     _finish(run)
-  jax.tree.map(np.testing.assert_array_equal, _params(tmp_path / "cut"), _params(tmp_path / "whole"))
+  jax.tree.map(
+    np.testing.assert_array_equal, _params(tmp_path / "cut"), _params(tmp_path / "whole")
+  )
 
 
 def test_a_process_that_does_not_come_is_named(tmp_path):
-  run = _start("train", tmp_path, SYNTHJAX_COORDINATOR=f"127.0.0.1:{_free_port()}", SYNTHJAX_PROCESSES="3", SYNTHJAX_PROCESS="0",
-               SYNTHJAX_START_TIMEOUT="2")
+  run = _start(
+    "train",
+    tmp_path,
+    SYNTHJAX_COORDINATOR=f"127.0.0.1:{_free_port()}",
+    SYNTHJAX_PROCESSES="3",
+    SYNTHJAX_PROCESS="0",
+    SYNTHJAX_START_TIMEOUT="2",
+  )
   output, _ = run.communicate(timeout=60)
   assert run.returncode == 1 and "process 1, 2 of 3 did not call 127.0.0.1:" in output
 
@@ -301,8 +408,14 @@ def test_a_full_disk_during_a_checkpoint_is_said_and_the_run_goes_on_when_there_
   _finish(_start("cache", tmp_path))
   # No file may grow beyond 256 KiB: the arrays of a checkpoint do not fit, everything else does.
   command = [sys.executable, "-m", "synthjax", "train", *SMALL, "--workdir", str(tmp_path)]
-  full = subprocess.run(command, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True,
-                        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, 1 << 18)))
+  full = subprocess.run(
+    command,
+    cwd=ROOT,
+    env={**os.environ, "XLA_FLAGS": ""},
+    capture_output=True,
+    text=True,
+    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, 1 << 18)),
+  )
   assert full.returncode == 1, full.stdout + full.stderr
   assert "could not write the checkpoint of step" in full.stderr and "GiB free" in full.stderr
   output = _finish(_start("train", tmp_path))
@@ -310,19 +423,42 @@ def test_a_full_disk_during_a_checkpoint_is_said_and_the_run_goes_on_when_there_
 
 
 def test_a_checkpoint_made_with_another_tokenizer_is_refused(tmp_path):
-  run = _start("train", tmp_path, "--config.data.tokenizer.kind=bytes", "--config.data.row_length=512",
-               "--config.model_overrides.vocab_size=128")
+  run = _start(
+    "train",
+    tmp_path,
+    "--config.data.tokenizer.kind=bytes",
+    "--config.data.row_length=512",
+    "--config.model_overrides.vocab_size=128",
+  )
   output, _ = run.communicate(timeout=120)
   assert run.returncode == 1
   assert "the tokenizer has 258 ids" in output.splitlines()[-1]
-  run = _start("train", tmp_path, "--config.data.tokenizer.kind=bytes", "--config.data.row_length=512")
+  run = _start(
+    "train", tmp_path, "--config.data.tokenizer.kind=bytes", "--config.data.row_length=512"
+  )
   output, _ = run.communicate(timeout=120)
-  assert run.returncode == 1 and "embedding: the checkpoint has float32[128, 64], this run wants float32[320, 64]" in output
+  assert (
+    run.returncode == 1
+    and "embedding: the checkpoint has float32[128, 64], this run wants float32[320, 64]" in output
+  )
 
 
 @pytest.mark.parametrize("verb", ["run", "plan"])
 def test_what_cannot_work_is_one_line_and_nothing_is_written(tmp_path, verb):
-  run = subprocess.run([sys.executable, "-m", "synthjax", verb, *SMALL, "--config.mesh.tensor=3", *(["--workdir", str(tmp_path / "w")]
-                        if verb == "run" else [])], cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True)
+  run = subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "synthjax",
+      verb,
+      *SMALL,
+      "--config.mesh.tensor=3",
+      *(["--workdir", str(tmp_path / "w")] if verb == "run" else []),
+    ],
+    cwd=ROOT,
+    env={**os.environ, "XLA_FLAGS": ""},
+    capture_output=True,
+    text=True,
+  )
   assert run.returncode == 1 and "does not fit 1 devices" in run.stderr.splitlines()[-1]
   assert not list(tmp_path.iterdir())

@@ -45,7 +45,9 @@ def _refuted_parts(one: str, other: str) -> bool | None:
     return _refuted_relations(*relations)
   if relations[0] or relations[1]:
     sides = relations[0] or relations[1]
-    if sides[1] not in ("=", r"\in") or not re.fullmatch(r"\\?[A-Za-z]+(_\w)?(\([a-z]\))?", sides[0]):
+    if sides[1] not in ("=", r"\in") or not re.fullmatch(
+      r"\\?[A-Za-z]+(_\w)?(\([a-z]\))?", sides[0]
+    ):
       return True
     return refuted(sides[2], other if relations[0] else one)
   values = _values(one), _values(other)
@@ -55,14 +57,21 @@ def _refuted_parts(one: str, other: str) -> bool | None:
 
 
 def _plain(text: str) -> str:
-  text = re.sub(r"\\left|\\right|\\!|\\,|\\;|\$(?=.*\$)|(?<=\S)\$$|\\displaystyle", "", text.strip())
-  text = re.sub(r"\\[dt]frac", r"\\frac", text).removeprefix(r"\approx").replace("f(x)", "F").strip()
+  text = re.sub(
+    r"\\left|\\right|\\!|\\,|\\;|\$(?=.*\$)|(?<=\S)\$$|\\displaystyle", "", text.strip()
+  )
+  text = (
+    re.sub(r"\\[dt]frac", r"\\frac", text).removeprefix(r"\approx").replace("f(x)", "F").strip()
+  )
   text = re.sub(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?!\d))", "", text)
   return re.sub(r"\s+", " ", text).strip().rstrip(".").strip()
 
 
 def _without_unit(text: str) -> tuple[str, str]:
-  found = re.fullmatch(r"(.*[\d}])\s*\\(?:text|mbox)\s*\{\s*([^{}]*?)\s*\}\s*(\^\{?\d\}?)?|(.*?)\s*(\\%|\^\{?\\circ\}?)|()\\?\$(.*)", text)
+  found = re.fullmatch(
+    r"(.*[\d}])\s*\\(?:text|mbox)\s*\{\s*([^{}]*?)\s*\}\s*(\^\{?\d\}?)?|(.*?)\s*(\\%|\^\{?\\circ\}?)|()\\?\$(.*)",
+    text,
+  )
   if found is None:
     return text, ""
   if found[4] is not None:
@@ -115,7 +124,9 @@ def _refuted_groups(one, other) -> bool | None:
 
 
 def _sides(text: str) -> list[str] | None:
-  pieces = re.split(r"\s*(\\leq?(?![a-z])|\\geq?(?![a-z])|\\neq?(?![a-z])|\\in(?![a-z])|=|<|>)\s*", text)
+  pieces = re.split(
+    r"\s*(\\leq?(?![a-z])|\\geq?(?![a-z])|\\neq?(?![a-z])|\\in(?![a-z])|=|<|>)\s*", text
+  )
   return pieces if len(pieces) >= 3 else None
 
 
@@ -123,14 +134,18 @@ def _refuted_relations(one: list[str], other: list[str]) -> bool | None:
   if len(one) != len(other):
     return True
   if len(one) > 3:
-    return any(refuted(a, b) if index % 2 == 0 else a != b for index, (a, b) in enumerate(zip(one, other)))
+    return any(
+      refuted(a, b) if index % 2 == 0 else a != b for index, (a, b) in enumerate(zip(one, other))
+    )
   residuals = [_values(f"({sides[0]})-({sides[2]})") for sides in (one, other)]
   if residuals[0] is None or residuals[1] is None:
     return None
   if any(abs(value) < _CLOSE for residual in residuals for value in residual):
     return True
   ratios = [a / b for a, b in zip(*residuals)]
-  if len(set(_symbols(one[0]) + _symbols(one[2]))) == 0 or any(abs(ratio - ratios[0]) > _CLOSE * abs(ratio) for ratio in ratios):
+  if len(set(_symbols(one[0]) + _symbols(one[2]))) == 0 or any(
+    abs(ratio - ratios[0]) > _CLOSE * abs(ratio) for ratio in ratios
+  ):
     return True
   strictness = [sides[1].rstrip("q") in ("<", ">") for sides in (one, other)]
   downwards = [sides[1] in ("<", r"\le", r"\leq") for sides in (one, other)]
@@ -150,14 +165,18 @@ def _values(text: str) -> list | None:
   from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 
   try:
-    found = latex2sympy(text.replace("%", ""), conversion_config=ConversionConfig(lowercase_symbols=False))
+    found = latex2sympy(
+      text.replace("%", ""), conversion_config=ConversionConfig(lowercase_symbols=False)
+    )
     if not isinstance(found, sympy.Expr):
       return None
     symbols = sorted(found.free_symbols, key=str)
     function = sympy.lambdify(symbols, found.doit(), "mpmath")
     points = []
     for index in range(4):
-      drawn = [mpmath.mpf(random.Random(f"{symbol} {index}").uniform(0.3, 3.0)) for symbol in symbols]
+      drawn = [
+        mpmath.mpf(random.Random(f"{symbol} {index}").uniform(0.3, 3.0)) for symbol in symbols
+      ]
       points.append(mpmath.mpmathify(function(*drawn)))
     return points if all(mpmath.isfinite(point) for point in points) else None
   except Exception:
@@ -173,7 +192,7 @@ def _swapped(text, random_, pattern, new):
   if not matches:
     return None
   match = random_.choice(matches)
-  return text[:match.start()] + (new(match) if callable(new) else new) + text[match.end():]
+  return text[: match.start()] + (new(match) if callable(new) else new) + text[match.end() :]
 
 
 def _other_digit(random_):
@@ -207,37 +226,102 @@ def _rebracketed(text, random_):
 
 _UNIT = re.compile(r"\\(?:text|mbox)\{ *([a-z]+)\}$")
 MUTATIONS = {
-  "sign": lambda t, r: _swapped(t, r, r"(?<=[\w}) ])\s*[-+]\s*(?=[\w\\(])", lambda m: "-" if "+" in m[0] else "+"),
-  "negated": lambda t, r: t[1:] if t.startswith("-") else "-" + t if re.match(r"[\d\\a-z]", t) and "," not in t and "=" not in t else None,
+  "sign": lambda t, r: _swapped(
+    t, r, r"(?<=[\w}) ])\s*[-+]\s*(?=[\w\\(])", lambda m: "-" if "+" in m[0] else "+"
+  ),
+  "negated": lambda t, r: (
+    t[1:]
+    if t.startswith("-")
+    else "-" + t
+    if re.match(r"[\d\\a-z]", t) and "," not in t and "=" not in t
+    else None
+  ),
   "digit": lambda t, r: _swapped(t, r, r"(?<!\^)\d", _other_digit(r)),
   "digit dropped": lambda t, r: _swapped(t, r, r"(?<=\d)\d", ""),
   "digit added": lambda t, r: _swapped(t, r, r"(?<=\d)(?=[^\d]|$)", lambda m: str(r.randint(1, 9))),
-  "exponent": lambda t, r: _swapped(t, r, r"\^\{?\d\}?", lambda m: f"^{{{int(re.sub(r'[^0-9]', '', m[0])) + r.randint(1, 3)}}}"),
+  "exponent": lambda t, r: _swapped(
+    t, r, r"\^\{?\d\}?", lambda m: f"^{{{int(re.sub(r'[^0-9]', '', m[0])) + r.randint(1, 3)}}}"
+  ),
   "exponent dropped": lambda t, r: _swapped(t, r, r"\^\{?\d\}?", ""),
-  "exponent added": lambda t, r: _swapped(t, r, _VARIABLE + r"(?!\^)|(?<=\\pi)", lambda m: m[0] + "^2"),
+  "exponent added": lambda t, r: _swapped(
+    t, r, _VARIABLE + r"(?!\^)|(?<=\\pi)", lambda m: m[0] + "^2"
+  ),
   "unit's power": lambda t, r: t + "^" + str(r.randint(2, 4)) if _UNIT.search(t) else None,
   "unit": lambda t, r: _UNIT.sub(lambda m: r"\text{ kg}", t) if _UNIT.search(t) else None,
-  "scale word": lambda t, r: t + r.choice([r"\text{ million}", " thousand", r"\text{ dozen}", " hundred", "e3"]) if re.fullmatch(r"-?[\d.]*[1-9]\d*", t) else None,
-  "word": lambda t, r: t + r.choice([" less than x", " tenths", " choose two", " not", " xy", " sec x", " or 7", r" \pi", "!", " squared", " times 2", "x", r"\% of 3", " mod 3"]),
-  "scale": lambda t, r: _swapped(t, r, r"\d+(?:\.\d+)?", lambda m: r.choice([m[0] + "0", m[0] + "00", "0.0" + m[0].replace(".", "")])),
+  "scale word": lambda t, r: (
+    t + r.choice([r"\text{ million}", " thousand", r"\text{ dozen}", " hundred", "e3"])
+    if re.fullmatch(r"-?[\d.]*[1-9]\d*", t)
+    else None
+  ),
+  "word": lambda t, r: (
+    t
+    + r.choice(
+      [
+        " less than x",
+        " tenths",
+        " choose two",
+        " not",
+        " xy",
+        " sec x",
+        " or 7",
+        r" \pi",
+        "!",
+        " squared",
+        " times 2",
+        "x",
+        r"\% of 3",
+        " mod 3",
+      ]
+    )
+  ),
+  "scale": lambda t, r: _swapped(
+    t,
+    r,
+    r"\d+(?:\.\d+)?",
+    lambda m: r.choice([m[0] + "0", m[0] + "00", "0.0" + m[0].replace(".", "")]),
+  ),
   "name": lambda t, r: _swapped(t, r, _VARIABLE, _other_letter(r)),
-  "capital": lambda t, r: _swapped(t, r, _VARIABLE, lambda m: m[0].upper() if m[0] not in "ei" else "Z") if "\\text" not in t else None,
+  "capital": lambda t, r: (
+    _swapped(t, r, _VARIABLE, lambda m: m[0].upper() if m[0] not in "ei" else "Z")
+    if "\\text" not in t
+    else None
+  ),
   "pi": lambda t, r: _swapped(t, r, r"\\pi(?![a-z])", r.choice(["", "3.14", r"\pi^2"])),
   "root": lambda t, r: _swapped(t, r, r"\\sqrt(?=\{)", r.choice(["", r"\sqrt[3]", r"2\sqrt"])),
-  "inverted": lambda t, r: _swapped(t, r, r"\\frac\{([^{}]*)\}\{([^{}]*)\}", lambda m: rf"\frac{{{m[2]}}}{{{m[1]}}}"),
-  "function": lambda t, r: _swapped(t, r, r"\\(?:sin|cos|tan)", lambda m: {r"\sin": r"\cos", r"\cos": r"\tan", r"\tan": r"\cot"}[m[0]]),
+  "inverted": lambda t, r: _swapped(
+    t, r, r"\\frac\{([^{}]*)\}\{([^{}]*)\}", lambda m: rf"\frac{{{m[2]}}}{{{m[1]}}}"
+  ),
+  "function": lambda t, r: _swapped(
+    t,
+    r,
+    r"\\(?:sin|cos|tan)",
+    lambda m: {r"\sin": r"\cos", r"\cos": r"\tan", r"\tan": r"\cot"}[m[0]],
+  ),
   "order": _shuffled,
   "brackets": _rebracketed,
-  "brackets dropped": lambda t, r: t.replace("(", "").replace(")", "") if re.search(r"\w\(|\)\w", t) and "\\" not in t else None,
+  "brackets dropped": lambda t, r: (
+    t.replace("(", "").replace(")", "") if re.search(r"\w\(|\)\w", t) and "\\" not in t else None
+  ),
   "broken box": lambda t, r: t + r.choice(["} , 5", "}", " }{ 2", r"} \boxed{3"]),
-  "item dropped": lambda t, r: ",".join(_split(t)[1:]) if re.match(r"[\d\\-]", t) and len(_split(t)) > 1 else None,
+  "item dropped": lambda t, r: (
+    ",".join(_split(t)[1:]) if re.match(r"[\d\\-]", t) and len(_split(t)) > 1 else None
+  ),
   "item added": lambda t, r: f"{t}, {r.randint(50, 99)}",
-  "relation": lambda t, r: _swapped(t, r, r"\\leq?(?![a-z])|\\geq?(?![a-z])|<|>|=", lambda m: r.choice([s for s in ("<", ">", r"\le", "=") if s != m[0].rstrip("q")])),
-  "infinity": lambda t, r: _swapped(t, r, r"-?\\infty", lambda m: r"\infty" if "-" in m[0] else r"-\infty"),
+  "relation": lambda t, r: _swapped(
+    t,
+    r,
+    r"\\leq?(?![a-z])|\\geq?(?![a-z])|<|>|=",
+    lambda m: r.choice([s for s in ("<", ">", r"\le", "=") if s != m[0].rstrip("q")]),
+  ),
+  "infinity": lambda t, r: _swapped(
+    t, r, r"-?\\infty", lambda m: r"\infty" if "-" in m[0] else r"-\infty"
+  ),
   "nothing said": lambda t, r: "1=2" if "=" in t else None,
   "base": lambda t, r: _swapped(t, r, r"_\{?\d+\}?", r.choice(["", "_3"])),
   "percent": lambda t, r: rf"{t}00\%" if re.fullmatch(r"0?\.?\d", t) else None,
-  "unevaluated": lambda t, r: f"{int(t) - (k := r.randint(1, 9))}+{k}" if re.fullmatch(r"\d{1,6}", t) else None,
+  "unevaluated": lambda t, r: (
+    f"{int(t) - (k := r.randint(1, 9))}+{k}" if re.fullmatch(r"\d{1,6}", t) else None
+  ),
 }
 
 
@@ -245,20 +329,52 @@ def own_golds(number: int, random_) -> list[str]:
   """Equations, inequalities, assignments, units, functions and tuples with random coefficients."""
   a, b, c = (lambda: random_.randint(2, 19) for _ in range(3))
   makers = (
-    lambda: f"{a()}x^2+{b()}y^2={c()}", lambda: f"y={a()}x-{b()}", lambda: f"x={a()}, y={b() + 20}", lambda: f"x^2+{a()}=0", lambda: f"{a()}<x\\le {b() + 20}",
-    lambda: f"x\\ge {a()}", lambda: rf"{a()}\text{{ cm}}", lambda: rf"{a()}\text{{ m}}^2", lambda: rf"\frac{{{a()}}}{{{b()}}}\text{{ miles}}",
-    lambda: rf"\sin^2 {a()}x+\cos {b()}", lambda: f"({a()},{b() + 20},{c()})", lambda: rf"[{a()},{b() + 20})", lambda: rf"\frac{{{a()}x+{b()}}}{{x-{c()}}}",
-    lambda: rf"{a()}\sqrt{{{b()}}}+{c()}", lambda: f"f(x)={a()}x^2-{b()}", lambda: rf"{a()}\%", lambda: rf"\${a()}.50", lambda: rf"e^{{{a()}x}}", lambda: f"x={a()}",
-    lambda: rf"{a()}+{b()}i", lambda: f"{a()}_{{{b() + 10}}}", lambda: f"n(n+{a()})", lambda: rf"\ln {a()}+x", lambda: rf"{a()}^\circ", lambda: f"{a()}:{b() + 20}")
+    lambda: f"{a()}x^2+{b()}y^2={c()}",
+    lambda: f"y={a()}x-{b()}",
+    lambda: f"x={a()}, y={b() + 20}",
+    lambda: f"x^2+{a()}=0",
+    lambda: f"{a()}<x\\le {b() + 20}",
+    lambda: f"x\\ge {a()}",
+    lambda: rf"{a()}\text{{ cm}}",
+    lambda: rf"{a()}\text{{ m}}^2",
+    lambda: rf"\frac{{{a()}}}{{{b()}}}\text{{ miles}}",
+    lambda: rf"\sin^2 {a()}x+\cos {b()}",
+    lambda: f"({a()},{b() + 20},{c()})",
+    lambda: rf"[{a()},{b() + 20})",
+    lambda: rf"\frac{{{a()}x+{b()}}}{{x-{c()}}}",
+    lambda: rf"{a()}\sqrt{{{b()}}}+{c()}",
+    lambda: f"f(x)={a()}x^2-{b()}",
+    lambda: rf"{a()}\%",
+    lambda: rf"\${a()}.50",
+    lambda: rf"e^{{{a()}x}}",
+    lambda: f"x={a()}",
+    lambda: rf"{a()}+{b()}i",
+    lambda: f"{a()}_{{{b() + 10}}}",
+    lambda: f"n(n+{a()})",
+    lambda: rf"\ln {a()}+x",
+    lambda: rf"{a()}^\circ",
+    lambda: f"{a()}:{b() + 20}",
+  )
   return [random_.choice(makers)() for _ in range(number)]
 
 
 def golds(shared_data, random_) -> list[str]:
-  math = [row["answer"] for split in ("train", "test") for row in files.read_jsonl(shared_data / f"math/{split}.jsonl")]
-  gsm8k = [extract.extract(row["answer"], "hash") for row in files.read_jsonl(shared_data / "gsm8k/test.jsonl")]
+  math = [
+    row["answer"]
+    for split in ("train", "test")
+    for row in files.read_jsonl(shared_data / f"math/{split}.jsonl")
+  ]
+  gsm8k = [
+    extract.extract(row["answer"], "hash")
+    for row in files.read_jsonl(shared_data / "gsm8k/test.jsonl")
+  ]
   # Plain numbers are most of MATH too; what is more than a number has more ways to be nearly the same.
   formulas = sorted({gold for gold in math if gold.strip() and not gold.isdigit()})
-  return random_.sample(formulas, 1_400) + random_.sample(sorted(set(gsm8k)), 200) + own_golds(500, random_)
+  return (
+    random_.sample(formulas, 1_400)
+    + random_.sample(sorted(set(gsm8k)), 200)
+    + own_golds(500, random_)
+  )
 
 
 def mutants(all_golds, random_) -> list[tuple[str, str, str]]:
@@ -291,7 +407,12 @@ def _is_refused_by_policy(name: str) -> bool:
 def _commuted(text):
   """a + b as b + a."""
   pieces = re.split(r" ?\+ ?", text)
-  return f"{pieces[1]} + {pieces[0]}" if len(pieces) == 2 and not re.search(r"[,=<>()\[{|]|\\text|\\le|\\ge|\\%|\\circ|-.*\+|^-|_", text) else None
+  return (
+    f"{pieces[1]} + {pieces[0]}"
+    if len(pieces) == 2
+    and not re.search(r"[,=<>()\[{|]|\\text|\\le|\\ge|\\%|\\circ|-.*\+|^-|_", text)
+    else None
+  )
 
 
 def _spaced(text):
@@ -300,7 +421,11 @@ def _spaced(text):
 
 def _reordered(text):
   pieces = _split(text)
-  return ", ".join(reversed(pieces)) if len(pieces) > 1 and not re.search(r"[()\[\]=]|\\text|\d,(?:\\!)?\d{3}(?!\d)", text) else None
+  return (
+    ", ".join(reversed(pieces))
+    if len(pieces) > 1 and not re.search(r"[()\[\]=]|\\text|\d,(?:\\!)?\d{3}(?!\d)", text)
+    else None
+  )
 
 
 def _grouped(text):
@@ -311,20 +436,45 @@ SPELLINGS = {
   "dfrac": lambda t: t.replace(r"\frac", r"\dfrac") if r"\frac" in t else None,
   "short fraction": lambda t: re.sub(r"\\frac\{(\d)\}\{(\d)\}", r"\\frac\1\2", t),
   "slash": lambda t: re.sub(r"^(-?)\\frac\{(\d+)\}\{(\d+)\}$", r"\1\2/\3", t),
-  "math": lambda t: f"${t}$", "display": lambda t: rf"\[ {t} \]", "full stop": lambda t: t.rstrip(".,; ") + ".", "spaces": _spaced,
-  "sized brackets": lambda t: re.sub(r"(?<!left)\(", r"\\left(", re.sub(r"(?<!right)\)", r"\\right)", t)) if "(" in t and "\\text" not in t else None,
-  "named": lambda t: f"z = {t}" if re.fullmatch(r"-?[\d.]+|-?\\frac\{\d+\}\{\d+\}|-?\d*\\sqrt\{\d+\}", t) else None,
-  "unit in the answer": lambda t: t + r"\text{ cm}" if re.fullmatch(r"[\d.]+|\d*\\sqrt\{\d+\}|\d*\\pi", t) else None,
+  "math": lambda t: f"${t}$",
+  "display": lambda t: rf"\[ {t} \]",
+  "full stop": lambda t: t.rstrip(".,; ") + ".",
+  "spaces": _spaced,
+  "sized brackets": lambda t: (
+    re.sub(r"(?<!left)\(", r"\\left(", re.sub(r"(?<!right)\)", r"\\right)", t))
+    if "(" in t and "\\text" not in t
+    else None
+  ),
+  "named": lambda t: (
+    f"z = {t}" if re.fullmatch(r"-?[\d.]+|-?\\frac\{\d+\}\{\d+\}|-?\d*\\sqrt\{\d+\}", t) else None
+  ),
+  "unit in the answer": lambda t: (
+    t + r"\text{ cm}" if re.fullmatch(r"[\d.]+|\d*\\sqrt\{\d+\}|\d*\\pi", t) else None
+  ),
   "things in the answer": lambda t: t + " apples" if re.fullmatch(r"\d+", t) else None,
-  "unit in the gold": lambda t: re.sub(r"\s*\\(?:text|mbox)\{[a-z ]+\}(\^\d)?$|\^\{?\\circ\}?$|\\%$|^\\\$", "", t) if re.match(r"[\\\d$]", t) and "cos" not in t else None,
-  "thousands": _grouped, "sign of currency": lambda t: rf"\${t}" if re.fullmatch(r"\d+(\.\d+)?", t) else None,
+  "unit in the gold": lambda t: (
+    re.sub(r"\s*\\(?:text|mbox)\{[a-z ]+\}(\^\d)?$|\^\{?\\circ\}?$|\\%$|^\\\$", "", t)
+    if re.match(r"[\\\d$]", t) and "cos" not in t
+    else None
+  ),
+  "thousands": _grouped,
+  "sign of currency": lambda t: rf"\${t}" if re.fullmatch(r"\d+(\.\d+)?", t) else None,
   "degrees": lambda t: rf"{t}^{{\circ}}" if re.fullmatch(r"\d{1,3}", t) else None,
   "percent": lambda t: rf"{t}\%" if re.fullmatch(r"\d{1,2}", t) and t != "0" else None,
-  "leading zero": lambda t: re.sub(r"^\.(?=\d)", "0.", t), "minus": lambda t: t.replace("-", "\N{MINUS SIGN}"),
-  "decimal": lambda t: {r"\frac{1}{2}": "0.5", r"\frac{3}{4}": ".75", r"\frac{1}{5}": "0.2"}.get(t), "commuted": _commuted, "reordered": _reordered,
-  "times": lambda t: re.sub(r"(?<=\d)(?=\\sqrt|\\pi)", r" \\cdot ", t) if "\\frac" not in t else None, "semicolons": lambda t: t.replace(", ", "; ") if re.fullmatch(r"[\d, -]+", t) else None,
-  "or": lambda t: t.replace(",", r" \text{ or } ") if re.fullmatch(r"-?\d+, -?\d+", t) else None, "dollars": lambda t: t.replace(r"\$", "") + " dollars" if t.startswith(r"\$") else None,
-  "ASCII root": lambda t: re.sub(r"\\sqrt\{(\d+)\}", r"sqrt(\1)", t), "ASCII pi": lambda t: re.sub(r"\\pi(?![a-z])", " pi ", t), "braced exponent": lambda t: re.sub(r"\^(\d)", r"^{\1}", t),
+  "leading zero": lambda t: re.sub(r"^\.(?=\d)", "0.", t),
+  "minus": lambda t: t.replace("-", "\N{MINUS SIGN}"),
+  "decimal": lambda t: {r"\frac{1}{2}": "0.5", r"\frac{3}{4}": ".75", r"\frac{1}{5}": "0.2"}.get(t),
+  "commuted": _commuted,
+  "reordered": _reordered,
+  "times": lambda t: (
+    re.sub(r"(?<=\d)(?=\\sqrt|\\pi)", r" \\cdot ", t) if "\\frac" not in t else None
+  ),
+  "semicolons": lambda t: t.replace(", ", "; ") if re.fullmatch(r"[\d, -]+", t) else None,
+  "or": lambda t: t.replace(",", r" \text{ or } ") if re.fullmatch(r"-?\d+, -?\d+", t) else None,
+  "dollars": lambda t: t.replace(r"\$", "") + " dollars" if t.startswith(r"\$") else None,
+  "ASCII root": lambda t: re.sub(r"\\sqrt\{(\d+)\}", r"sqrt(\1)", t),
+  "ASCII pi": lambda t: re.sub(r"\\pi(?![a-z])", " pi ", t),
+  "braced exponent": lambda t: re.sub(r"\^(\d)", r"^{\1}", t),
 }
 
 
@@ -352,5 +502,9 @@ def test_no_near_miss_is_accepted_that_values_refute(shared_data):
   with pool.Pool(STRICT) as judge:
     verdicts = judge.compare_many([(gold, mutant) for _, gold, mutant in cases])
   accepted = [case for case, verdict in zip(cases, verdicts) if verdict.reward]
-  false = [case for case in accepted if _is_refused_by_policy(case[0]) or refuted(case[1], case[2]) is not False]
+  false = [
+    case
+    for case in accepted
+    if _is_refused_by_policy(case[0]) or refuted(case[1], case[2]) is not False
+  ]
   assert false == []

@@ -22,8 +22,34 @@ from synthjax.fields import Checked, NonNegativeInt, Share, from_to
 from synthjax.generate.worlds.splits import distinct
 from synthjax.records import Problem, Step, Trace
 
-PLUS = ("gets", "buys", "finds", "receives", "adds", "collects", "gains", "orders", "picks", "imports", "wins", "stocks")
-MINUS = ("sells", "loses", "gives", "drops", "ships", "eats", "returns", "donates", "throws", "trades", "wastes", "exports")
+PLUS = (
+  "gets",
+  "buys",
+  "finds",
+  "receives",
+  "adds",
+  "collects",
+  "gains",
+  "orders",
+  "picks",
+  "imports",
+  "wins",
+  "stocks",
+)
+MINUS = (
+  "sells",
+  "loses",
+  "gives",
+  "drops",
+  "ships",
+  "eats",
+  "returns",
+  "donates",
+  "throws",
+  "trades",
+  "wastes",
+  "exports",
+)
 LARGEST_VERBS = 1000  # of each sign
 THINGS = ("apples", "books", "coins", "eggs", "lamps", "pens", "shirts", "toys")
 SPLITS = ("train", "dev", "test", "base")
@@ -54,8 +80,12 @@ class World(Checked):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    for name, bound in (("base_verbs", "verbs"), ("operand", "largest"), ("box", "largest"),
-                        ("min_events", "max_events")):
+    for name, bound in (
+      ("base_verbs", "verbs"),
+      ("operand", "largest"),
+      ("box", "largest"),
+      ("min_events", "max_events"),
+    ):
       most = getattr(self, bound)
       self.require(getattr(self, name) <= most, name, f"at most {bound}={most}")
 
@@ -112,17 +142,31 @@ def problems(world: World, split: str, count: int) -> list[Problem]:
   if split not in SPLITS:
     raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
   where = f"world split {split!r}", "raise world.max_events or world.largest"
-  return distinct(_drawn(world, split), lambda problem: problem.question, lambda name: _split_of(name) == split, count, where)
+  return distinct(
+    _drawn(world, split),
+    lambda problem: problem.question,
+    lambda name: _split_of(name) == split,
+    count,
+    where,
+  )
 
 
 def teacher_trace(world: World, problem: Problem) -> Trace:
   """The teacher's right solution: with leaps, drawn by the world's seed and the problem."""
-  random = np.random.default_rng([world.seed, int.from_bytes(hashlib.sha256(problem.question.encode()).digest()[:8], "big")])
+  random = np.random.default_rng(
+    [world.seed, int.from_bytes(hashlib.sha256(problem.question.encode()).digest()[:8], "big")]
+  )
   total, events, _ = parse(problem.question)
   if world.misread:
     events = list(_misread(total, events, world, random))
-  return _trace(problem, "teacher", events, lambda left: 1 if left < 2 or random.random() >= world.leap
-                else min(left, int(random.integers(2, 4))))
+  return _trace(
+    problem,
+    "teacher",
+    events,
+    lambda left: (
+      1 if left < 2 or random.random() >= world.leap else min(left, int(random.integers(2, 4)))
+    ),
+  )
 
 
 def _misread(total: int, events: Sequence[Event], world: World, random) -> Iterator[Event]:
@@ -181,12 +225,22 @@ def judge_steps(question: str, text: str) -> list[str]:
   verdicts, done = [], 0
   for line in [piece.strip() for piece in text.split(";")]:
     if line.startswith("Answer:"):
-      verdicts.append("right" if done == len(events) and line == f"Answer: {total // box}" else "wrong")
+      verdicts.append(
+        "right" if done == len(events) and line == f"Answer: {total // box}" else "wrong"
+      )
       continue
     match = re.fullmatch(r"(\d+)((?: [+-] \d+)+) = (\d+)", line)
-    moves = [(1 if sign == "+" else -1) * int(n) for sign, n in re.findall(r"([+-]) (\d+)", match[2] if match else "")]
-    expected = [e.sign * e.amount for e in events[done:done + len(moves)]]
-    good = match is not None and int(match[1]) == total and moves == expected and int(match[3]) == total + sum(moves)
+    moves = [
+      (1 if sign == "+" else -1) * int(n)
+      for sign, n in re.findall(r"([+-]) (\d+)", match[2] if match else "")
+    ]
+    expected = [e.sign * e.amount for e in events[done : done + len(moves)]]
+    good = (
+      match is not None
+      and int(match[1]) == total
+      and moves == expected
+      and int(match[3]) == total + sum(moves)
+    )
     verdicts.append("wrong" if not good else "leap" if len(moves) > 1 else "right")
     total, done = total + sum(moves), done + len(moves)
   return verdicts
@@ -217,7 +271,9 @@ def _drawn(world: World, split: str) -> Iterator[Problem]:
     if len(words) >= world.min_events:
       asked = f"boxes of {world.box} ?" if world.box > 1 else "?"
       question = f"A shop has {start} {thing} . {' '.join(words)} {asked}"
-      yield Problem(_id(question), question, str(total // world.box), "world", {"events": len(words)})
+      yield Problem(
+        _id(question), question, str(total // world.box), "world", {"events": len(words)}
+      )
 
 
 @functools.lru_cache(1 << 20)

@@ -8,8 +8,13 @@ from synthjax.records import Problem
 _STALE = 20_000  # draws in a row without a new problem that mean a split is exhausted
 
 
-def distinct(drawn: Iterable[Problem], name: Callable[[Problem], str], inside: Callable[[str], bool], count: int,
-             where: tuple[str, str]) -> list[Problem]:
+def distinct(
+  drawn: Iterable[Problem],
+  name: Callable[[Problem], str],
+  inside: Callable[[str], bool],
+  count: int,
+  where: tuple[str, str],
+) -> list[Problem]:
   """The first `count` distinct problems of a split: a longer list begins with the shorter one.
 
   Args:
@@ -32,5 +37,7 @@ def distinct(drawn: Iterable[Problem], name: Callable[[Problem], str], inside: C
     if stale == 0:
       found[key] = problem
     elif stale > _STALE:
-      raise ConfigError(f"{where[0]} has about {len(found)} distinct problems; {count} were asked for: {where[1]}, or ask for fewer")
+      raise ConfigError(
+        f"{where[0]} has about {len(found)} distinct problems; {count} were asked for: {where[1]}, or ask for fewer"
+      )
   return list(found.values())

@@ -22,7 +22,9 @@ SPLITS = ("train", "dev", "test")
 # Shares of the problem space, by a hash of the graph and its goal, whatever the order of its edges.
 _SHARES = {"train": range(80), "dev": range(80, 90), "test": range(90, 100)}
 
-Policy = Callable[[tuple[str, ...]], Mapping[str, float]]  # probability of each next node, given the nodes so far (without the centre)
+Policy = Callable[
+  [tuple[str, ...]], Mapping[str, float]
+]  # probability of each next node, given the nodes so far (without the centre)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +78,13 @@ def problems(star: Star, split: str, count: int) -> list[Problem]:
   if split not in SPLITS:
     raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
   where = f"star split {split!r}", "raise star.labels or star.length"
-  return distinct(_drawn(star, split), lambda problem: problem.id, lambda name: _split_of(name) == split, count, where)
+  return distinct(
+    _drawn(star, split),
+    lambda problem: problem.id,
+    lambda name: _split_of(name) == split,
+    count,
+    where,
+  )
 
 
 def parse(question: str) -> Graph:
@@ -84,7 +92,9 @@ def parse(question: str) -> Graph:
   match = re.fullmatch(r"((?:\d+>\d+ )+)/ (\d+) (\d+)", question)
   if not match:
     raise ValueError(f"not a problem of the star: {question!r}")
-  return Graph([(a, b) for a, b in (edge.split(">") for edge in match[1].split())], match[2], match[3])
+  return Graph(
+    [(a, b) for a, b in (edge.split(">") for edge in match[1].split())], match[2], match[3]
+  )
 
 
 def shortcut(question: str) -> Policy:
@@ -122,13 +132,15 @@ def _drawn(star: Star, split: str) -> Iterator[Problem]:
   """Problems in the star's seeded order, with repeats, of all splits."""
   random = np.random.default_rng([star.seed, SPLITS.index(split)])
   while True:
-    centre, *rest = map(str, random.permutation(star.labels)[:star.arms * star.length + 1])
-    arms = [rest[i:i + star.length] for i in range(0, len(rest), star.length)]
+    centre, *rest = map(str, random.permutation(star.labels)[: star.arms * star.length + 1])
+    arms = [rest[i : i + star.length] for i in range(0, len(rest), star.length)]
     edges = [f"{a}>{b}" for arm in arms for a, b in itertools.pairwise([centre, *arm])]
     path = arms[random.integers(star.arms)]
     question = f"{' '.join(random.permutation(edges))} / {centre} {path[-1]}"
     name = hashlib.sha256(" ".join([*sorted(edges), path[-1]]).encode()).hexdigest()[:16]
-    yield Problem(f"star-{name}", question, " ".join(path), "star", {"arms": star.arms, "length": star.length})
+    yield Problem(
+      f"star-{name}", question, " ".join(path), "star", {"arms": star.arms, "length": star.length}
+    )
 
 
 def _split_of(name: str) -> str:
