@@ -5,7 +5,7 @@ Hardware:  2 CPU cores; see docs/log.md for the time (two processes, each with i
            one WORKDIR, then one run with all of them).
 Source:    Setlur et al. 2024 (arXiv 2406.14532); the world is ours, sizes and grids are our choice.
 
-The world (generate/worlds/shop.py) is chosen because it has what maths problems have, and not by
+The world (worlds/shop.py) is chosen because it has what maths problems have, and not by
 what arms make of it:
 - solutions are chains of steps, and a step needs a fact (which way a verb moves the total) out of
   many with Zipf frequencies, so that the error of learning from N problems has a long tail;
@@ -23,7 +23,7 @@ import dataclasses
 import ml_collections
 
 from synthjax import shipped
-from synthjax.generate.worlds import shop
+from synthjax.worlds import shop
 
 VARIANTS = ("smoke", "leaps", "chains")
 

@@ -12,7 +12,7 @@ import dataclasses
 import ml_collections
 
 from synthjax import shipped
-from synthjax.generate.worlds import shop
+from synthjax.worlds import shop
 
 VARIANTS = ("smoke",)
 

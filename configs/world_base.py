@@ -15,7 +15,7 @@ import dataclasses
 
 import ml_collections
 
-from synthjax.generate.worlds import shop
+from synthjax.worlds import shop
 
 VARIANTS = ("smoke", "facts", "facts_smoke")
 

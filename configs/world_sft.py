@@ -2,7 +2,7 @@
 
 Command:   python -m synthjax run --config configs/world_sft.py --workdir runs/world_sft
 Hardware:  2 CPU cores.
-Source:    the embedded world is ours (synthjax/generate/worlds/shop.py); nothing is downloaded.
+Source:    the embedded world is ours (synthjax/worlds/shop.py); nothing is downloaded.
 """
 
 import ml_collections

@@ -351,12 +351,12 @@ def _job(parsed, overrides, writes=False, trains=False):
     from synthjax.data import sources
 
     sources.check_there(experiment)
+  from synthjax import job as jobs
   from synthjax import multihost, progress
-  from synthjax.recipes import finetune
 
   multihost.start(multihost.from_environment())
   progress.quiet(not multihost.is_first())
-  return finetune.Job(experiment, folder, parsed.force, getattr(parsed, "runner", ""))
+  return jobs.Job(experiment, folder, parsed.force, getattr(parsed, "runner", ""))
 
 
 def _follow(part: str, parsed, overrides) -> int:
@@ -378,20 +378,22 @@ def _evaluate(parsed, overrides) -> int:
   if parsed.generations:
     return _score(parsed, overrides)
   job = _job(parsed, overrides, writes=not parsed.watch)
+  from synthjax import job as jobs
   from synthjax import workfolder
-  from synthjax.recipes import arms, finetune
+  from synthjax.math_study import find_arm
+  from synthjax.recipes import finetune
 
   if parsed.arm:
     with workfolder.alone(job.experiment, job.workdir, "synthjax evaluate"):
-      arms.evaluate(job, arms.find(job, parsed.arm))
+      find_arm.evaluate(job, find_arm.find(job, parsed.arm))
     return 0
   if finetune.trained(job) is None:
-    arms.refuse_study(job.workdir)
+    find_arm.refuse_study(job.workdir)
   if parsed.watch:  # beside the training, in a folder of its own
-    finetune.watch(job, finetune.tokenizer_of(job), parsed.name)
+    finetune.watch(job, jobs.tokenizer_of(job), parsed.name)
     return 0
   with workfolder.alone(job.experiment, job.workdir, "synthjax evaluate"):
-    finetune.evaluate(job, finetune.tokenizer_of(job), "after")
+    finetune.evaluate(job, jobs.tokenizer_of(job), "after")
   return 0
 
 
@@ -422,31 +424,33 @@ def _policy(parsed, overrides):
   import dataclasses
 
   from synthjax import files, progress
+  from synthjax import job as jobs
   from synthjax.errors import ConfigError
-  from synthjax.recipes import arms, finetune
+  from synthjax.math_study import find_arm
+  from synthjax.recipes import finetune
 
   if parsed.arm and parsed.checkpoint:
     raise ConfigError(
       f"--arm {parsed.arm} and --checkpoint {parsed.checkpoint} name two policies; give one of them"
     )
   if parsed.arm:
-    return _arm(arms.find(job, parsed.arm))
+    return _arm(find_arm.find(job, parsed.arm))
   training = None if parsed.checkpoint else finetune.trained(job)
   source = job.experiment.train.init
   if parsed.checkpoint:
-    source = arms.checkpoints_in(parsed.checkpoint)
+    source = find_arm.checkpoints_in(parsed.checkpoint)
   elif training:
     source = training.checkpoints
   else:
-    arms.refuse_study(job.workdir)
-  tokenizer = finetune.tokenizer_of(job)
-  model, params, step = finetune.load_policy(job.experiment, tokenizer, source, fall_back=True)
+    find_arm.refuse_study(job.workdir)
+  tokenizer = jobs.tokenizer_of(job)
+  model, params, step = jobs.load_policy(job.experiment, tokenizer, source, fall_back=True)
   if step is None:
     progress.say("policy: random parameters")
   else:
     progress.say(f"policy: {training.describe(step) if training else f'{source}, step {step:,}'}")
   what = [
-    finetune.identity(source, step) or job.experiment.seed,
+    jobs.identity(source, step) or job.experiment.seed,
     dataclasses.asdict(model.cfg),
     tokenizer.fingerprint,
   ]
@@ -458,14 +462,12 @@ def _arm(arm):
   import dataclasses
 
   from synthjax import files, progress
-  from synthjax.recipes import finetune
+  from synthjax import job as jobs
 
-  model, params, step = finetune.load_policy(
-    arm.experiment, arm.tokenizer, arm.checkpoints, arm.step
-  )
+  model, params, step = jobs.load_policy(arm.experiment, arm.tokenizer, arm.checkpoints, arm.step)
   progress.say(f"policy: {arm.checkpoints}, step {step:,}")
   what = [
-    finetune.identity(arm.checkpoints, step),
+    jobs.identity(arm.checkpoints, step),
     dataclasses.asdict(model.cfg),
     arm.tokenizer.fingerprint,
   ]
@@ -529,12 +531,12 @@ def _doctor(parsed, overrides) -> int:
   experiment, tokenizer, model, params, _ = _policy(parsed, overrides)
   from synthjax import files
   from synthjax.evaluate import protocols, run
-  from synthjax.recipes import arms
+  from synthjax.math_study import find_arm
   from synthjax.rollout import parity
   from synthjax.rollout.engine import JaxEngine
   from synthjax.rollout.requests import Request, Sampling
 
-  arms.refuse_star(experiment)
+  find_arm.refuse_star(experiment)
   prompts = [
     tuple(tokenizer.encode(protocols.of(experiment).prompt(example)))
     for example in run.problems(experiment)[:64]
@@ -568,7 +570,7 @@ def _doctor(parsed, overrides) -> int:
 def _values(parsed, overrides) -> int:
   _devices()
   job = _job(parsed, overrides)
-  from synthjax.recipes import diagnose
+  from synthjax.math_study import diagnose
 
   size = diagnose.Sampled(problems=parsed.problems, traces=parsed.traces, rollouts=parsed.rollouts)
   diagnose.run(job, parsed.arm, parsed.checkpoint, size)
@@ -622,22 +624,24 @@ def _export(parsed, overrides) -> int:
   import jax
 
   from synthjax import files, locks
+  from synthjax import job as jobs
+  from synthjax.math_study import find_arm
   from synthjax.model.transformer import Transformer, sized
-  from synthjax.recipes import arms, finetune
+  from synthjax.recipes import finetune
   from synthjax.train import checkpoint
 
-  arm = arms.find(job, parsed.arm) if parsed.arm else None
+  arm = find_arm.find(job, parsed.arm) if parsed.arm else None
   training = finetune.trained(job)
   if arm:
     experiment, tokenizer, checkpoints = arm.experiment, arm.tokenizer, arm.checkpoints
   elif training:
     experiment, tokenizer, checkpoints = (
       job.experiment,
-      finetune.tokenizer_of(job),
+      jobs.tokenizer_of(job),
       training.checkpoints,
     )
   else:
-    arms.refuse_study(job.workdir)
+    find_arm.refuse_study(job.workdir)
     raise files.DataError(
       f"{job.workdir / 'train'}: nothing was trained here yet; run `synthjax train` first"
     )
@@ -658,7 +662,7 @@ def _export(parsed, overrides) -> int:
 def _report(parsed, overrides) -> int:
   experiment = _experiment(parsed, overrides)
   from synthjax import locks
-  from synthjax.report import spurious
+  from synthjax.math_study import spurious
 
   with locks.folder_lock(parsed.workdir, "synthjax report"):
     spurious.report(experiment, parsed.workdir)
@@ -666,7 +670,8 @@ def _report(parsed, overrides) -> int:
 
 
 def _config(parsed, overrides) -> int:
-  from synthjax import config, explain
+  from synthjax import config
+  from synthjax.config import explain
   from synthjax.errors import ConfigError
 
   if parsed.explain is not None:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from synthjax import schema
+from synthjax.config import schema
 from synthjax.errors import Error
 from synthjax.kernels.linear_logprob import Split
 

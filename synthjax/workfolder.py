@@ -10,7 +10,8 @@ import json
 import pathlib
 from typing import Any
 
-from synthjax import files, locks, schema
+from synthjax import files, locks
+from synthjax.config import schema
 from synthjax.errors import ConfigError
 
 # Fields that may change without making another result, up to rounding: a finished stage stays

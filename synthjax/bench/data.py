@@ -9,9 +9,9 @@ from collections.abc import Iterable
 import grain
 import numpy as np
 
-from synthjax import schema
+from synthjax.config import schema
 from synthjax.data import cache, documents, loader, packing, tokenizers
-from synthjax.generate.worlds import shop
+from synthjax.worlds import shop
 
 _ROW_LENGTH = 512
 

@@ -8,13 +8,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from synthjax import config, schema, shipped
-from synthjax.recipes import cell, finetune, signals
+from synthjax import config, shipped
+from synthjax import job as jobs
+from synthjax.config import schema
+from synthjax.credit import pits, values
+from synthjax.credit.draw import to_value
+from synthjax.credit.schedules import SCHEDULES, Count, Values, pit_of
+from synthjax.math_study import cell, preference_data
 from synthjax.records import Verdict
-from synthjax.rollout import pits, values
-from synthjax.rollout.draw import to_value
 from synthjax.rollout.requests import Request, Result, Sample, Sampling
-from synthjax.rollout.schedules import SCHEDULES, Count, Values, pit_of
 
 
 class Simulated(NamedTuple):
@@ -165,11 +167,11 @@ def _on_the_world(problems: int) -> None:
   """The same with a real policy and verifier: wrong traces of the shipped base policy, which knows four of the world's twelve verbs."""
   experiment = of_the_world()
   with tempfile.TemporaryDirectory() as folder:
-    job = finetune.Job(experiment, pathlib.Path(folder))
-    on = cell.open_cell(job, finetune.tokenizer_of(job), problems, 0)
+    job = jobs.Job(experiment, pathlib.Path(folder))
+    on = cell.open_cell(job, jobs.tokenizer_of(job), problems, 0)
     base = cell.Policy("base", experiment.train.init, cell.Cost(), cell.Cost())
     drawn, _ = on.sample(base, experiment.study.samples)
-    traces = signals.token_traces(on, to_value(drawn, 1, right_too=False))
+    traces = preference_data.token_traces(on, to_value(drawn, 1, right_too=False))
     right = sum(d.verdict.reward for d in drawn) / len(drawn)
     print(
       f"base policy: {len(traces)} wrong traces, one a problem of {problems}; {100 * right:.1f} % of its samples are right"

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from synthjax import schema
+from synthjax.config import schema
 from synthjax.data import trees
 from synthjax.model.transformer import Transformer, sized
 from synthjax.sharding import make_layout

@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from synthjax import schema
 from synthjax.bench.preference_step import LLAMA_10M
+from synthjax.config import schema
 from synthjax.model.transformer import Params, Transformer, sized
 from synthjax.rollout.engine import JaxEngine
 from synthjax.rollout.requests import Request, Sampling

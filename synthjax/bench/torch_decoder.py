@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from synthjax.config.schema import Model
 from synthjax.model import rotary
-from synthjax.schema import Model
 
 
 class Block(nn.Module):

@@ -10,9 +10,9 @@ import time
 import jax
 import numpy as np
 
-from synthjax import schema
+from synthjax.config import schema
+from synthjax.config.presets import PRESETS
 from synthjax.data import packing
-from synthjax.model.presets import PRESETS
 from synthjax.model.transformer import Transformer, sized
 from synthjax.sharding import make_layout
 from synthjax.train import optimizer

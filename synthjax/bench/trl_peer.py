@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from synthjax.schema import Model
+from synthjax.config.schema import Model
 
 
 def model_of(cfg: Model, params) -> LlamaForCausalLM:

@@ -10,7 +10,7 @@ from flax import nnx
 from tunix.generate import sampler
 from tunix.models.llama3 import model as llama
 
-from synthjax.schema import Model
+from synthjax.config.schema import Model
 
 
 class _Ids:

@@ -14,7 +14,14 @@ from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 
-from synthjax.fields import Checked, NonNegativeInt, PositiveInt, Share, at_least, from_to_below
+from synthjax.config.fields import (
+  Checked,
+  NonNegativeInt,
+  PositiveInt,
+  Share,
+  at_least,
+  from_to_below,
+)
 
 CORRECT = 0  # the correct action of every context: tables know no order of actions
 

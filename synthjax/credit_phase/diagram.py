@@ -11,10 +11,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import scipy.stats
 
-from synthjax.credit_phase import chains, methods
-from synthjax.credit_phase.chains import Chain
-from synthjax.credit_phase.tuning import Outcome, Tuning
-from synthjax.fields import (
+from synthjax.config.fields import (
   Checked,
   FieldError,
   NonNegativeInt,
@@ -23,6 +20,9 @@ from synthjax.fields import (
   from_to_below,
   not_empty,
 )
+from synthjax.credit_phase import chains, methods
+from synthjax.credit_phase.chains import Chain
+from synthjax.credit_phase.tuning import Outcome, Tuning
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,7 +94,7 @@ def whole_pairs(
   """DPO: each incorrect trace against a correct one of its problem, drawn at random.
 
   With `weighted` every step enters with the absolute value of its advantage, divided by the mean
-  over the pair as rollout/pairs.py does.
+  over the pair as credit/pairs.py does.
   """
   has_correct_M1 = traces.reward_MS.any(axis=1, keepdims=True)
   problem_P, rejected_P = np.nonzero(~traces.reward_MS & has_correct_M1)

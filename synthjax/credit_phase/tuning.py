@@ -10,9 +10,16 @@ from typing import Annotated, NamedTuple
 import numpy as np
 
 from synthjax import files
+from synthjax.config.fields import (
+  Checked,
+  PositiveFloat,
+  PositiveInt,
+  at_least,
+  distinct,
+  not_empty,
+)
 from synthjax.credit_phase import chains, methods, training
 from synthjax.credit_phase.training import Settings
-from synthjax.fields import Checked, PositiveFloat, PositiveInt, at_least, distinct, not_empty
 
 _CEILING = 0.99  # success above which another rate could not matter
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from synthjax import files, progress, schema, stages
+from synthjax import files, progress, stages
+from synthjax.config import schema
 from synthjax.data import sources
 from synthjax.data.tokenizers import Tokenizer
-from synthjax.generate.worlds import shop
+from synthjax.worlds import shop
 
 _BLOCK = 65_536  # examples a file
 

@@ -15,9 +15,10 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from synthjax import files, schema
-from synthjax.generate.worlds import shop
+from synthjax import files
+from synthjax.config import schema
 from synthjax.records import Problem
+from synthjax.worlds import shop
 
 # Where a task's file lies below the data folder, where that is not TASK/SPLIT.jsonl; some have only a test split.
 _PLACES = {

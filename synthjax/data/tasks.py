@@ -8,10 +8,11 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-from synthjax import files, schema
+from synthjax import files
+from synthjax.config import schema
 from synthjax.data import sources
 from synthjax.data.tokenizers import Tokenizer
-from synthjax.generate.worlds import shop
+from synthjax.worlds import shop
 
 tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
 

@@ -11,8 +11,9 @@ import pathlib
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from synthjax import files, schema
-from synthjax.generate.worlds import shop
+from synthjax import files
+from synthjax.config import schema
+from synthjax.worlds import shop
 
 
 class Tokenizer(Protocol):

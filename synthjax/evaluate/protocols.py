@@ -3,7 +3,8 @@
 import dataclasses
 import typing
 
-from synthjax import fields, files, schema, shipped
+from synthjax import files, shipped
+from synthjax.config import fields, schema
 from synthjax.data.sources import Example
 from synthjax.errors import ConfigError
 

@@ -3,7 +3,8 @@
 import pathlib
 from collections.abc import Sequence
 
-from synthjax import files, schema
+from synthjax import files
+from synthjax.config import schema
 from synthjax.data import sources
 from synthjax.data.tokenizers import Tokenizer
 from synthjax.evaluate import protocols, score

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from synthjax import files, stats
 from synthjax.evaluate import metrics
 from synthjax.evaluate.protocols import Protocol
-from synthjax.generate.worlds import shop
 from synthjax.records import Verdict
 from synthjax.verify import extract, fast, pool
 from synthjax.verify.policy import POLICIES
+from synthjax.worlds import shop
 
 
 class Response(NamedTuple):

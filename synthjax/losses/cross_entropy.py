@@ -6,7 +6,7 @@ Shapes: B rows, T tokens.
 import jax
 import jax.numpy as jnp
 
-from synthjax.schema import Train
+from synthjax.config.schema import Train
 
 
 def cross_entropy(

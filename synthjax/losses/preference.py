@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from synthjax.schema import Preference
+from synthjax.config.schema import Preference
 
 
 class Pairs(NamedTuple):

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from synthjax.config.schema import Objective
 from synthjax.losses import preference, stepwise
 from synthjax.losses.preference import Pairs, Result
 from synthjax.losses.stepwise import Steps
-from synthjax.schema import Objective
 
 Batch = dict[str, jax.Array]
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from synthjax.config.schema import Advantage, Preference
 from synthjax.losses.preference import Result, logistic
-from synthjax.schema import Advantage, Preference
 
 
 class Steps(NamedTuple):

@@ -4,8 +4,8 @@ import math
 
 import jax
 
+from synthjax.config.schema import Model
 from synthjax.model.transformer import Transformer
-from synthjax.schema import Model
 
 # Dense bfloat16 peak of one device, FLOP/s, from the vendors' data sheets; by a part of `device_kind`.
 _PEAK = {

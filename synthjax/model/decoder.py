@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from synthjax.config.schema import Model
 from synthjax.model import rotary
-from synthjax.schema import Model
 
 # attend(q_BTHK, k_BTGK, v_BTGK) -> (out_BTHK, what the caller wants kept of this layer)
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, object]]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from synthjax.schema import Model
+from synthjax.config.schema import Model
 
 
 def frequencies(cfg: Model) -> np.ndarray:

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from synthjax.config.schema import Model
 from synthjax.errors import ConfigError
 from synthjax.kernels import choose
 from synthjax.kernels.linear_logprob import Head, LogProbs, Split
 from synthjax.model import rotary
 from synthjax.model.decoder import Attend, Constrain, Decoder, rms_norm
-from synthjax.schema import Model
 
 Params = dict[str, Any]
 

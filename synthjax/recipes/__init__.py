@@ -7,6 +7,7 @@ A recipe is a module with `run(job)`, the whole study, and where it has such par
 from collections.abc import Callable
 from typing import Any
 
+from synthjax import job as jobs
 from synthjax.errors import ConfigError
 from synthjax.recipes import credit_phase, finetune, math_rl, preference, star
 
@@ -20,7 +21,7 @@ RECIPES = {
 VERBS = {"run": "run", "prepare": "cache", "train": "train"}  # part -> the verb that calls it
 
 
-def part(recipe: str, name: str) -> Callable[[finetune.Job], Any]:
+def part(recipe: str, name: str) -> Callable[[jobs.Job], Any]:
   """A recipe's `run`, `prepare` or `train`.
 
   Raises:

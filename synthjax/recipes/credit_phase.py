@@ -15,7 +15,7 @@ from synthjax import files, progress
 from synthjax.credit_phase import diagram, figure, tables, tuning
 from synthjax.credit_phase.diagram import Cell, Gain
 from synthjax.credit_phase.tuning import Chosen, Outcome
-from synthjax.recipes.finetune import Job
+from synthjax.job import Job
 
 
 def run(job: Job) -> dict:

@@ -4,35 +4,24 @@ Each function is one stage or a group of them, called by `run` in order and by t
 """
 
 import dataclasses
-import functools
 import itertools
 import json
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-
-from synthjax import files, multihost, progress, schema, sharding, stages, stats, workfolder
+from synthjax import files, multihost, overlap, progress, sharding, stages, stats, workfolder
+from synthjax import job as jobs
+from synthjax.config import schema
 from synthjax.data import cache, sources, tokenizers
 from synthjax.errors import ConfigError
 from synthjax.evaluate import protocols, score
 from synthjax.evaluate import run as evaluate_lib
 from synthjax.evaluate import watch as watch_lib
-from synthjax.model.transformer import Params, Transformer, sized
-from synthjax.recipes import overlap
+from synthjax.job import Job
 from synthjax.train import checkpoint, loop
 from synthjax.verify import extract
 
 _LOOKED_AT = 50  # training documents, before anything is written
-
-
-class Job(NamedTuple):
-  """An experiment in its folder."""
-
-  experiment: schema.Experiment
-  workdir: pathlib.Path
-  force: bool = False  # redo finished stages
-  runner: str = ""  # Beam runner that caches; "" is this process
 
 
 def run(job: Job) -> dict:
@@ -59,11 +48,11 @@ def prepare(job: Job) -> tuple[tokenizers.Tokenizer, dict[pathlib.Path, float]]:
   """The tokenizer (trained where the config asks for that) and the folders of the training documents with their rates; caches them all."""
   # What cannot be is known before anything is written.
   sharding.make_layout(job.experiment.mesh)
-  check_start(job.experiment)
+  jobs.check_start(job.experiment)
   _check_answers(job.experiment)
   say_what_is_asked(job.experiment)
   left_out = overlap.of_documents(job.experiment, job.workdir)
-  tokenizer = tokenizer_of(job)
+  tokenizer = jobs.tokenizer_of(job)
   if multihost.is_first():
     files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
   for (split, source), folder in _caches(job).items():
@@ -81,12 +70,6 @@ def prepare(job: Job) -> tuple[tokenizers.Tokenizer, dict[pathlib.Path, float]]:
   return tokenizer, {
     folder: source.rate for (split, source), folder in _caches(job).items() if split == "train"
   }
-
-
-def check_start(experiment: schema.Experiment) -> None:
-  """Raises CheckpointError where the policy that training starts from is not there."""
-  checkpoint.check_there(experiment.train.init, "config.train.init")
-  checkpoint.check_there(experiment.train.continue_from, "config.train.continue_from")
 
 
 def say_what_is_asked(experiment: schema.Experiment) -> None:
@@ -137,7 +120,7 @@ def _train(job, tokenizer, caches) -> dict:
   inputs = _training(job)
 
   def work(folder: pathlib.Path) -> dict:
-    earlier = earlier_trainings(job, folder, inputs)
+    earlier = jobs.earlier_trainings(job, folder, inputs)
     result = loop.train(
       job.experiment,
       caches,
@@ -148,39 +131,9 @@ def _train(job, tokenizer, caches) -> dict:
     )
     return dataclasses.asdict(result)
 
-  return stages.run(job.workdir / "train", inputs, work, job.force, together=True, whole=is_whole)
-
-
-def earlier_trainings(job: Job, folder: pathlib.Path, inputs: dict) -> list[loop.Earlier]:
-  """Kept versions of a training whose inputs differ in the number of steps or in the schedule alone; none where all is forced anew."""
-  found: list[loop.Earlier] = []
-  if job.force:
-    return found
-  for each in stages.versions(folder):
-    if (
-      each.folder == folder
-      or each.inputs is None
-      or _without_schedule(each.inputs) != _without_schedule(inputs)
-    ):
-      continue
-    steps = each.inputs["train"]["steps"] or (each.result or {}).get("steps", 0)
-    cfg = schema.Optimizer(**each.inputs["train"]["optimizer"])
-    found.append(loop.Earlier(each.folder / "checkpoints", cfg, steps))
-  return found
-
-
-def _without_schedule(inputs: dict) -> dict:
-  train = {
-    key: value
-    for key, value in inputs["train"].items()
-    if key not in ("steps", "epochs", "optimizer")
-  }
-  return {**inputs, "train": train}
-
-
-def is_whole(training: stages.Version) -> bool:
-  """Whether a finished training still has the checkpoint that its manifest names, as `stages.run` asks."""
-  return not checkpoint.is_lost(training.folder / "checkpoints")
+  return stages.run(
+    job.workdir / "train", inputs, work, job.force, together=True, whole=jobs.is_whole
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +168,7 @@ def trained(job: Job) -> Trained | None:
 
   Returns None where nothing was trained.
   """
-  found, wanted = stages.versions(job.workdir / "train"), settings(job)
+  found, wanted = stages.versions(job.workdir / "train"), jobs.settings(job)
   same = [each for each in found if not _changed(each, wanted)]
   same.sort(key=lambda each: each.result is None)  # finished ones first
   chosen = (same or found)[:1]
@@ -237,7 +190,7 @@ def evaluate(job: Job, tokenizer: tokenizers.Tokenizer, when: str) -> dict:
   experiment = job.experiment
   source = experiment.train.init
   step = checkpoint.newest_step(source) if source else None
-  policy: Any = identity(source) or [
+  policy: Any = jobs.identity(source) or [
     "random",
     experiment.seed,
     workfolder.decisive("model", experiment.model),
@@ -261,7 +214,7 @@ def evaluate_policy(
   experiment = job.experiment
 
   def work(folder: pathlib.Path) -> dict:
-    model, params, loaded = load_policy(experiment, tokenizer, source, step)
+    model, params, loaded = jobs.load_policy(experiment, tokenizer, source, step)
     return {
       **evaluate_lib.evaluate(model, params, tokenizer, experiment, folder),
       "checkpoint_step": loaded,
@@ -287,13 +240,13 @@ def watch(job: Job, tokenizer: tokenizers.Tokenizer, name: str) -> list[dict]:
     job.workdir / "watch" / (name or protocols.of(experiment).name),
   )
   inputs = {
-    "training": settings(job),
+    "training": jobs.settings(job),
     "evaluate": workfolder.decisive("evaluate", experiment.evaluate),
     "test": evaluate_lib.fingerprint(experiment),
   }
 
   def one(step: int, folder: pathlib.Path) -> dict:
-    model, params, _ = load_policy(experiment, tokenizer, str(checkpoints), step)
+    model, params, _ = jobs.load_policy(experiment, tokenizer, str(checkpoints), step)
     return evaluate_lib.evaluate(model, params, tokenizer, experiment, folder)
 
   return watch_lib.watch(
@@ -303,42 +256,6 @@ def watch(job: Job, tokenizer: tokenizers.Tokenizer, name: str) -> list[dict]:
     one,
     (job.workdir / "train/manifest.json").exists,
   )
-
-
-@functools.lru_cache(1)
-def _model(cfg: schema.Model) -> Transformer:
-  return Transformer(cfg)
-
-
-def load_policy(
-  experiment: schema.Experiment,
-  tokenizer: tokenizers.Tokenizer,
-  source: str,
-  step: int | None = None,
-  fall_back: bool = False,
-) -> tuple[Transformer, Params, int | None]:
-  """The config's model with parameters from `source`, whole on each process's first device, and the step they are of.
-
-  Args:
-    experiment: its model, and the seed of random parameters.
-    tokenizer: of the policy.
-    source: folder of checkpoints, or of one step; "": random parameters, of no step.
-    step: which one; None: the one that the training's manifest names, else the newest.
-    fall_back: where no manifest names a step and the newest is damaged, an older one is taken.
-  """
-  model = _model(sized(experiment.model, tokenizer.size))
-  everywhere = sharding.make_layout(schema.Mesh()).replicated
-  if source:
-    abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), model.abstract()
-    )
-    if step is None and not fall_back:
-      step = checkpoint.newest_step(source)
-    step, params, about = checkpoint.load_params(source, abstract, step)
-    loop.same_tokenizer(about["tokenizer"], tokenizer.fingerprint, source)
-  else:
-    params = jax.jit(model.init, out_shardings=everywhere)(jax.random.key(experiment.seed))
-  return model, jax.tree.map(lambda x: x.addressable_data(0), params), step
 
 
 def table(job: Job, result: dict) -> str:
@@ -379,70 +296,15 @@ def table(job: Job, result: dict) -> str:
   return "\n".join(lines)
 
 
-def tokenizer_of(job: Job) -> tokenizers.Tokenizer:
-  """The config's tokenizer, trained on the training documents where it asks for that."""
-  cfg, data, world = job.experiment.data.tokenizer, job.experiment.data, job.experiment.world
-  if cfg.kind == "sentencepiece" and not cfg.path:
-    path = job.workdir / "tokenizer/model.model"
-
-    def work(folder):
-      texts = [e.inputs + e.targets for e in sources.examples(data, world, "train")]
-      tokenizers.train_sentencepiece(texts, folder / path.name, cfg.vocab_size)
-      return {"documents": len(texts), "size": cfg.vocab_size}
-
-    parts = [
-      sources.fingerprint(source, data, world, "train")
-      for source in sources.of_split(data, "train")
-    ]
-    stages.run(path.parent, [cfg.vocab_size, parts], work, job.force)
-    cfg = dataclasses.replace(cfg, path=str(path))
-  return tokenizers.load(cfg, world)
-
-
 def _training(job: Job) -> dict:
   """What decides the outcome of the training."""
-  inputs = settings(job)
+  inputs = jobs.settings(job)
   if job.experiment.recipe == "finetune":
     inputs["caches"] = [
       files.read_json(folder / "manifest.json")["inputs"] for folder in _caches(job).values()
     ]
     inputs["rates"] = [source.rate for source in job.experiment.data.mixture]
   return inputs
-
-
-def settings(job: Job) -> dict:
-  """The config's part of what decides the outcome of a training, and what it starts from. JSON."""
-  experiment = job.experiment
-  found = {
-    "train": workfolder.decisive("train", experiment.train),
-    "model": workfolder.decisive("model", experiment.model),
-    "seed": experiment.seed,
-    "init": identity(experiment.train.init),
-  }
-  if trunk := experiment.train.continue_from:
-    found["continue_from"] = identity(trunk, experiment.train.continue_step or None)
-  if experiment.recipe == "preference":
-    found["objective"] = workfolder.decisive("objective", experiment.objective)
-  return found
-
-
-def identity(checkpoints: str, step: int | None = None) -> str:
-  """ "STEP:HASH" of the checkpoint that readers take from a folder, or of a certain step in it; "" where there is none.
-
-  The hash is of the names and sizes of its files, which Orbax names at random.
-  """
-  if not checkpoints:
-    return ""
-  folder = checkpoint.folder_of(checkpoints)
-  step = checkpoint.newest_step(folder) if step is None else step
-  if folder.name != str(step):
-    folder = folder / str(step)
-  found = [
-    [str(path.relative_to(folder)), path.stat().st_size]
-    for path in folder.rglob("*")
-    if path.is_file()
-  ]
-  return f"{step}:{files.value_hash(sorted(found))}"
 
 
 def _has_answers(job: Job) -> bool:

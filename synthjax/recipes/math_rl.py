@@ -15,17 +15,21 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from synthjax import files, locks, progress, schema, stats
+from synthjax import files, locks, progress, stats
+from synthjax import job as jobs
+from synthjax.config import schema
 from synthjax.data.sources import Example
 from synthjax.errors import ConfigError
-from synthjax.recipes import finetune, settings, splits, study_arms, tuning
-from synthjax.recipes.cell import Cell, Cost, Policy, open_cell
-from synthjax.recipes.finetune import Job
-from synthjax.recipes.settings import Tuned
-from synthjax.recipes.study_arms import Arms, Learn
-from synthjax.scaling import efficiency, noise, paired, power, resample
-from synthjax.scaling import table as tables
-from synthjax.scaling.efficiency import Efficiency
+from synthjax.job import Job
+from synthjax.math_study import arms as study_arms
+from synthjax.math_study import settings, splits, tuning
+from synthjax.math_study.arms import Arms, Learn
+from synthjax.math_study.cell import Cell, Cost, Policy, open_cell
+from synthjax.math_study.settings import Tuned
+from synthjax.recipes import finetune
+from synthjax.report import tables as tables
+from synthjax.scaling import bootstrap, multiples, noise, paired, power
+from synthjax.scaling.multiples import Efficiency
 from synthjax.scaling.paired import Difference
 
 _BASE = "base"  # the policy before any training, in tables
@@ -36,7 +40,7 @@ class Measured(NamedTuple):
 
   efficiency: Efficiency  # of the marks: means over samples
   differences: list[Difference]  # between arms, paired by seed and problem
-  greedy: list[resample.Run]  # the same policies' greedy answers
+  greedy: list[bootstrap.Run]  # the same policies' greedy answers
   base_P: np.ndarray | None  # marks of the untrained policy; None: training is from scratch
   sft: list[Difference]  # of SFT and the base, at every N
 
@@ -53,7 +57,7 @@ def run(job: Job) -> dict:
     raise ConfigError(
       "recipe 'math_rl' has a stage for every step of every arm; to redo one, remove its folder instead of giving --force"
     )
-  finetune.check_start(job.experiment)
+  jobs.check_start(job.experiment)
   finetune.say_what_is_asked(job.experiment)
   splits.check(
     job.experiment, job.workdir, sorted({*study.problems, *study.baseline_problems, *study.control})
@@ -62,7 +66,7 @@ def run(job: Job) -> dict:
   progress.say(
     power.sentence(study.problems, len(study.seeds), len(splits.evaluated(job.experiment)))
   )
-  tuned = tuning.tuned(job, finetune.tokenizer_of(job), study.arms)
+  tuned = tuning.tuned(job, jobs.tokenizer_of(job), study.arms)
   found = _measured(job, tuned, study.problems, study.baseline_problems)
   control = None
   if study.control:
@@ -78,11 +82,11 @@ def _measured(
   job: Job, tuned: Mapping[str, Tuned], problems: Sequence[int], baseline: Sequence[int]
 ) -> Measured:
   study = job.experiment.study
-  runs: list[resample.Run] = []
-  greedy: list[resample.Run] = []
+  runs: list[bootstrap.Run] = []
+  greedy: list[bootstrap.Run] = []
   notes: dict[str, None] = {}  # in order
   looks: dict[str, int] = {}
-  tokenizer, test = finetune.tokenizer_of(job), splits.evaluated(job.experiment)
+  tokenizer, test = jobs.tokenizer_of(job), splits.evaluated(job.experiment)
   plan = [
     (count, seed, study.arms if count in problems else ())
     for count in sorted({*problems, *baseline})
@@ -106,7 +110,7 @@ def _measured(
           cost, flops = policy.cost, cell.flops(policy.cost)
           for kept, accuracy_P in ((runs, marks_P), (greedy, greedy_P)):
             kept.append(
-              resample.Run(arm, count, seed, accuracy_P, cost.trained, cost.sampled, flops=flops)
+              bootstrap.Run(arm, count, seed, accuracy_P, cost.trained, cost.sampled, flops=flops)
             )
           progress.say(
             f"{job.workdir.name}, N={count:,} seed {seed}: {arm:18} {100 * marks_P.mean():5.1f} %, "
@@ -117,10 +121,10 @@ def _measured(
     notes[
       "settings are those of the config: nothing was tuned, and arms may differ by how well their settings suit them"
     ] = None
-  cells = resample.resample(runs, noise.Bootstrap())
-  found = efficiency.analyse(cells, tuning=_compute(tuned, runs))
+  cells = bootstrap.resample(runs, noise.Bootstrap())
+  found = multiples.analyse(cells, tuning=_compute(tuned, runs))
   on_purpose = {
-    str(resample.Key(arm, count)) for arm in study.arms for count in {*baseline} - {*problems}
+    str(bootstrap.Key(arm, count)) for arm in study.arms for count in {*baseline} - {*problems}
   }
   missing = tuple(cell for cell in found.missing if cell not in on_purpose)
   found = dataclasses.replace(found, missing=missing, notes=(*found.notes, *notes))
@@ -130,7 +134,7 @@ def _measured(
   return Measured(found, _differences(runs, study.arms), greedy, base_P, improved)
 
 
-def _differences(runs: Sequence[resample.Run], arms: Sequence[str]) -> list[Difference]:
+def _differences(runs: Sequence[bootstrap.Run], arms: Sequence[str]) -> list[Difference]:
   """SFT against RFT, and every arm that knows the step against its controls."""
   measured = {run.arm for run in runs}
   pairs = [("sft", arm) for arm in arms if arm.partition("*")[0] in ("rft", "rft2", "dpo")]
@@ -158,7 +162,7 @@ def _base(cell: Cell, test: Sequence[Example]) -> np.ndarray | None:
   return cell.mark(Policy(_BASE, init, Cost(), Cost()), test, cell.study.split, cell.study.marked)
 
 
-def _as_runs(base_P: np.ndarray, runs: Sequence[resample.Run]) -> list[resample.Run]:
+def _as_runs(base_P: np.ndarray, runs: Sequence[bootstrap.Run]) -> list[bootstrap.Run]:
   """The base beside every run of SFT: it is the same policy at every N and seed."""
   return [
     dataclasses.replace(
@@ -180,7 +184,7 @@ def _looked(looks: Mapping[str, int]) -> list[str]:
   ]
 
 
-def _compute(tuned: Mapping[str, Tuned], runs: Sequence[resample.Run]) -> dict[str, float]:
+def _compute(tuned: Mapping[str, Tuned], runs: Sequence[bootstrap.Run]) -> dict[str, float]:
   """FLOPs of choosing the settings of every arm; {} where they are not known."""
   arms = dict.fromkeys(run.arm for run in runs)
   if any(study_arms.tuned_as(arm) not in tuned for arm in arms):
@@ -331,9 +335,9 @@ def _first_lines(found: Measured) -> list[str]:
   return [f"SFT is not shown to improve on its base at N = {sizes}", head]
 
 
-def _greedy(runs: Sequence[resample.Run]) -> list[dict]:
+def _greedy(runs: Sequence[bootstrap.Run]) -> list[dict]:
   """Accuracy of greedy answers by arm and N."""
-  cells = resample.resample(runs, noise.Bootstrap())
+  cells = bootstrap.resample(runs, noise.Bootstrap())
   return [
     {
       "arm": cell.key.arm,

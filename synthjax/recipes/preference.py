@@ -6,13 +6,14 @@ The reference's log-probs are computed once, then DPO or one of its relatives is
 import dataclasses
 import functools
 
-from synthjax import files, multihost, progress, records, stages
+from synthjax import files, multihost, overlap, progress, records, stages
+from synthjax import job as jobs
+from synthjax.config.schema import Objective
 from synthjax.data import pair_trees, tokenizers, trees
+from synthjax.job import Job
 from synthjax.losses.registry import ADVANTAGE_LOSSES
-from synthjax.recipes import finetune, overlap
-from synthjax.recipes.finetune import Job
+from synthjax.recipes import finetune
 from synthjax.records import Pair
-from synthjax.schema import Objective
 from synthjax.train import policies, preference
 
 
@@ -53,11 +54,10 @@ def _begin(job) -> tuple[tokenizers.Tokenizer, trees.Plan | None]:
       "recipe 'preference' needs config.objective.pairs (JSONL of pairs) and config.train.init (the "
       "policy that is trained, and the reference)"
     )
-  finetune.check_start(experiment)
-  tokenizer = finetune.tokenizer_of(job)
+  jobs.check_start(experiment)
+  tokenizer = jobs.tokenizer_of(job)
   done = (
-    stages.finished(job.workdir / "train", _inputs(job, tokenizer), finetune.is_whole)
-    and not job.force
+    stages.finished(job.workdir / "train", _inputs(job, tokenizer), jobs.is_whole) and not job.force
   )
   plan = None if done else _plan(job, tokenizer)
   if multihost.is_first():
@@ -66,7 +66,7 @@ def _begin(job) -> tuple[tokenizers.Tokenizer, trees.Plan | None]:
 
 
 def _inputs(job, tokenizer) -> dict:
-  return {**finetune.settings(job), "made_of": _made_of(job, tokenizer)}
+  return {**jobs.settings(job), "made_of": _made_of(job, tokenizer)}
 
 
 def _train(job, tokenizer, plan) -> dict:
@@ -76,7 +76,7 @@ def _train(job, tokenizer, plan) -> dict:
     functools.partial(_work, job, tokenizer, plan),
     job.force,
     together=True,
-    whole=finetune.is_whole,
+    whole=jobs.is_whole,
   )
 
 
@@ -181,7 +181,7 @@ def _trains(step: trees.Node, objective: Objective) -> bool:
 def _work(job, tokenizer, plan, folder) -> dict:
   experiment = job.experiment
   cfg, length = experiment.train, experiment.data.row_length
-  alone, params, _ = finetune.load_policy(experiment, tokenizer, cfg.init)
+  alone, params, _ = jobs.load_policy(experiment, tokenizer, cfg.init)
   reference = preference.reference_sums(
     alone,
     params,
@@ -193,7 +193,7 @@ def _work(job, tokenizer, plan, folder) -> dict:
   )
   del params
   about_tokenizer = (tokenizer.size, tokenizer.fingerprint)
-  earlier = finetune.earlier_trainings(job, folder, _inputs(job, tokenizer))
+  earlier = jobs.earlier_trainings(job, folder, _inputs(job, tokenizer))
   result = policies.on_trees(experiment, plan, reference, folder, about_tokenizer, earlier)
   return {**dataclasses.asdict(result), "pairs_left_out": len(plan.too_long)}
 
@@ -204,7 +204,7 @@ def _made_of(job: Job, tokenizer) -> dict[str, str]:
   if more := _more_predicted(experiment.objective):
     data.append(more)
   return {
-    "checkpoint": finetune.identity(experiment.train.init),
+    "checkpoint": jobs.identity(experiment.train.init),
     "tokenizer": tokenizer.fingerprint,
     "data": files.value_hash(data),
   }

@@ -12,22 +12,23 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from synthjax import files, progress, schema, stats
+from synthjax import files, progress, stats
+from synthjax.config import schema
+from synthjax.credit import values
+from synthjax.credit.draw import Judge
+from synthjax.credit.pairs import Sampled, Samples
+from synthjax.credit.schedules import Values
 from synthjax.data.sources import Example
 from synthjax.data.tokenizers import Words
 from synthjax.evaluate import metrics
-from synthjax.generate.worlds import star
-from synthjax.recipes import signals
-from synthjax.recipes.cell import Cell, Cost, Policy, Solution, engine_of
-from synthjax.recipes.finetune import Job
+from synthjax.job import Job
+from synthjax.math_study import preference_data
+from synthjax.math_study.cell import Cell, Cost, Policy, Solution, engine_of
 from synthjax.records import Verdict
-from synthjax.rollout import values
-from synthjax.rollout.draw import Judge
-from synthjax.rollout.pairs import Sampled, Samples
 from synthjax.rollout.requests import Request, Sample, Sampling
-from synthjax.rollout.schedules import Values
 from synthjax.verify import pool
 from synthjax.verify.policy import POLICIES
+from synthjax.worlds import star
 
 
 class Lab(NamedTuple):
@@ -308,13 +309,13 @@ def _trained(lab: Lab, arm: str, name: str, start: Policy, samples: list[Samples
   """One round of an arm."""
   cell, pairing, on_trees = lab.cell, lab.cell.study.pairs, arm in ("awr", "filtered_sft")
   if on_trees:
-    roots = signals.merged(cell, name, samples)
+    roots = preference_data.merged(cell, name, samples)
   elif arm == "weighted":
-    roots = signals.paired(
+    roots = preference_data.paired(
       cell, name, samples, dataclasses.replace(pairing, mode="random", weighted=True)
     )
   else:
-    roots = signals.paired(cell, name, samples, dataclasses.replace(pairing, mode="branch"))
+    roots = preference_data.paired(cell, name, samples, dataclasses.replace(pairing, mode="branch"))
   loss: Any = arm if on_trees else "step_dpo"
   objective = dataclasses.replace(cell.experiment.objective, loss=loss)
   return cell.by_preference(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from synthjax import files
-from synthjax.scaling.efficiency import Efficiency, Point
+from synthjax.scaling.multiples import Efficiency, Point
 
 # Okabe and Ito (2008): told apart under all common forms of colour blindness. The baseline is black; the marker tells arms apart in grey.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")

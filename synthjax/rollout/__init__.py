@@ -1,1 +1,1 @@
-"""Sampling: the engine, other engines behind the same protocol, step values, pits and pairs."""
+"""Sampling: the engine, and other engines behind the same protocol."""

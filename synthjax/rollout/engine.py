@@ -19,7 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from synthjax import progress, schema
+from synthjax import progress
+from synthjax.config import schema
 from synthjax.data.tokenizers import Tokenizer
 from synthjax.errors import ConfigError
 from synthjax.model.transformer import Params, Transformer

@@ -7,9 +7,10 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal, Protocol
 
-from synthjax import fields, files
+from synthjax import files
+from synthjax.config import fields
+from synthjax.config.fields import NonNegativeInt, Share, from_to, not_empty
 from synthjax.errors import Error
-from synthjax.fields import NonNegativeInt, Share, from_to, not_empty
 from synthjax.records import Record
 
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from synthjax.config.schema import Model
 from synthjax.model import count
-from synthjax.schema import Model
 
 
 @dataclasses.dataclass(frozen=True)

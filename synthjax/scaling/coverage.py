@@ -17,10 +17,11 @@ import numpy as np
 import scipy.special
 import scipy.stats
 
-from synthjax import schema
-from synthjax.scaling import efficiency, paired
-from synthjax.scaling.efficiency import Multiple
-from synthjax.scaling.resample import Bootstrap, Run, resample
+from synthjax.config import schema
+from synthjax.scaling import multiples as efficiency
+from synthjax.scaling import paired
+from synthjax.scaling.bootstrap import Bootstrap, Run, resample
+from synthjax.scaling.multiples import Multiple
 
 _DIFFICULTY = 0.6  # share of an answer's variance that is the test problem's own (our choice)
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(41)

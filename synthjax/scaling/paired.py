@@ -13,8 +13,8 @@ import numpy as np
 from synthjax import stats
 from synthjax.files import DataError
 from synthjax.scaling import noise
+from synthjax.scaling.bootstrap import Key, Run, grouped
 from synthjax.scaling.noise import Bootstrap
-from synthjax.scaling.resample import Key, Run, grouped
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from synthjax import config as config_lib
-from synthjax import files, multihost, progress, schema, stopping
+from synthjax import files, multihost, progress, stopping
+from synthjax.config import schema
 from synthjax.data import loader
 from synthjax.data.documents import CachedDocuments
 from synthjax.errors import Error

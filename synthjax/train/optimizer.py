@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from synthjax.schema import Optimizer
+from synthjax.config.schema import Optimizer
 
 
 def make(cfg: Optimizer, steps: int) -> optax.GradientTransformation:

@@ -7,7 +7,8 @@ import pathlib
 import jax
 import numpy as np
 
-from synthjax import schema, sharding
+from synthjax import sharding
+from synthjax.config import schema
 from synthjax.data import tokenizers
 from synthjax.model import count
 from synthjax.model.transformer import Transformer, sized

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from synthjax import files, schema
+from synthjax import files
+from synthjax.config import schema
 from synthjax.data import loader, trees
 from synthjax.data.documents import TokenDocuments
 from synthjax.model.transformer import Transformer, sized

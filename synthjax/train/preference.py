@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from synthjax import files, multihost, progress
+from synthjax.config.schema import Objective
 from synthjax.data import trees
 from synthjax.kernels.linear_logprob import check_segments, segment_sums
 from synthjax.losses.registry import objective
 from synthjax.model.transformer import Constrain, Params, Transformer, unconstrained
-from synthjax.schema import Objective
 from synthjax.train.step import State, Trainer, check_rows
 
 Batch = dict[str, jax.Array]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from synthjax import schema
+from synthjax.config import schema
 from synthjax.kernels.interval_attention import check_until
 from synthjax.kernels.linear_logprob import check_targets
 from synthjax.losses import LOSSES

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from synthjax.bench import train as bench_train
-from synthjax.model.presets import PRESETS
+from synthjax.config.presets import PRESETS
 from synthjax.model.transformer import Transformer, sized
 
 

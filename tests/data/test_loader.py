@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from synthjax import schema
+from synthjax.config import schema
 from synthjax.data import cache, documents, loader, tokenizers
-from synthjax.generate.worlds import shop
+from synthjax.worlds import shop
 
 
 @pytest.fixture(scope="module")

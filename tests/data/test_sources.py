@@ -7,9 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from synthjax import config, files, schema
+from synthjax import config, files
+from synthjax.config import schema
 from synthjax.data import cache, documents, sources, tokenizers
-from synthjax.generate.worlds import shop
+from synthjax.worlds import shop
 
 WORLD = shop.World()
 

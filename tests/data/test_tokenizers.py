@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synthjax import files, schema
+from synthjax import files
+from synthjax.config import schema
 from synthjax.data import tokenizers
-from synthjax.generate.worlds import shop
+from synthjax.worlds import shop
 
 WORLD = shop.World()
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synthjax import schema
+from synthjax.config import schema
 from synthjax.data import trees
 from synthjax.data.trees import Node
 from synthjax.kernels.interval_attention import check_until

@@ -133,10 +133,10 @@ def test_generations_of_others_are_scored_without_a_model(tmp_path):
 def _policy(**more):
   import jax
 
-  from synthjax import schema
+  from synthjax.config import schema
   from synthjax.data import tokenizers
-  from synthjax.generate.worlds import shop
   from synthjax.model.transformer import Transformer, sized
+  from synthjax.worlds import shop
 
   tokenizer = tokenizers.Words(shop.vocabulary(shop.World()))
   cfg = sized(

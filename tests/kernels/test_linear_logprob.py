@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from synthjax import schema
+from synthjax.config import schema
 from synthjax.kernels import linear_logprob as kernel
 from synthjax.kernels import pallas_logprob
 from synthjax.kernels.linear_logprob import Head, linear_logprob

@@ -109,7 +109,7 @@ def test_rows_that_do_not_divide_are_refused():
 def test_a_model_on_the_pallas_path_trains_as_on_the_xla_path(more, capsys):
   import dataclasses
 
-  from synthjax import schema
+  from synthjax.config import schema
   from synthjax.model.transformer import Transformer
 
   cfg = schema.Model(

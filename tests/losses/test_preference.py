@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from synthjax.config.schema import Advantage, Preference
 from synthjax.errors import ConfigError
 from synthjax.losses import preference, stepwise
 from synthjax.losses.preference import Pairs
 from synthjax.losses.registry import PAIR_LOSSES, whole_responses
 from synthjax.losses.stepwise import Steps
-from synthjax.schema import Advantage, Preference
 
 
 def _pairs(P=6, seed=0):

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from synthjax.config.schema import Preference
 from synthjax.losses.preference import Pairs
 from synthjax.losses.registry import PAIR_LOSSES
-from synthjax.schema import Preference
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: make parity")
 pytest.importorskip("trl", reason="TRL is not installed: make parity")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from synthjax import config, files
+from synthjax.config.presets import PRESETS
+from synthjax.config.schema import Model
 from synthjax.kernels.interval_attention import check_until, interval_attention
 from synthjax.model import count
-from synthjax.model.presets import PRESETS
 from synthjax.model.transformer import Seen, Transformer, sized
-from synthjax.schema import Model
 
 TINY = Model(
   d_model=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_dim=48, vocab_size=64, rope_theta=100.0

@@ -8,15 +8,15 @@ import pytest
 import scipy.stats
 
 from synthjax import config, files
+from synthjax.config.schema import Preference
 from synthjax.credit_phase import chains, diagram, methods, training, tuning
 from synthjax.credit_phase.chains import Chain
 from synthjax.credit_phase.training import Settings
 from synthjax.errors import ConfigError
+from synthjax.job import Job
 from synthjax.losses import preference
 from synthjax.losses.preference import Pairs
 from synthjax.recipes import credit_phase as recipe
-from synthjax.recipes.finetune import Job
-from synthjax.schema import Preference
 
 SMALL = Chain(success=0.3, survival=0.5, length=4, contexts=5, traces=6, problems=50)
 ALL = (*methods.OUTCOME, *methods.CREDIT)

@@ -14,7 +14,9 @@ import jax
 import numpy as np
 import pytest
 
-from synthjax import __main__, config, files, locks, schema, stages, workfolder
+from synthjax import __main__, config, files, locks, stages, workfolder
+from synthjax import job as jobs
+from synthjax.config import schema
 from synthjax.errors import ConfigError
 from synthjax.model.transformer import Transformer, sized
 from synthjax.recipes import finetune
@@ -49,9 +51,7 @@ NEUTRAL = [
 
 def _job(workdir, *overrides):
   load = [override.replace("model.", "model_overrides.", 1) for override in overrides]
-  return finetune.Job(
-    config.load(str(ROOT / "configs/world_sft.py:smoke"), [*SMALL, *load]), workdir
-  )
+  return jobs.Job(config.load(str(ROOT / "configs/world_sft.py:smoke"), [*SMALL, *load]), workdir)
 
 
 def _params(workdir):
@@ -163,7 +163,7 @@ def test_a_damaged_last_checkpoint_is_not_handed_out_and_training_again_heals_it
     and not (tmp_path / "out").exists()
   )
   with pytest.raises(checkpoint.DamagedError):
-    finetune.evaluate(job, finetune.tokenizer_of(job), "after")
+    finetune.evaluate(job, jobs.tokenizer_of(job), "after")
   finetune.train(job)
   said = capsys.readouterr().out
   assert (
@@ -171,7 +171,7 @@ def test_a_damaged_last_checkpoint_is_not_handed_out_and_training_again_heals_it
     and "going on from step 2" in said
   )
   jax.tree.map(np.testing.assert_array_equal, _params(workdir)[1], first[1])
-  assert finetune.evaluate(job, finetune.tokenizer_of(job), "after")["checkpoint_step"] == 4
+  assert finetune.evaluate(job, jobs.tokenizer_of(job), "after")["checkpoint_step"] == 4
   manifest = files.read_json(workdir / "evaluate_after/manifest.json")
   assert manifest["result"]["checkpoint_step"] == manifest["config"]["policy"]["step"] == 4
   assert files.read_json(workdir / "train/manifest.json")["config"]["init"].startswith("1508:")

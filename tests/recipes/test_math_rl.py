@@ -18,10 +18,13 @@ import jax
 import pytest
 
 from synthjax import config, files, locks, stages
+from synthjax import job as jobs
 from synthjax.data import sources, tokenizers
+from synthjax.math_study import arms as study_arms
+from synthjax.math_study import cell, settings, splits
+from synthjax.math_study.cell import TooWeakError
 from synthjax.model.transformer import Transformer, sized
-from synthjax.recipes import cell, finetune, math_rl, settings, splits, study_arms
-from synthjax.recipes.cell import TooWeakError
+from synthjax.recipes import math_rl
 from synthjax.train import checkpoint, loop
 from synthjax.verify import sets
 
@@ -92,7 +95,7 @@ def _experiment(**changes):
 
 def _run(workdir, **changes):
   """On one device, its programs compiled fast instead of well: nearly all the time is the compiler's."""
-  one, job = jax.devices()[:1], finetune.Job(_experiment(**changes), workdir)
+  one, job = jax.devices()[:1], jobs.Job(_experiment(**changes), workdir)
   jax.config.update("jax_disable_most_optimizations", True)
   try:
     with (
@@ -175,8 +178,8 @@ def test_every_purpose_and_round_draws_its_own_random_numbers(whole):
     for stage in ("draw6_sft", "draw6_rft", "draw6_step_dpo.branch")
   ]
   one = cell.open_cell(
-    finetune.Job(_experiment(), workdir),
-    finetune.tokenizer_of(finetune.Job(_experiment(), workdir)),
+    jobs.Job(_experiment(), workdir),
+    jobs.tokenizer_of(jobs.Job(_experiment(), workdir)),
     24,
     0,
   )
@@ -405,9 +408,7 @@ def test_sides_of_pairs_are_the_sampled_tokens_and_end_of_text_stands_where_the_
 def test_preference_arms_start_from_and_refer_to_the_policy_that_the_config_says(whole, copied):
   def start(workdir, arm):
     folder = workdir / "n00024_s0"
-    identity = {
-      name: finetune.identity(str(folder / name / "checkpoints")) for name in ("sft", "rft")
-    }
+    identity = {name: jobs.identity(str(folder / name / "checkpoints")) for name in ("sft", "rft")}
     reference = files.read_json(folder / arm / "reference/made_of.json")["checkpoint"]
     _, _, about = checkpoint.load_params(folder / arm / "checkpoints", shapes)
     found = next(name for name, known in identity.items() if known == reference)
@@ -437,8 +438,8 @@ def test_preference_arms_start_from_and_refer_to_the_policy_that_the_config_says
 
 
 def test_a_solution_that_comes_twice_is_trained_on_once_and_counted(copied):
-  job = finetune.Job(_experiment(), copied)
-  tiny = cell.open_cell(job, finetune.tokenizer_of(job), 24, 0)
+  job = jobs.Job(_experiment(), copied)
+  tiny = cell.open_cell(job, jobs.tokenizer_of(job), 24, 0)
   made = []
 
   def stage(name, inputs, work):
@@ -675,7 +676,7 @@ def test_of_two_starts_that_share_a_folder_one_works_on_a_cell(tmp_path):
 
 def test_forcing_is_refused_with_what_to_do_instead(tmp_path):
   with pytest.raises(ValueError, match="remove its folder instead of giving --force"):
-    math_rl.run(finetune.Job(_experiment(), tmp_path, force=True))
+    math_rl.run(jobs.Job(_experiment(), tmp_path, force=True))
 
 
 def _of_cell(experiment, count, seed):

@@ -5,12 +5,12 @@ import pytest
 
 from synthjax import config, files
 from synthjax.data import trees
-from synthjax.generate.worlds import star
-from synthjax.recipes import signals
+from synthjax.job import Job
+from synthjax.math_study import preference_data
+from synthjax.math_study.cell import Policy
 from synthjax.recipes import star as recipe
-from synthjax.recipes.cell import Policy
-from synthjax.recipes.finetune import Job
 from synthjax.rollout.requests import Result, Sample
+from synthjax.worlds import star
 
 GRAPH = {"arms": 2, "length": 3, "labels": 9}
 MODEL = {
@@ -116,7 +116,7 @@ def test_all_of_the_advantage_is_at_the_first_node_and_pairs_are_made_there(walk
   assert rewards == {0, 1}
   for trace in samples.traces:
     np.testing.assert_allclose(trace.advantages(), [0.5 if trace.reward() else -0.5, 0.0, 0.0])
-  roots = signals.paired(
+  roots = preference_data.paired(
     walking.cell, "x", [samples], dataclasses.replace(walking.cell.study.pairs, mode="branch")
   )
   words = walking.cell.tokenizer

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from synthjax.report import plots
-from synthjax.scaling import laws
-from synthjax.scaling.efficiency import analyse
+from synthjax.scaling import error_law
+from synthjax.scaling.bootstrap import Run, resample
+from synthjax.scaling.multiples import analyse
 from synthjax.scaling.noise import Bootstrap
-from synthjax.scaling.resample import Run, resample
 
 
 def study(multiples, sizes=(128, 256, 512, 1024)):
@@ -93,7 +93,7 @@ def test_the_law_is_drawn_only_where_it_is_supported(found, tmp_path):
   supported, unsupported = (dataclasses.replace(found.law, supported=yes) for yes in (True, False))
   said = [
     texts(plots.efficiency_figure(dataclasses.replace(found, law=law), tmp_path / "figure")[1])
-    for law in (supported, unsupported, laws.Law(False, "2 sizes", ()))
+    for law in (supported, unsupported, error_law.Law(False, "2 sizes", ()))
   ]
   assert ["law:" in words for words in said] == [True, False, False]
   assert ["not supported" in words for words in said] == [False, True, True]

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from synthjax import schema
+from synthjax.config import schema
+from synthjax.config.schema import Model
 from synthjax.model.transformer import Transformer
 from synthjax.rollout import engine as engine_lib
 from synthjax.rollout import sampling, slots
@@ -22,7 +23,6 @@ from synthjax.rollout.engine import JaxEngine
 from synthjax.rollout.requests import Request, RequestError, Sampling
 from synthjax.rollout.sampling import Filters, draw
 from synthjax.rollout.slots import Shape
-from synthjax.schema import Model
 
 TINY = Model(
   d_model=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_dim=48, vocab_size=64, rope_theta=100.0

@@ -2,8 +2,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from synthjax.config.presets import PRESETS
 from synthjax.model import count
-from synthjax.model.presets import PRESETS
 from synthjax.model.transformer import Transformer, sized
 from synthjax.scaling import compute
 

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from synthjax import multihost, schema
+from synthjax import multihost
+from synthjax.config import schema
 from synthjax.data import loader, packing, trees
 from synthjax.model.transformer import Transformer
 from synthjax.sharding import AXES, Layout, make_layout

@@ -8,9 +8,9 @@ import pytest
 
 from synthjax import __main__, config, files, records
 from synthjax.data import trees
-from synthjax.generate.worlds import shop
 from synthjax.records import Pair
 from synthjax.train import preference
+from synthjax.worlds import shop
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORLD = shop.World()

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from synthjax import records
-from synthjax.generate.worlds import shop
 from synthjax.records import Pair
 from synthjax.train import checkpoint
+from synthjax.worlds import shop
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = [

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from synthjax import config, schema
+from synthjax import config
+from synthjax import job as jobs
+from synthjax.config import schema
 from synthjax.data import packing
 from synthjax.kernels import linear_logprob as kernel
 from synthjax.model.transformer import Transformer
@@ -75,7 +77,7 @@ def test_a_mesh_that_does_not_divide_the_model_is_named_and_one_that_does_is_pro
 
 def test_a_whole_run_compiles_its_step_once(tmp_path):
   experiment = config.load("configs/world_sft.py:smoke", ["train.log_every=1"])
-  job = finetune.Job(experiment, tmp_path)
+  job = jobs.Job(experiment, tmp_path)
   tokenizer, caches = finetune.prepare(job)
   compiled, at_step = [], []
   jax.monitoring.register_event_duration_secs_listener(
@@ -120,7 +122,7 @@ def test_more_steps_go_on_from_where_the_schedules_part_to_the_bits_of_a_run_of_
       "train.log_every=1",
     ]
     experiment = config.load(str(ROOT / "configs/world_sft.py:smoke"), [*common, *settings])
-    finetune.train(finetune.Job(experiment, tmp_path / folder))
+    finetune.train(jobs.Job(experiment, tmp_path / folder))
     return _losses(tmp_path / folder)
 
   wsd = "train.optimizer.schedule=wsd"

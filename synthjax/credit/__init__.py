@@ -1,0 +1,1 @@
+"""Credit assignment: sampled traces, steps, schedules of rollouts, step values, pits, pairs."""

@@ -1,0 +1,165 @@
+"""What preference arms learn from: step values of drawn traces, and the pairs and trees made of them. Each is a stage of a cell."""
+
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+from synthjax import files, records
+from synthjax.credit import pairs, steps, values
+from synthjax.credit.draw import Drawn, to_value
+from synthjax.credit.pairing import Pairing
+from synthjax.credit.pairs import Sampled, Samples
+from synthjax.data import trees
+from synthjax.data.pair_trees import tree_of
+from synthjax.math_study.cell import Cell, Cost, Policy
+from synthjax.records import StepValue, Verdict
+
+
+def unvalued(cell: Cell, drawn: Sequence[Drawn]) -> list[Samples]:
+  """Drawn traces by problem."""
+  return _by_problem(cell, drawn, [Sampled(d.steps, d.verdict, d.complete) for d in drawn])
+
+
+def valued(
+  cell: Cell, policy: Policy, drawn: Sequence[Drawn], correct_too: bool
+) -> tuple[list[Samples], Cost]:
+  """(drawn traces by problem, the incorrect ones with step values, and the correct ones where asked; what the rollouts took).
+
+  With the correct ones every step of a trace is needed, whatever schedule looks for pits.
+  """
+  cfg = (
+    dataclasses.replace(cell.study.values, schedule="full") if correct_too else cell.study.values
+  )
+  wanted = to_value(drawn, cell.study.wrong, correct_too)
+  cfg = dataclasses.replace(cfg, seed=cell.seed("values", policy.name))
+  traces = token_traces(cell, wanted)
+  name = f"values_{policy.name}" + ("_all" if correct_too else "")
+
+  def work(folder: pathlib.Path) -> dict:
+    found = values.estimate(traces, cell.sampler(policy, folder), cell.judge, cfg)
+    records.write(folder / "values.jsonl", [row for rows in found.values for row in rows])
+    continuations = [
+      {
+        "trace": i,
+        "step": step,
+        "samples": [{"ids": list(s.ids), "complete": s.finish == "stop"} for s in kept],
+      }
+      for i, right in enumerate(found.right)
+      for step, kept in right.items()
+    ]
+    files.write_jsonl(folder / "continuations.jsonl", continuations)
+    read = sum(
+      _prefix(traces[row.trace], row.step) for rows in found.values for row in rows if row.n
+    )
+    pits = dict(collections.Counter(str(pit) for pit in found.pits))
+    return {**dataclasses.asdict(found.spent), "read": read, "traces": len(wanted), "pits": pits}
+
+  how = {name: value for name, value in cfg.to_json().items() if name != "threads"}
+  spent = cell.stage(
+    name,
+    [cell.sampled_by(policy), how, files.value_hash([t.to_json() for t in traces]), cell.judging],
+    work,
+  )
+  return _by_problem(cell, drawn, _sampled(cell, drawn, wanted, cell.folder / name)), Cost(
+    sampled=spent["tokens"], read=spent["read"]
+  )
+
+
+def _prefix(trace: values.TokenTrace, step: int) -> int:
+  """Tokens that are read before a rollout after so many steps."""
+  return len(trace.prompt_ids) + sum(map(len, trace.steps[:step]))
+
+
+def token_traces(cell: Cell, drawn: Sequence[Drawn]) -> list[values.TokenTrace]:
+  """Drawn traces as step values take them."""
+  return [
+    values.TokenTrace(
+      d.problem_id,
+      cell.prompts[d.problem_id],
+      d.steps,
+      d.complete,
+      d.reward() if d.complete else None,
+    )
+    for d in drawn
+  ]
+
+
+def _sampled(
+  cell: Cell, drawn: Sequence[Drawn], wanted: Sequence[Drawn], folder: pathlib.Path
+) -> list[Sampled]:
+  """Drawn traces with what `folder` holds about the wanted ones."""
+  rows: dict[int, dict[int, StepValue]] = collections.defaultdict(dict)
+  for row in records.read(StepValue, folder / "values.jsonl"):
+    rows[row.trace][row.step] = row
+  after: dict[int, dict[int, list[Sampled]]] = collections.defaultdict(dict)
+  for row in files.read_jsonl(folder / "continuations.jsonl"):
+    after[row["trace"]][row["step"]] = [_continuation(cell, sample) for sample in row["samples"]]
+  number = {id(d): i for i, d in enumerate(wanted)}
+  found = []
+  for d in drawn:
+    i = number.get(id(d), -1)
+    own = [rows[i].get(step) for step in range(len(d.steps) + 1)] if i in rows else []
+    q, counts = values.evidence(own, cell.study.values.best_of)
+    found.append(Sampled(d.steps, d.verdict, d.complete, q, after.get(i, {}), counts))
+  return found
+
+
+def _by_problem(cell: Cell, drawn: Sequence[Drawn], sampled: Sequence[Sampled]) -> list[Samples]:
+  grouped: dict[str, list[Sampled]] = collections.defaultdict(list)
+  for d, trace in zip(drawn, sampled, strict=True):
+    grouped[d.problem_id].append(trace)
+  return [Samples(name, cell.prompts[name], tuple(traces)) for name, traces in grouped.items()]
+
+
+def _continuation(cell: Cell, sample: dict) -> Sampled:
+  """A right rollout."""
+  ids = sample["ids"]
+  spans = steps.spans(cell.tokenizer.decode(ids), cell.splitting.rule, cell.splitting.limit)
+  return Sampled(
+    tuple(map(tuple, steps.token_spans(ids, spans, cell.tokenizer))),
+    Verdict("equal"),
+    sample["complete"],
+  )
+
+
+def paired(cell: Cell, name: str, samples: Sequence[Samples], pairing: Pairing) -> list[trees.Node]:
+  """Pairs of one mode, as trees; what was dropped is in the stage's manifest."""
+  built = pairs.build(
+    samples, dataclasses.replace(pairing, seed=cell.experiment.seed), cell.tokenizer
+  )
+
+  def work(folder: pathlib.Path) -> dict:
+    records.write(folder / "pairs.jsonl", built.pairs)
+    return built.report
+
+  cell.stage(
+    f"pairs_{name}",
+    [
+      dataclasses.asdict(pairing),
+      built.report,
+      files.value_hash([p.to_json() for p in built.pairs]),
+    ],
+    work,
+  )
+  return [tree_of(pair, cell.tokenizer, number) for number, pair in enumerate(built.pairs)]
+
+
+def merged(cell: Cell, name: str, samples: Sequence[Samples]) -> list[trees.Node]:
+  """The traces of every problem as one tree; those with a step that has no value are left out and counted in the stage's manifest."""
+  known = [
+    (of, [trace for trace in of.traces if trace.steps and trace.advantages() is not None])
+    for of in samples
+  ]
+  counts = {
+    "problems": len(samples),
+    "trees": sum(bool(traces) for _, traces in known),
+    "traces": sum(len(traces) for _, traces in known),
+    "dropped": {
+      "trace: a step without a value": sum(len(of.traces) - len(traces) for of, traces in known)
+    },
+  }
+  cell.stage(f"trees_{name}", [counts], lambda _: counts)
+  return [
+    pairs.tree(of.prompt_ids, traces, cell.tokenizer.eos_id) for of, traces in known if traces
+  ]

@@ -1,0 +1,86 @@
+import dataclasses
+import typing
+
+import pytest
+
+from synthjax import config, errors, records
+from synthjax.config import fields, schema
+from synthjax.credit import pairing, pits, schedules
+from synthjax.rollout import requests
+from synthjax.worlds import shop, star
+
+
+def _dataclasses(hint):
+  """Every dataclass below an annotation."""
+  if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+    yield hint
+    for inner in fields.hints(hint).values():
+      yield from _dataclasses(inner)
+  for inner in typing.get_args(hint):
+    yield from _dataclasses(inner)
+
+
+CLASSES = sorted(set(_dataclasses(schema.Experiment)), key=lambda cls: cls.__name__)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_every_number_of_an_experiment_has_its_range_beside_it(cls):
+  bare = [
+    name
+    for name, hint in fields.hints(cls).items()
+    if hint in (int, float, tuple[int, ...], tuple[float, ...])
+  ]
+  assert not bare
+  assert issubclass(cls, fields.Checked) or cls is requests.Sampling
+
+
+@pytest.mark.parametrize(
+  ("make", "message"),
+  [
+    (lambda: schema.Optimizer(beta2=2), "Optimizer.beta2 is 2.0; expected float, 0 to below 1"),
+    (
+      lambda: schema.Optimizer(learning_rate=float("nan")),
+      "learning_rate is nan; expected a finite",
+    ),
+    (lambda: schema.Train(batch_size=0), "Train.batch_size is 0; expected int, at least 1"),
+    (lambda: schema.Train(steps=True), r"Train.steps is True \(bool\); expected int"),
+    (lambda: schema.Study(problems=512), "Study.problems is 512; expected tuple of int"),
+    (lambda: schema.Mesh(fsdp=0), "Mesh.fsdp is 0; expected int, at least 1, or -1"),
+    (
+      lambda: schema.Study(sampling=requests.Sampling(top_p=3)),
+      "Study.sampling.top_p is 3.0; expected",
+    ),
+    (
+      lambda: dataclasses.replace(schema.Model(), head_dim=9),
+      "Model.head_dim is 9; expected .*of 2",
+    ),
+    (lambda: shop.World(min_events=5), "World.min_events is 5; expected at most max_events=4"),
+    (lambda: star.Star(arms=0), "Star.arms is 0; expected int, 1 to 100"),
+    (lambda: pairing.Pairing(per_trace=0), "Pairing.per_trace is 0; expected int, at least 1"),
+    (lambda: pits.Guards(min_drop=2), "Guards.min_drop is 2.0; expected float, 0 to 1"),
+    (lambda: schedules.Values(threads=0), "Values.threads is 0; expected int, 1 to 256"),
+  ],
+)
+def test_ranges_hold_for_what_python_builds(make, message):
+  with pytest.raises(errors.ConfigError, match=message):
+    make()
+
+
+def test_whole_numbers_become_floats_and_lists_tuples_so_that_equal_settings_are_equal():
+  train, study = schema.Train(epochs=2), schema.Study(problems=[3, 4])
+  assert isinstance(train.epochs, float) and study.problems == (3, 4)
+
+
+def test_checked_records_are_still_records():
+  values = schedules.Values(rollouts=4, guards=pits.Guards(min_drop=0.25))
+  assert schedules.Values.from_json(values.to_json()) == values
+  assert isinstance(values, records.Record)
+
+
+def test_a_sampling_out_of_range_can_be_made_and_is_refused_by_its_check():
+  with pytest.raises(requests.RequestError, match="min_p is 2.0; expected float, 0 to 1"):
+    requests.Sampling(min_p=2).check()
+
+
+def test_config_errors_are_known_under_both_names():
+  assert config.ConfigError is errors.ConfigError and issubclass(fields.FieldError, errors.Error)
