@@ -41,7 +41,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
       "train": {"batch_size": 8, "init": str(shipped.folder("facts_policy")), **rare},
       "study": {
         "problems": (128, 256),
-        "baseline_problems": (512, 1024),
+        "baseline_problems": (512, 1024, 2048),
         "seeds": tuple(range(8)),
         "arms": (
           "sft",
@@ -77,6 +77,26 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.study.problems = (256,)
     config.study.baseline_problems = (512, 1024)
     config.study.seeds = (0, 1, 2, 3)
+    config.study.arms = (
+      "sft",
+      "rft",
+      "rft2_equal",
+      "chosen_only",
+      "dpo",
+      "dpo_equal",
+      "random_step",
+      "step_dpo.branch",
+    )
+    config.study.tune = {  # smaller than the main study's, for all arms alike
+      "problems": 256,
+      "dev_problems": 300,
+      "betas": (0.1, 0.3),
+      "epochs": (6.0,),
+      "likelihood_rates": (1e-3, 2e-3, 4e-3),
+      "likelihood_epochs": (10.0, 20.0),
+      "short_rates": (3e-4, 1e-3, 2e-3),
+      "short_epochs": (2.0, 6.0),
+    }
     config.study.sampling = {"max_tokens": 96}
     config.study.values = {"sampling": {"max_tokens": 96, "temperature": 0.7}}
     config.data.row_length = 192
