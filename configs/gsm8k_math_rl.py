@@ -47,7 +47,7 @@ def _small() -> dict:
       "test_problems": 200,
       # learned from the training problems; a model with a vocabulary of its own needs its own
       "tokenizer": {"kind": "sentencepiece", "path": "", "vocab_size": 1024},
-      "row_length": 512,
+      "seq_len": 512,
       "too_long": "drop",
     },
     "train": {"init": "", **by_heart},
@@ -60,7 +60,7 @@ def _small() -> dict:
       "sampling": sampling,
       "samples": 4,
       "values": {"rollouts": 4, "block": 4, "keep": 2, "schedule": "full", "sampling": sampling},
-      "wrong": 1,
+      "incorrect": 1,
       "least_accuracy": 0.0,
       "step_limit": 16,
       "rft": by_heart,
@@ -100,7 +100,7 @@ def _7b() -> dict:
       "test_problems": 0,
       # yours: the checkpoint's own, of at most the model's 102,400 ids
       "tokenizer": {"kind": "hf", "path": "checkpoints/deepseek_math_7b/tokenizer.json"},
-      "row_length": 1024,
+      "seq_len": 1024,
     },
     "train": {
       "init": "checkpoints/deepseek_math_7b",  # yours
@@ -115,7 +115,7 @@ def _7b() -> dict:
       "sampling": sampling,
       "samples": 8,
       "values": {"rollouts": 16, "block": 16, "schedule": "first_fail", "sampling": sampling},
-      "wrong": 8,
+      "incorrect": 8,
       "least_accuracy": 0.25,
       "rft": {"batch_size": 64, "epochs": 3.0, "optimizer": {"learning_rate": 1e-5}},
       "preference": {"batch_size": 64, "optimizer": {"learning_rate": 5e-7}},

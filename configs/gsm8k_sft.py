@@ -23,7 +23,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "train_problems": 200 if smoke else 0,
         "test_problems": 20 if smoke else 0,
         "tokenizer": {"kind": "sentencepiece", "vocab_size": 512 if smoke else 2048},
-        "row_length": 512,
+        "seq_len": 512,
         "too_long": "drop",
       },
       "train": {

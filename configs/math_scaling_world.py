@@ -99,7 +99,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     }
     config.study.sampling = {"max_tokens": 96}
     config.study.values = {"sampling": {"max_tokens": 96, "temperature": 0.7}}
-    config.data.row_length = 192
+    config.data.seq_len = 192
     config.evaluate.max_new_tokens = 96
   if variant == "smoke":
     config.data.test_problems = 100

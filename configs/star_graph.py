@@ -37,7 +37,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
       "model_overrides": {
         "qk_norm": True
       },  # without it the walk along an arm is learned several times more slowly
-      "data": {"row_length": 128},
+      "data": {"seq_len": 128},
       "train": {
         "batch_size": 8,
         "steps": 20 if smoke else 4000,

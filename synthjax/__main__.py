@@ -9,6 +9,8 @@ import os
 import sys
 import traceback
 
+from synthjax.config.credit import Sampling
+
 
 def main(arguments: list[str] | None = None) -> int:
   """Runs a verb. Returns the exit code: 0, 1 for a run that failed with a known error, 2 for a wrong command line.
@@ -512,7 +514,7 @@ def _serve(parsed, overrides) -> int:
 
   from synthjax import stopping
   from synthjax.rollout.engine import JaxEngine
-  from synthjax.rollout.requests import Request, Sampling
+  from synthjax.rollout.requests import Request
   from synthjax.rollout.shapes import serving_shape
   from synthjax.serve import server
 
@@ -534,7 +536,7 @@ def _doctor(parsed, overrides) -> int:
   from synthjax.math_study import find_arm
   from synthjax.rollout import parity
   from synthjax.rollout.engine import JaxEngine
-  from synthjax.rollout.requests import Request, Sampling
+  from synthjax.rollout.requests import Request
 
   find_arm.refuse_star(experiment)
   prompts = [

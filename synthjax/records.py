@@ -8,45 +8,62 @@ import dataclasses
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from synthjax import files
+
+T = TypeVar("T")
 
 VERDICTS = ("equal", "different", "undecided")
 
 
+def to_json(record: Any) -> dict:
+  """A JSON object of a dataclass with JSON-like fields; fields that hold their default are left out."""
+  row = {}
+  for field in dataclasses.fields(record):
+    value = getattr(record, field.name)
+    if not _is_default(field, value):
+      row[field.name] = _encode(value)
+  return row
+
+
+def from_json(cls: type[T], row: Mapping[str, Any]) -> T:
+  """The dataclass that `to_json` wrote.
+
+  Raises:
+    DataError: names the record, the field and what was found.
+  """
+  fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+  hints = typing.get_type_hints(cls)
+  unknown = sorted(set(row) - set(fields))
+  if unknown:
+    raise files.DataError(
+      f"{cls.__name__}: unknown field {unknown[0]!r}; its fields are {', '.join(fields)}"
+    )
+  for name, field in fields.items():
+    required = field.default is field.default_factory is dataclasses.MISSING
+    if required and name not in row:
+      raise files.DataError(
+        f"{cls.__name__}: field {name!r} is missing; found {', '.join(row) or 'nothing'}"
+      )
+  found = {}
+  for name, value in row.items():
+    found[name] = _decode(hints[name], value, f"{cls.__name__}.{name}")
+  return cls(**found)
+
+
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """Base of all records: `to_json`, `from_json`. Subclasses are frozen dataclasses with JSON-like fields."""
+  """Base of all records: frozen dataclasses with JSON-like fields."""
 
   def to_json(self) -> dict:
-    """A JSON object; fields that hold their default are left out."""
-    row = {}
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if not _is_default(field, value):
-        row[field.name] = _encode(value)
-    return row
+    """As the function `to_json`."""
+    return to_json(self)
 
   @classmethod
   def from_json(cls, row: Mapping[str, Any]) -> Self:
-    """Raises DataError naming the record, the field and what was found."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls)
-    if unknown := sorted(set(row) - set(fields)):
-      raise files.DataError(
-        f"{cls.__name__}: unknown field {unknown[0]!r}; its fields are {', '.join(fields)}"
-      )
-    required = [
-      n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING
-    ]
-    if missing := [n for n in required if n not in row]:
-      raise files.DataError(
-        f"{cls.__name__}: field {missing[0]!r} is missing; found {', '.join(row) or 'nothing'}"
-      )
-    return cls(
-      **{name: _decode(hints[name], value, f"{cls.__name__}.{name}") for name, value in row.items()}
-    )
+    """As the function `from_json`."""
+    return from_json(cls, row)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,8 +203,8 @@ def _is_default(field, value):
 
 
 def _encode(value):
-  if isinstance(value, Record):
-    return value.to_json()
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    return to_json(value)
   if isinstance(value, tuple):
     return [_encode(v) for v in value]
   return value
@@ -206,10 +223,10 @@ def _decode(hint, value, name):
     if set(map(type, value)) == {args[0]}:  # the many ids and log-probs of a sample
       return tuple(value)
     return tuple(_decode(args[0], v, f"{name}[{i}]") for i, v in enumerate(value))
-  if isinstance(hint, type) and issubclass(hint, Record):
+  if isinstance(hint, type) and dataclasses.is_dataclass(hint):
     if not isinstance(value, dict):
       raise files.DataError(f"{name} is {value!r}; expected an object")
-    return hint.from_json(value)
+    return from_json(hint, value)
   if origin is typing.Literal:
     if value not in args:
       raise files.DataError(f"{name} is {value!r}; expected one of {', '.join(map(repr, args))}")

@@ -180,12 +180,12 @@ def mesh_sizes(mesh: schema.Mesh, device_count: int) -> dict[str, int]:
   return sizes
 
 
-def check_fit(layout: Layout, cfg: schema.Model, batch_size: int, row_length: int) -> None:
+def check_fit(layout: Layout, cfg: schema.Model, batch_size: int, seq_len: int) -> None:
   """Raises MeshError naming the dimension that its mesh axes do not divide, and a mesh that fits."""
   sizes = dict(layout.mesh.shape)
-  problems = _misfits(sizes, cfg, batch_size, row_length)
+  problems = _misfits(sizes, cfg, batch_size, seq_len)
   if problems:
-    fitting = _proposal(layout.mesh.size, cfg, batch_size, row_length)
+    fitting = _proposal(layout.mesh.size, cfg, batch_size, seq_len)
     advice = (
       f"a mesh that fits: {fitting}"
       if fitting
@@ -194,10 +194,10 @@ def check_fit(layout: Layout, cfg: schema.Model, batch_size: int, row_length: in
     raise MeshError(f"mesh {sizes} does not fit: {'; '.join(problems)}. {advice}")
 
 
-def _misfits(sizes, cfg, batch_size, row_length):
+def _misfits(sizes, cfg, batch_size, seq_len):
   dims = {
     "batch": ("train.batch_size / train.accumulate", batch_size),
-    "sequence": ("data.row_length", row_length),
+    "sequence": ("data.seq_len", seq_len),
     "heads": ("model.heads", cfg.heads),
     "kv_heads": ("model.kv_heads", cfg.kv_heads),
     "mlp": ("model.mlp_dim", cfg.mlp_dim),
@@ -215,7 +215,7 @@ def _misfits(sizes, cfg, batch_size, row_length):
   return found
 
 
-def _proposal(devices, cfg, batch_size, row_length):
+def _proposal(devices, cfg, batch_size, seq_len):
   """The fitting mesh with the least tensor and context splitting, then the most fsdp."""
 
   def divisors(n):
@@ -230,6 +230,6 @@ def _proposal(devices, cfg, batch_size, row_length):
           "tensor": tensor,
           "context": split // tensor,
         }
-        if not _misfits(sizes, cfg, batch_size, row_length):
+        if not _misfits(sizes, cfg, batch_size, seq_len):
           return ", ".join(f"config.mesh.{a}={s}" for a, s in sizes.items())
   return None

@@ -1,6 +1,16 @@
-"""Intervals of shares: what every room that prints an accuracy uses."""
+"""Numbers with their intervals: accuracies over problems, pass@k, maj@k, paired differences.
 
+The samples of one problem are one cluster: they are not independent, and a standard error over
+samples would be too small.
+
+Shapes: P problems, S samples of a problem.
+"""
+
+import collections
 import math
+from collections.abc import Hashable, Sequence
+
+import numpy as np
 
 _Z = 1.96  # of a 95 % interval
 _EDGE = 10  # problems on one side below which a normal interval is not to be trusted
@@ -36,3 +46,55 @@ def wilson(share: float, count: float) -> tuple[float, float]:
   centre = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
   half = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2)) / (1 + _Z**2 / count)
   return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mean(values_P: Sequence[float]) -> tuple[float, float]:
+  """(mean, standard error) over problems: values are each problem's share of right samples."""
+  shares_P = np.asarray(values_P, float)
+  if len(shares_P) == 0:
+    raise ValueError("no problems to average over")
+  spread = shares_P.std(ddof=1) if len(shares_P) > 1 else 0.0
+  return float(shares_P.mean()), float(spread / math.sqrt(len(shares_P)))
+
+
+def mean_interval(values_P: Sequence[float]) -> tuple[float, float]:
+  """95 % interval of the mean; Wilson's where the mean is near 0 or 1, see `interval`."""
+  average, error = mean(values_P)
+  return interval(average, error, len(values_P))
+
+
+def pass_at(n: int, c: int, k: int) -> float:
+  """Unbiased estimate of the probability that one of k samples is right, from c right ones among n (Chen et al. 2021, eq. 1).
+
+  Raises:
+    ValueError: k is not in 1..n, or c not in 0..n.
+  """
+  if not (1 <= k <= n and 0 <= c <= n):
+    raise ValueError(
+      f"pass@{k} from {c} right samples of {n}: expected 1 <= k <= n and 0 <= c <= n"
+    )
+  return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def majority(answers: Sequence[Hashable | None]) -> tuple[int | None, bool]:
+  """(index of the first sample with the most frequent answer, whether there was a tie); samples without an answer do not vote.
+
+  A tie goes to the answer that came first; (None, False) where nobody votes.
+  """
+  votes = collections.Counter(answer for answer in answers if answer is not None)
+  if not votes:
+    return None, False
+  most = max(votes.values())
+  leading = [
+    answer for answer, count in votes.items() if count == most
+  ]  # in order of first appearance
+  return answers.index(leading[0]), len(leading) > 1
+
+
+def paired(one_P: Sequence[float], other_P: Sequence[float]) -> tuple[float, float]:
+  """(mean of other - one, standard error) over the same problems in the same order."""
+  if len(one_P) != len(other_P):
+    raise ValueError(
+      f"a paired difference needs the same problems: {len(one_P)} against {len(other_P)}"
+    )
+  return mean((np.asarray(other_P, float) - np.asarray(one_P, float)).tolist())

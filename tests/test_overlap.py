@@ -9,6 +9,7 @@ import pytest
 from synthjax import config, files, overlap, recipes, records
 from synthjax import job as jobs
 from synthjax.config import schema
+from synthjax.config.worlds import World
 from synthjax.data import cache, sources, tokenizers
 from synthjax.data.sources import Example
 from synthjax.math_study import splits
@@ -18,7 +19,7 @@ from synthjax.worlds import shop
 
 ROOT = pathlib.Path(__file__).parents[1]
 BASE = str(ROOT / "data/base_policy")
-WORLD = shop.World()
+WORLD = World()
 LONG = (
   "a farmer has twelve red hens and nine white hens and every hen lays two eggs on each day "
   "of the week so how many eggs are there on sunday evening"

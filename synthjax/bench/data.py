@@ -10,6 +10,7 @@ import grain
 import numpy as np
 
 from synthjax.config import schema
+from synthjax.config.worlds import World
 from synthjax.data import cache, documents, loader, packing, tokenizers
 from synthjax.worlds import shop
 
@@ -92,7 +93,7 @@ def _seqio(lengths) -> tuple[float, float]:
 
 def _loader(seconds) -> None:
   """From ArrayRecord to batches, for short documents (the world's) and long ones (text split at the row's end)."""
-  world, tokenizer = shop.World(), tokenizers.load(schema.Tokenizer(), shop.World())
+  world, tokenizer = World(), tokenizers.load(schema.Tokenizer(), World())
   with tempfile.TemporaryDirectory() as folder:
     text = pathlib.Path(folder) / "text.txt"
     text.write_text(
@@ -101,21 +102,21 @@ def _loader(seconds) -> None:
         for _ in range(20_000)
       )
     )
-    for source, row_length in (
+    for source, seq_len in (
       (schema.Source(count=20_000), 128),
       (schema.Source("text", str(text)), _ROW_LENGTH),
     ):
-      data, where = schema.Data(row_length=row_length), f"{folder}/{source.task}"
+      data, where = schema.Data(seq_len=seq_len), f"{folder}/{source.task}"
       cache.cache(source, data, world, "train", tokenizer, where, say=lambda _: None)
-      rows = loader.Rows(documents.CachedDocuments(where), row_length, 0)
+      rows = loader.Rows(documents.CachedDocuments(where), seq_len, 0)
       wall, cpu, count = time.monotonic(), time.process_time(), 0
       for batch in loader.batches(rows, 64, 1 << 30):
         count += len(batch["tokens"])
         if time.monotonic() - wall > seconds / 2:
           break
-      tokens = count * row_length * rows.fill
+      tokens = count * seq_len * rows.fill
       print(
-        f"  loader: {source.task}, {rows.documents.lengths.mean():.0f} tokens a document, ArrayRecord to rows of {row_length}: "
+        f"  loader: {source.task}, {rows.documents.lengths.mean():.0f} tokens a document, ArrayRecord to rows of {seq_len}: "
         f"{tokens / (time.process_time() - cpu) / 1e6:.2f}M tokens a core-second, "
         f"{tokens / (time.monotonic() - wall) / 1e6:.2f}M a second"
       )

@@ -11,12 +11,13 @@ import numpy as np
 from synthjax import config, shipped
 from synthjax import job as jobs
 from synthjax.config import schema
+from synthjax.config.credit import Sampling, ValueConfig
 from synthjax.credit import pits, values
 from synthjax.credit.draw import to_value
-from synthjax.credit.schedules import SCHEDULES, Count, Values, pit_of
+from synthjax.credit.schedules import SCHEDULES, Count, pit_of
 from synthjax.math_study import cell, preference_data
 from synthjax.records import Verdict
-from synthjax.rollout.requests import Request, Result, Sample, Sampling
+from synthjax.rollout.requests import Request, Result, Sample
 
 
 class Simulated(NamedTuple):
@@ -86,7 +87,7 @@ class Rates(NamedTuple):
 FALLS = ((0.6, 0.05), (0.6, 0.2), (0.4, 0.05), (0.8, 0.3), (0.6, 0.0), (0.7,))
 
 
-def rates(levels: tuple[float, ...], steps: int, cfg: Values, count: int) -> Rates:
+def rates(levels: tuple[float, ...], steps: int, cfg: ValueConfig, count: int) -> Rates:
   """Of `count` traces with their pit anywhere, or without one; every schedule gets the same outcomes.
 
   Nothing is sampled: what the rollouts of every prefix say is drawn beforehand.
@@ -126,7 +127,7 @@ def _table(count: int) -> None:
     for schedule in SCHEDULES:
       cells = []
       for rollouts in (8, 16, 32, 64):
-        cfg = Values(rollouts=rollouts, block=max(2, rollouts // 8), schedule=schedule)
+        cfg = ValueConfig(rollouts=rollouts, block=max(2, rollouts // 8), schedule=schedule)
         found = rates(levels, 8, cfg, count)
         cells.append(
           f"{rollouts}: {100 * found.true:.0f} / {100 * found.false:.0f} ({found.rollouts:.0f})"
@@ -187,7 +188,7 @@ def _report(
   true: Sequence[int | None] | None,
   how: Sampling = Sampling(),
 ) -> None:
-  cfg = Values(sampling=how)
+  cfg = ValueConfig(sampling=how)
   compared = values.compare(traces, generate, judge, cfg)
   for name, row in compared.items():
     spent = row.run.spent

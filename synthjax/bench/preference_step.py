@@ -68,8 +68,8 @@ def _pairs(
   return [(draw(prefix), [draw(_LENGTH - prefix) for _ in range(branches)]) for _ in range(_PAIRS)]
 
 
-def _batch(rows, row_length: int) -> tuple[dict[str, jax.Array], trees.Bounds]:
-  limits = trees.bounds(rows, len(rows), row_length)
+def _batch(rows, seq_len: int) -> tuple[dict[str, jax.Array], trees.Bounds]:
+  limits = trees.bounds(rows, len(rows), seq_len)
   return {k: jnp.asarray(v) for k, v in trees.layout(rows, limits).items()}, limits
 
 

@@ -18,9 +18,10 @@ import numpy as np
 
 from synthjax.bench.preference_step import LLAMA_10M
 from synthjax.config import schema
+from synthjax.config.credit import Sampling
 from synthjax.model.transformer import Params, Transformer, sized
 from synthjax.rollout.engine import JaxEngine
-from synthjax.rollout.requests import Request, Sampling
+from synthjax.rollout.requests import Request
 
 _SAMPLES, _VOCABULARY = 100, 8192
 _PAUSE = 0.5  # seconds: the peer's threads spin for a while after their work

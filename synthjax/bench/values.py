@@ -11,10 +11,11 @@ import numpy as np
 from synthjax.bench import pits
 from synthjax.bench.preference_step import LLAMA_10M
 from synthjax.bench.sample import Ids
+from synthjax.config.credit import Sampling
 from synthjax.model.transformer import Transformer, sized
 from synthjax.rollout.engine import Counts, JaxEngine
 from synthjax.rollout.prefixes import Page
-from synthjax.rollout.requests import Request, Sampling
+from synthjax.rollout.requests import Request
 from synthjax.rollout.shapes import batch_shape
 from synthjax.rollout.slots import Shape
 

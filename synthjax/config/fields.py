@@ -18,6 +18,9 @@ from synthjax.errors import ConfigError
 
 T = TypeVar("T")
 
+# Former names of keys, so that an older config is told the new one.
+RENAMED = {"row_length": "seq_len", "guards": "thresholds", "wrong": "incorrect"}
+
 
 class FieldError(ConfigError):
   """One field's value is not allowed."""
@@ -148,6 +151,8 @@ def check_keys(values: Mapping[str, Any], keys: Iterable[str], path: str) -> Non
   keys = list(keys)
   group = path.removeprefix("config").removeprefix(".")
   for key in values:
+    if key not in keys and RENAMED.get(key) in keys:
+      raise ConfigError(f"{path}.{key}: this key is now called {path}.{RENAMED[key]}")
     if key not in keys:
       raise ConfigError(
         f"{path}.{key}: unknown key (value {values[key]!r}){nearest(key, keys)}; "

@@ -7,27 +7,48 @@
 import dataclasses
 from typing import Annotated, Literal
 
+from synthjax.config.credit import PairConfig, PitThresholds, Sampling, ValueConfig
+from synthjax.config.credit_phase import CreditPhase
 from synthjax.config.fields import (
   Checked,
   NonNegativeFloat,
   NonNegativeInt,
   PositiveFloat,
   PositiveInt,
-  Share,
   at_least,
-  distinct,
   from_to,
-  from_to_below,
   multiple_of,
-  not_empty,
-  of_form,
 )
-from synthjax.credit.pairing import Pairing
-from synthjax.credit.schedules import Values
-from synthjax.credit_phase.diagram import CreditPhase
-from synthjax.rollout.requests import Sampling
-from synthjax.worlds.shop import World
-from synthjax.worlds.star import Star
+from synthjax.config.studies import Attempt, StarStudy, Study, StudyServer, Tune
+from synthjax.config.training import Advantage, Objective, Optimizer, Preference, Train
+from synthjax.config.worlds import Star, World
+
+__all__ = [  # all that an experiment holds, wherever in config/ it is written
+  "Advantage",
+  "Attempt",
+  "CreditPhase",
+  "Data",
+  "Evaluate",
+  "Experiment",
+  "Mesh",
+  "Model",
+  "Objective",
+  "Optimizer",
+  "PairConfig",
+  "PitThresholds",
+  "Preference",
+  "Sampling",
+  "Source",
+  "Star",
+  "StarStudy",
+  "Study",
+  "StudyServer",
+  "Tokenizer",
+  "Train",
+  "Tune",
+  "ValueConfig",
+  "World",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +152,7 @@ class Data(Checked):
   # sentence, or a line, outside LaTeX; task: as the task has it, a line where it has nothing else
   steps: Literal["task", "world", "gsm8k", "math"] = "task"
   tokenizer: Tokenizer = Tokenizer()  # how text becomes tokens
-  row_length: Annotated[int, at_least(2)] = 128  # tokens in a training row
+  seq_len: Annotated[int, at_least(2)] = 128  # tokens in a training row
   # what happens to a document longer than a row
   too_long: Literal["drop", "truncate", "split", "error"] = "error"
   prefetch: PositiveInt = 4  # batches read ahead
@@ -149,110 +170,6 @@ class Mesh(Checked):
   fsdp: Axis = -1  # parameters and optimizer state split over these; data parallel too
   tensor: Axis = 1  # heads, MLP and vocabulary split over these
   context: Axis = 1  # positions of a row split over these
-
-
-@dataclasses.dataclass(frozen=True)
-class Optimizer(Checked):
-  """AdamW with a schedule."""
-
-  learning_rate: PositiveFloat = 1e-3  # at its peak
-  # shape of the learning rate over the steps
-  schedule: Literal["wsd", "cosine", "linear", "constant"] = "cosine"
-  # share of the steps (below 1) or their number (1 and more) of linear warm-up
-  warmup: NonNegativeFloat = 0.05
-  decay: NonNegativeFloat = 0.2  # wsd: share of the steps, or their number, of the final decay
-  final: Share = 0.1  # learning rate at the end, as a share of the peak
-  beta1: Annotated[float, from_to_below(0, 1)] = 0.9  # decay of the first moment
-  beta2: Annotated[float, from_to_below(0, 1)] = 0.95  # decay of the second moment
-  epsilon: NonNegativeFloat = 1e-8  # added to the root of the second moment
-  weight_decay: NonNegativeFloat = 0.1  # on matrices only: norms and biases are left alone
-  clip: NonNegativeFloat = 1.0  # largest global norm of the gradient; 0: none
-
-
-@dataclasses.dataclass(frozen=True)
-class Train(Checked):
-  """One training."""
-
-  init: str = ""  # folder of a checkpoint to start from; "": from scratch
-  # folder of checkpoints of a training that this one continues whole (parameters, optimizer state,
-  # step, data position) under its own schedule; "": none
-  continue_from: str = ""
-  continue_step: NonNegativeInt = 0  # which of its steps; 0: the newest
-  loss: Literal["cross_entropy"] = "cross_entropy"  # name of the loss, see losses/
-  z_loss: NonNegativeFloat = 0.0  # weight of the squared log-normaliser
-  batch_size: PositiveInt = 32  # rows a step, over all devices
-  accumulate: PositiveInt = 1  # micro-batches a step; divides batch_size
-  steps: NonNegativeInt = 0  # number of steps; 0: as many as `epochs` takes
-  epochs: NonNegativeFloat = 1.0  # passes over the documents when `steps` is 0
-  optimizer: Optimizer = Optimizer()  # AdamW and its schedule
-  log_every: PositiveInt = 20  # steps between two lines of metrics
-  checkpoint_every: PositiveInt = 200  # steps between two checkpoints
-  keep: PositiveInt = 2  # newest checkpoints kept, besides the best
-  # steps between two measurements of held-out loss; 0: only at the end
-  eval_every: NonNegativeInt = 0
-  # steps to trace for xprof, as "first:last"
-  profile: Annotated[str, of_form(r"([0-9]+:[0-9]+)?", "FIRST:LAST, for example 10:12")] = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Preference(Checked):
-  """Knobs of the losses over pairs; a loss reads those that name it, see losses/."""
-
-  # DPO, IPO (the paper's tau), DPOP, RPO, KTO, step_dpo: strength of the pull to the reference
-  beta: PositiveFloat = 0.1
-  # DPO, DPOP, RPO, SimPO, step_dpo: probability that a label is wrong
-  label_smoothing: Annotated[float, from_to_below(0, 0.5)] = 0.0
-  # step_dpo: weight of the anchor, the NLL a token of all steps of the chosen sides
-  nll: NonNegativeFloat = 0.0
-  # IPO: log-ratios are means over tokens (TRL), not sums (the paper)
-  ipo_length_normalised: bool = True
-  # DPOP: weight of the chosen log-prob's fall below the reference (lambda of the paper is of this
-  # order)
-  dpop: NonNegativeFloat = 5.0
-  rpo_alpha: PositiveFloat = 1.0  # RPO: weight of the chosen response's NLL (alpha)
-  # RPO, ORPO: the NLL is a mean over responses of means over tokens, or one over all chosen tokens
-  # of the batch (TRL)
-  nll_mean: Literal["responses", "tokens"] = "responses"
-  # KTO: what estimates the reference point; mismatched (paper, TRL) lays out two more responses a
-  # pair, matched takes the pairs' own, zero takes none
-  kto_reference: Literal["mismatched", "matched", "zero"] = "mismatched"
-  kto_desirable: NonNegativeFloat = 1.0  # KTO: lambda of chosen responses
-  kto_undesirable: NonNegativeFloat = 1.0  # KTO: lambda of rejected ones
-  simpo_beta: PositiveFloat = 2.0  # SimPO: beta, of log-probs a token; 2 to 10 in the paper
-  simpo_margin: NonNegativeFloat = 1.0  # SimPO: gamma
-  orpo_lambda: PositiveFloat = 0.1  # ORPO: weight of the odds ratio (lambda)
-  orpo_prompt: bool = False  # ORPO: the NLL counts the tokens of the prompt as well (TRL)
-
-  def __post_init__(self):
-    super().__post_init__()
-    trains = self.kto_desirable > 0 or self.kto_undesirable > 0
-    self.require(trains, "kto_undesirable", "above 0 where kto_desirable is 0")
-
-
-@dataclasses.dataclass(frozen=True)
-class Advantage(Checked):
-  """Knobs of advantage-weighted RL and filtering."""
-
-  beta: PositiveFloat = 1.0  # temperature of exp(A / beta)
-  clip: PositiveFloat = 20.0  # largest weight
-  normalise: bool = False  # divide the weights by their mean over the batch
-  # filtered cross-entropy keeps steps with an advantage above it
-  threshold: Annotated[float, from_to(-1, 1)] = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective(Checked):
-  """What a preference training minimises, for recipe = "preference"."""
-
-  pairs: str = ""  # JSONL of records.Pair
-  # see losses/
-  loss: Literal[
-    "step_dpo", "awr", "filtered_sft", "dpo", "ipo", "dpop", "rpo", "kto", "simpo", "orpo"
-  ] = "step_dpo"
-  preference: Preference = Preference()  # knobs of the losses over pairs
-  advantage: Advantage = Advantage()  # knobs of the losses over single steps
-  # folder of the reference's log-prob sums, to share between runs; "": WORKDIR/reference
-  reference: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,131 +201,6 @@ class Evaluate(Checked):
     "gsm8k_order",
     "math_order",
   ] = "task"
-
-
-Positives = Annotated[tuple[PositiveFloat, ...], not_empty(), distinct()]
-
-
-@dataclasses.dataclass(frozen=True)
-class Tune(Checked):
-  """How the settings of study A's arms are chosen: every combination on development problems.
-
-  The best mean accuracy wins, and of equal ones the first in the order of the grid, which rises.
-  Grids are our choice.
-  """
-
-  problems: NonNegativeInt = 0  # N of the cell that is tuned on; 0: nothing is tuned
-  # of that cell; not one of study.seeds: its training problems are of the study's distribution and
-  # not of its cells
-  seed: NonNegativeInt = 1000
-  dev_problems: PositiveInt = 500  # that every trial answers
-  samples: PositiveInt = 2  # answers a problem, at the temperature of study.sampling
-  rates: Positives = (3e-5, 1e-4, 3e-4, 1e-3)  # learning rates of arms that learn from pairs
-  betas: Positives = (0.03, 0.1, 0.3)  # of these; each without and with the anchor
-  epochs: Positives = (2.0, 6.0)  # of these
-  # of arms by likelihood from the base policy: no beta and no anchor, but more epochs
-  likelihood_rates: Positives = (5e-4, 1e-3, 2e-3, 4e-3)
-  likelihood_epochs: Positives = (5.0, 10.0, 20.0, 40.0)  # of these
-  # of arms that go on by likelihood from the start policy
-  short_rates: Positives = (3e-5, 1e-4, 3e-4, 1e-3, 2e-3, 4e-3)
-  short_epochs: Positives = (1.0, 2.0, 6.0, 12.0)  # of these
-
-
-@dataclasses.dataclass(frozen=True)
-class StudyServer(Checked):
-  """A server of the OpenAI protocol that samples a study's start policy; see math_study/served.py."""
-
-  url: str = ""  # with the version: http://HOST:PORT/v1; "": all policies are sampled here
-  # what the server calls the start policy of a cell; {cell} is the cell's folder, such as
-  # n00512_s0, and {policy} is study.start: as `synthjax serve --arm CELL/ARM` calls it
-  model: str = "{cell}/{policy}"
-  key_variable: str = ""  # environment variable that holds the API key; "": none is asked for
-  concurrency: PositiveInt = 64  # requests in flight
-
-
-@dataclasses.dataclass(frozen=True)
-class Study(Checked):
-  """Study A, for recipe = "math_rl": what N synthetic problems are worth under each arm.
-
-  Sizes are our choice; see docs/study_a.md.
-  """
-
-  # N: every arm is trained at each
-  problems: Annotated[tuple[PositiveInt, ...], not_empty()] = (512,)
-  # further N at which SFT alone is trained: multiples are read off its curve
-  baseline_problems: tuple[PositiveInt, ...] = ()
-  # each draws its own problems and trains anew
-  seeds: Annotated[tuple[NonNegativeInt, ...], not_empty(), distinct()] = (0, 1, 2)
-  # see math_study/arms.py; NAME*k is k on-policy rounds
-  arms: Annotated[tuple[str, ...], distinct()] = (
-    "sft",
-    "rft",
-    "rft2",
-    "chosen_only",
-    "dpo",
-    "rpo",
-    "step_dpo.paper",
-    "step_dpo.branch",
-  )
-  # world only: N at which everything is run again with a teacher that never leaps, the negative
-  # control
-  control: tuple[PositiveInt, ...] = ()
-  # which problems the arms are evaluated on; choose settings on dev
-  split: Literal["test", "dev"] = "test"
-  # the policy that preference arms sample from, start from and refer to; sft as in the paper
-  start: Literal["sft", "rft"] = "sft"
-  tune: Tune = Tune()  # chooses every arm's settings before the study
-  # tuned.json of a study that chose them, instead of tuning; "" and no tuning: as the config says
-  tuned: str = ""
-  # answers a test problem, at the temperature of `sampling`: marks are their means; greedy answers
-  # are given beside
-  marked: PositiveInt = 4
-  sampling: Sampling = Sampling(max_tokens=64, temperature=0.7)  # of the traces
-  # samples traces and rollouts of the start policy, once it is trained and served there
-  server: StudyServer = StudyServer()
-  samples: PositiveInt = 8  # traces drawn a problem
-  kept: PositiveInt = 4  # most distinct right ones a problem in an RFT set
-  kept_many: PositiveInt = 8  # the same for rft_many
-  samples_many: PositiveInt = 32  # traces drawn a problem for rft_many
-  wrong: NonNegativeInt = 8  # most wrong traces a problem that get step values
-  # of their steps
-  values: Values = Values(sampling=Sampling(max_tokens=64, temperature=0.7), keep=4, block=8)
-  pairs: Pairing = Pairing()  # caps and guards; each arm sets its own mode
-  least_accuracy: Share = 0.25  # of the samples below which pits are noise: the study stops
-  step_limit: PositiveInt = 32  # most steps of a trace
-  # of the arms that are trained by likelihood after sft, which follows config.train
-  rft: Train = Train()
-  preference: Train = Train()  # of the preference arms
-
-
-@dataclasses.dataclass(frozen=True)
-class Attempt(Checked):
-  """One way to train a policy out of the star's shortcut, with exact advantages."""
-
-  name: str = ""  # of its folder and row
-  # weighted: step_dpo with |advantage| on every step of whole traces
-  arm: Literal["step_dpo", "weighted", "awr", "filtered_sft"] = "awr"
-  early: bool = False  # from the early checkpoint of SFT instead of the late one
-  temperature: Annotated[float, from_to(0, 100)] = 1.0  # of the samples that it learns from
-  rounds: PositiveInt = 1  # on-policy rounds
-  d_model: NonNegativeInt = 0  # another width of the model, mlp_dim four times it; 0: the config's
-
-
-@dataclasses.dataclass(frozen=True)
-class StarStudy(Checked):
-  """The star-graph study, for recipe = "star". Sizes are our choice; see docs/log.md."""
-
-  # G(d, l, n): SFT on each; values and attempts on the first
-  graphs: Annotated[tuple[Star, ...], not_empty()] = (Star(2), Star(3), Star(4), Star(5))
-  problems: PositiveInt = 10_000  # training problems of SFT
-  early_steps: PositiveInt = 100  # of the early checkpoint; the late one follows config.train
-  test_problems: PositiveInt = 500  # on which policies are evaluated
-  # problems, a sampled trace each, whose Monte-Carlo values are compared with exact ones
-  valued: PositiveInt = 200
-  rollouts: PositiveInt = 16  # of every prefix there
-  explored: PositiveInt = 2000  # further problems from whose samples the attempts learn
-  samples: PositiveInt = 8  # of each
-  attempts: tuple[Attempt, ...] = ()  # to train out of the shortcut, in order
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,12 +5,13 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 from synthjax import files
+from synthjax.config.credit import Sampling
 from synthjax.credit import steps
 from synthjax.credit.values import Generate, Ids
 from synthjax.data.sources import Example
 from synthjax.data.tokenizers import Tokenizer
 from synthjax.records import Record, Trace, Verdict
-from synthjax.rollout.requests import Request, Sample, Sampling
+from synthjax.rollout.requests import Request, Sample
 from synthjax.verify import extract, sets
 from synthjax.verify.pool import Pool
 

@@ -1,6 +1,6 @@
 """Preference pairs and trees from sampled traces with their step values: what the policies of study A are trained on.
 
-Modes of pairs (design, "Study A in formulas"); a pit is the first step whose fall in value passes the guards:
+Modes of pairs (design, "Study A in formulas"); a pit is the first step whose fall in value passes the thresholds:
 - `paper`: prefix = problem; chosen = a right trace, to its end; rejected = the wrong trace cut at the end of its pit, without end-of-text.
 - `branch`: prefix = problem and steps before the pit; chosen = a right continuation sampled from there, to its end; rejected = the pit.
 - `step`: as `branch`, chosen cut to its first step; no end-of-text on either side.
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from synthjax import files
-from synthjax.credit.pairing import Pairing
+from synthjax.config.credit import PairConfig
 from synthjax.credit.pits import Evidence, first_pit
 from synthjax.data.tokenizers import Tokenizer
 from synthjax.data.trees import Node
@@ -85,7 +85,7 @@ class Built(NamedTuple):
   report: dict  # counts: pairs, problems, traces, pits by step (1 is the first), what was dropped by reason
 
 
-def build(samples: Iterable[Samples], cfg: Pairing, tokenizer: Tokenizer) -> Built:
+def build(samples: Iterable[Samples], cfg: PairConfig, tokenizer: Tokenizer) -> Built:
   """Pairs of every problem, in order; those of a problem depend on its samples and the config alone."""
   pairs: list[Pair] = []
   counts: dict[str, collections.Counter] = {
@@ -197,7 +197,7 @@ class _Candidate(NamedTuple):
   rejected: _Side
 
 
-def _candidates(samples: Samples, cfg: Pairing, eos_id: int, counts) -> Iterator[_Candidate]:
+def _candidates(samples: Samples, cfg: PairConfig, eos_id: int, counts) -> Iterator[_Candidate]:
   """All pairs that a problem's traces admit; pits and the traces that have none are counted."""
   right = [trace for trace in samples.traces if trace.reward() == 1]
   at_pit = cfg.mode in ("branch", "step")
@@ -206,10 +206,10 @@ def _candidates(samples: Samples, cfg: Pairing, eos_id: int, counts) -> Iterator
       continue
     pit, better = None, right
     if cfg.mode not in ("random", "distant"):
-      pit = first_pit(trace.q, cfg.guards, trace.counts)
+      pit = first_pit(trace.q, cfg.thresholds, trace.counts)
       if pit is None:
         counts["dropped"][
-          "trace: no pit within the guards"
+          "trace: no pit within the thresholds"
           if any(q is not None for q in trace.q)
           else "trace: no step values"
         ] += 1
@@ -232,7 +232,7 @@ def _candidates(samples: Samples, cfg: Pairing, eos_id: int, counts) -> Iterator
       yield _Candidate(number, pit, trace.steps[:first], chosen, rejected)
 
 
-def _at(pit: int, steps: int, trace: int, problem_id: str, cfg: Pairing) -> int:
+def _at(pit: int, steps: int, trace: int, problem_id: str, cfg: PairConfig) -> int:
   """The step that stands where the pit does: the pit itself, or for ablations any step of the trace, or its last one."""
   if cfg.pit == "random":
     return 1 + int(
@@ -255,7 +255,7 @@ def _ended(steps: tuple[Ids, ...], complete: bool, eos_id: int | None) -> tuple[
 
 
 def _select(
-  samples: Samples, candidates: Sequence[_Candidate], cfg: Pairing, tokenizer: Tokenizer, dropped
+  samples: Samples, candidates: Sequence[_Candidate], cfg: PairConfig, tokenizer: Tokenizer, dropped
 ) -> Iterator[Pair]:
   """Candidates in random order, or the most distant first, as far as the caps go; those that teach nothing are left out and counted."""
   random = np.random.default_rng([cfg.seed, int(files.value_hash(samples.problem_id)[:16], 16)])
@@ -279,7 +279,7 @@ def _select(
     yield pair
 
 
-def _flaw(candidate: _Candidate, pair: Pair, cfg: Pairing) -> str:
+def _flaw(candidate: _Candidate, pair: Pair, cfg: PairConfig) -> str:
   """Why a pair teaches nothing, or "" where it does."""
   chosen, rejected = candidate.chosen.ids(), candidate.rejected.ids()
   shorter = min(len(chosen), len(rejected))
@@ -294,7 +294,7 @@ def _flaw(candidate: _Candidate, pair: Pair, cfg: Pairing) -> str:
   return "no weights" if cfg.weighted and "chosen_weights" not in pair.metadata else ""
 
 
-def _pair(samples: Samples, candidate: _Candidate, cfg: Pairing, tokenizer: Tokenizer) -> Pair:
+def _pair(samples: Samples, candidate: _Candidate, cfg: PairConfig, tokenizer: Tokenizer) -> Pair:
   """The record, with the sampled tokens in its metadata as data/pair_trees.py reads them."""
   _, pit, before, chosen, rejected = candidate
   prefix_ids = [*samples.prompt_ids, *(token for step in before for token in step)]

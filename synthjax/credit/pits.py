@@ -1,43 +1,22 @@
-"""The pit of a trace: the first step at which its value falls, where guards and counts say so.
+"""The pit of a trace: the first step at which its value falls, where thresholds and counts say so.
 
 Until 2026-11-24 it was the first step with the lowest value. An incorrect trace that has ended has the
 value 0 exactly, so that this found later and later steps the more rollouts a prefix had: any prefix
 of which one rollout in twenty is correct is above 0 sooner or later. Now a step is a pit where the
-counts make it credible that the guards hold, so that more rollouts find more pits
+counts make it credible that the thresholds hold, so that more rollouts find more pits
 (`synthjax bench pits` prints the rates of both rules; docs/study_a.md, "Pits").
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from synthjax.config.fields import Checked, Share
-from synthjax.evaluate import metrics
-from synthjax.records import Record
+from synthjax import stats
+from synthjax.config.credit import PitThresholds
 
 _QUANTILES = 400  # of the value before a step, over which the posterior is averaged
-
-
-@dataclasses.dataclass(frozen=True)
-class Guards(Record, Checked):
-  """What a step must show to be a pit. The defaults are our choice."""
-
-  # value of the prefix before the step: below it the trace was lost already
-  min_before: Share = 0.3
-  min_drop: Share = 0.5  # share of that value that the step loses
-  # posterior probability of `min_before`, where values are estimated; 0 takes the estimates for true
-  # values. Both were chosen by simulation and on a real policy (docs/study_a.md, "Pits")
-  confidence_before: Share = 0.7
-  confidence_drop: Share = 0.9  # the same of `min_drop`
-
-  def hold(self, before: float, after: float) -> bool:
-    """Whether a fall from `before` to `after` is one, if these are the true values."""
-    slack = 1e-9  # 0.3 of 0.6 is a fall by half, however floating point rounds it
-    falls = before - after >= self.min_drop * before - slack
-    return after < before and before >= self.min_before - slack and falls
 
 
 class Evidence(NamedTuple):
@@ -54,14 +33,16 @@ Estimate = tuple[
 ]  # a value, and its evidence; None where it is known exactly
 
 
-def first_pit(values: Sequence[float | None], guards: Guards, counts: Counts = ()) -> int | None:
-  """The first step whose fall in value passes the guards; None where none does.
+def first_pit(
+  values: Sequence[float | None], thresholds: PitThresholds, counts: Counts = ()
+) -> int | None:
+  """The first step whose fall in value passes the thresholds; None where none does.
 
   Steps after a prefix of which no rollout was correct do not count: the trace is lost by then.
 
   Args:
     values: q_0 (the bare problem), q_1, ..., q_L; None where a prefix was not valued.
-    guards: what the step must show. A step whose prefix was not valued does not pass.
+    thresholds: what the step must show. A step whose prefix was not valued does not pass.
     counts: what each value was estimated from, None where it is known exactly (as the reward of a
       trace that has ended); () where all are known exactly.
   """
@@ -73,33 +54,33 @@ def first_pit(values: Sequence[float | None], guards: Guards, counts: Counts = (
     if (
       before is not None
       and after is not None
-      and passes((before, counts[step - 1]), (after, counts[step]), guards)
+      and passes((before, counts[step - 1]), (after, counts[step]), thresholds)
     ):
       return step
-    if is_lost(after, counts[step], guards):
+    if is_lost(after, counts[step], thresholds):
       return None
   return None
 
 
-def passes(before: Estimate, after: Estimate, guards: Guards) -> bool:
-  """Whether the guards hold for both values as they were estimated, and with the certainty asked for."""
-  high, lost = credible(before, after, guards)
+def passes(before: Estimate, after: Estimate, thresholds: PitThresholds) -> bool:
+  """Whether the thresholds hold for both values as they were estimated, and with the certainty asked for."""
+  high, lost = credible(before, after, thresholds)
   return (
-    guards.hold(before[0], after[0])
-    and high >= guards.confidence_before
-    and lost >= guards.confidence_drop
+    thresholds.hold(before[0], after[0])
+    and high >= thresholds.confidence_before
+    and lost >= thresholds.confidence_drop
   )
 
 
-def credible(before: Estimate, after: Estimate, guards: Guards) -> tuple[float, float]:
+def credible(before: Estimate, after: Estimate, thresholds: PitThresholds) -> tuple[float, float]:
   """Posterior probabilities that the value before is at least `min_before`, and that `min_drop` of it is lost.
 
   Success probabilities have Jeffreys' posterior, Beta(c + 1/2, n - c + 1/2), independent of each other.
   """
-  return _posterior(*before, *after, guards)
+  return _posterior(*before, *after, thresholds)
 
 
-def is_lost(value: float | None, counts: Evidence | None, guards: Guards) -> bool:
+def is_lost(value: float | None, counts: Evidence | None, thresholds: PitThresholds) -> bool:
   """Whether no rollout of a prefix was correct, and that makes it credible that it is below any value before a pit."""
   if value != 0:
     return False
@@ -107,8 +88,8 @@ def is_lost(value: float | None, counts: Evidence | None, guards: Guards) -> boo
     return True
   import scipy.special  # heavy
 
-  most = 1 - (1 - guards.min_before * (1 - guards.min_drop)) ** (1 / counts.best_of)
-  return bool(scipy.special.betainc(0.5, counts.n + 0.5, most) >= guards.confidence_before)
+  most = 1 - (1 - thresholds.min_before * (1 - thresholds.min_drop)) ** (1 / counts.best_of)
+  return bool(scipy.special.betainc(0.5, counts.n + 0.5, most) >= thresholds.confidence_before)
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -117,14 +98,14 @@ def _posterior(
   counts_before: Evidence | None,
   after: float,
   counts_after: Evidence | None,
-  guards: Guards,
+  thresholds: PitThresholds,
 ) -> tuple[float, float]:
   """(probability that the value before is high enough, that enough of it is lost)."""
   import scipy.special  # heavy
 
   slack = 1e-9
   if counts_before is None:
-    high = float(before >= guards.min_before - slack)
+    high = float(before >= thresholds.min_before - slack)
     value_before_Q = np.array([before])
   else:
     n, c, best_of = counts_before
@@ -132,9 +113,9 @@ def _posterior(
       c + 0.5, n - c + 0.5, (np.arange(_QUANTILES) + 0.5) / _QUANTILES
     )
     value_before_Q = 1 - (1 - success_Q) ** best_of
-    least = 1 - (1 - guards.min_before) ** (1 / best_of)
+    least = 1 - (1 - thresholds.min_before) ** (1 / best_of)
     high = float(scipy.special.betaincc(c + 0.5, n - c + 0.5, least))
-  most_Q = value_before_Q * (1 - guards.min_drop)
+  most_Q = value_before_Q * (1 - thresholds.min_drop)
   if counts_after is None:
     return high, float(np.mean(after <= most_Q + slack))
   n, c, best_of = counts_after
@@ -144,4 +125,4 @@ def _posterior(
 
 def agreement(pits: Sequence[int | None], reference: Sequence[int | None]) -> tuple[float, float]:
   """(share of traces with the same pit, or none in both; its standard error)."""
-  return metrics.mean([float(one == other) for one, other in zip(pits, reference, strict=True)])
+  return stats.mean([float(one == other) for one, other in zip(pits, reference, strict=True)])

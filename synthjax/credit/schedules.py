@@ -5,51 +5,20 @@ It sees only rollouts that it asked for itself, so a trace's values do not depen
 
 The searches hold that the value of a trace is high before its pit and low from it on. They weigh every
 place of the pit by the counts that they have, look where they expect it, and go on elsewhere where the
-fall there does not pass the guards.
+fall there does not pass the thresholds.
 """
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
-from synthjax.config.fields import Checked, NonNegativeInt, PositiveInt, from_to
+from synthjax import stats
+from synthjax.config.credit import Schedule, ValueConfig
 from synthjax.credit import pits
-from synthjax.credit.pits import Evidence, Guards
-from synthjax.evaluate import metrics
-from synthjax.records import Record
-from synthjax.rollout.requests import Sampling
+from synthjax.credit.pits import Evidence
 
 _BEFORE, _AFTER = (2.0, 1.0), (0.3, 6.0)  # success probabilities on the two sides of a pit, as Beta
-
-Schedule = Literal["full", "first_fail", "binary", "sequential"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Values(Record, Checked):
-  """How step values are estimated."""
-
-  rollouts: Annotated[int, from_to(1, 1 << 16)] = 8  # a prefix, at most
-  best_of: PositiveInt = 1  # K of the best-of-K value, at most `rollouts`; 1: the mean
-  schedule: Schedule = "full"  # which prefixes get rollouts
-  # rollouts of a request; the last one of a prefix may have fewer
-  block: Annotated[int, from_to(1, 1 << 16)] = 2
-  # sequential: probability of a pit at which its search ends (our choice; 8 failures in a row
-  # reach it)
-  confidence: Annotated[float, from_to(0.5, 1)] = 0.975
-  guards: Guards = Guards()  # of the pits
-  # correct rollouts of a prefix that are handed back, for pairs that go on from it; at most
-  # `rollouts`
-  keep: NonNegativeInt = 1
-  sampling: Sampling = Sampling()  # of the rollouts
-  seed: NonNegativeInt = 0  # of the job
-  threads: Annotated[int, from_to(1, 256)] = 2  # that judge while the engine samples
-
-  def __post_init__(self) -> None:
-    super().__post_init__()
-    for name in ("best_of", "keep"):
-      self.require(getattr(self, name) <= self.rollouts, name, f"at most rollouts={self.rollouts}")
 
 
 class Count(NamedTuple):
@@ -66,7 +35,7 @@ class Count(NamedTuple):
     """Unbiased estimate of the probability that one of `best_of` rollouts is right; None where fewer were decided."""
     if self.ended:
       return None if self.reward is None else float(self.reward)
-    return metrics.pass_at(self.n, self.c, best_of) if self.n >= best_of else None
+    return stats.pass_at(self.n, self.c, best_of) if self.n >= best_of else None
 
   def standard_error(self, best_of: int) -> float | None:
     """Of `value`: the spread of the estimate over repetitions, at the success probability (c + 1/2) / (n + 1).
@@ -79,7 +48,7 @@ class Count(NamedTuple):
       return None
     p = (self.c + 0.5) / (self.n + 1)
     shares = [math.comb(self.n, c) * p**c * (1 - p) ** (self.n - c) for c in range(self.n + 1)]
-    estimates = [metrics.pass_at(self.n, c, best_of) for c in range(self.n + 1)]
+    estimates = [stats.pass_at(self.n, c, best_of) for c in range(self.n + 1)]
     average = sum(share * q for share, q in zip(shares, estimates))
     return math.sqrt(sum(share * (q - average) ** 2 for share, q in zip(shares, estimates)))
 
@@ -97,30 +66,30 @@ class Count(NamedTuple):
     return not self.ended and self.asked < rollouts
 
 
-def full(counts: Sequence[Count], cfg: Values) -> dict[int, int]:
+def full(counts: Sequence[Count], cfg: ValueConfig) -> dict[int, int]:
   """Every prefix."""
   return {step: cfg.rollouts for step, count in enumerate(counts) if count.open(cfg.rollouts)}
 
 
-def first_fail(counts: Sequence[Count], cfg: Values) -> dict[int, int]:
+def first_fail(counts: Sequence[Count], cfg: ValueConfig) -> dict[int, int]:
   """Prefix after prefix, up to the pit or to a prefix at which the trace is lost. Its pits are those of the full schedule."""
   for step, count in enumerate(counts):
     if count.open(cfg.rollouts):
       return {step: cfg.rollouts}
     if step > 0 and (
       pit_of(counts[: step + 1], cfg)
-      or pits.is_lost(count.value(cfg.best_of), count.evidence(cfg.best_of), cfg.guards)
+      or pits.is_lost(count.value(cfg.best_of), count.evidence(cfg.best_of), cfg.thresholds)
     ):
       return {}
   return {}
 
 
-def binary(counts: Sequence[Count], cfg: Values) -> dict[int, int]:
+def binary(counts: Sequence[Count], cfg: ValueConfig) -> dict[int, int]:
   """Bisection for the pit (Luo et al. 2024, OmegaPRM), then the value before it: O(log L) prefixes."""
   return _search(counts, cfg, cfg.rollouts)
 
 
-def sequential(counts: Sequence[Count], cfg: Values) -> dict[int, int]:
+def sequential(counts: Sequence[Count], cfg: ValueConfig) -> dict[int, int]:
   """The same search, a block of rollouts at a time: no prefix gets more than it takes to say on which side of the pit it is.
 
   It is meant for pits. The number of rollouts of a prefix depends on their outcome, which biases its value: unbiased values take a
@@ -129,13 +98,13 @@ def sequential(counts: Sequence[Count], cfg: Values) -> dict[int, int]:
   return _search(counts, cfg, cfg.block)
 
 
-def pit_of(counts: Sequence[Count], cfg: Values) -> int | None:
+def pit_of(counts: Sequence[Count], cfg: ValueConfig) -> int | None:
   """The pit of a trace of whose prefixes this is known."""
   values = [count.value(cfg.best_of) for count in counts]
-  return pits.first_pit(values, cfg.guards, [count.evidence(cfg.best_of) for count in counts])
+  return pits.first_pit(values, cfg.thresholds, [count.evidence(cfg.best_of) for count in counts])
 
 
-def _search(counts: Sequence[Count], cfg: Values, block: int) -> dict[int, int]:
+def _search(counts: Sequence[Count], cfg: ValueConfig, block: int) -> dict[int, int]:
   """The next block of rollouts in the search for the pit."""
   outcomes = {step: _outcome(counts[step - 1], counts[step], cfg) for step in range(1, len(counts))}
   if True not in outcomes.values():
@@ -150,7 +119,7 @@ def _search(counts: Sequence[Count], cfg: Values, block: int) -> dict[int, int]:
 
 
 def _where_expected(
-  counts: Sequence[Count], outcomes: dict[int, bool | None], cfg: Values
+  counts: Sequence[Count], outcomes: dict[int, bool | None], cfg: ValueConfig
 ) -> Sequence[int]:
   """Prefixes of which the one with the fewest rollouts is to get more; none where a pit is not to be expected any longer."""
   probability = _pit_probability(counts)
@@ -172,7 +141,7 @@ def _where_expected(
 
 
 def _block_of(
-  counts: Sequence[Count], wanted: Sequence[int], block: int, cfg: Values
+  counts: Sequence[Count], wanted: Sequence[int], block: int, cfg: ValueConfig
 ) -> dict[int, int]:
   """The next rollouts of the prefix with the fewest among those that are wanted and can have more."""
   _, step = min(
@@ -184,14 +153,14 @@ def _block_of(
   return {step: min(counts[step].asked + block, cfg.rollouts)}
 
 
-def _outcome(before: Count, after: Count, cfg: Values) -> bool | None:
+def _outcome(before: Count, after: Count, cfg: ValueConfig) -> bool | None:
   """Whether a step is the pit; None where that hangs on rollouts still to come.
 
   It is settled before all rollouts are in where it is `cfg.confidence` certain, or where those to come cannot change it.
   """
   known = _valued(before, cfg), _valued(after, cfg)
   if known[0] and known[1]:
-    certain = min(pits.credible(known[0], known[1], cfg.guards))
+    certain = min(pits.credible(known[0], known[1], cfg.thresholds))
     if certain >= cfg.confidence and _passes(before, after, cfg):
       return True
     if certain <= 1 - cfg.confidence:
@@ -207,12 +176,12 @@ def _outcome(before: Count, after: Count, cfg: Values) -> bool | None:
   return best if worst == best else None
 
 
-def _passes(before: Count, after: Count, cfg: Values) -> bool:
+def _passes(before: Count, after: Count, cfg: ValueConfig) -> bool:
   high, low = _valued(before, cfg), _valued(after, cfg)
-  return high is not None and low is not None and pits.passes(high, low, cfg.guards)
+  return high is not None and low is not None and pits.passes(high, low, cfg.thresholds)
 
 
-def _valued(count: Count, cfg: Values) -> tuple[float, Evidence | None] | None:
+def _valued(count: Count, cfg: ValueConfig) -> tuple[float, Evidence | None] | None:
   value = count.value(cfg.best_of)
   return None if value is None else (value, count.evidence(cfg.best_of))
 
@@ -246,7 +215,7 @@ def _likelihood(count: Count, right: float, wrong: float) -> float:
   return math.exp(logarithm - math.lgamma(right) - math.lgamma(wrong) + math.lgamma(right + wrong))
 
 
-SCHEDULES: dict[Schedule, Callable[[Sequence[Count], Values], dict[int, int]]] = {
+SCHEDULES: dict[Schedule, Callable[[Sequence[Count], ValueConfig], dict[int, int]]] = {
   "full": full,
   "first_fail": first_fail,
   "binary": binary,

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from synthjax import files, progress
+from synthjax.config.credit import Schedule, ValueConfig
 from synthjax.credit import pits
-from synthjax.credit.schedules import SCHEDULES, Count, Schedule, Values, pit_of
+from synthjax.credit.schedules import SCHEDULES, Count, pit_of
 from synthjax.records import Record, StepValue, Verdict
 from synthjax.rollout.requests import Request, Result, Sample
 
@@ -69,7 +70,9 @@ class Valued(NamedTuple):
   spent: Spent
 
 
-def estimate(traces: Sequence[TokenTrace], generate: Generate, judge: Judge, cfg: Values) -> Valued:
+def estimate(
+  traces: Sequence[TokenTrace], generate: Generate, judge: Judge, cfg: ValueConfig
+) -> Valued:
   """Values of the traces' prefixes and their pits.
 
   Args:
@@ -123,7 +126,7 @@ class Compared(NamedTuple):
 
 
 def compare(
-  traces: Sequence[TokenTrace], generate: Generate, judge: Judge, cfg: Values
+  traces: Sequence[TokenTrace], generate: Generate, judge: Judge, cfg: ValueConfig
 ) -> dict[Schedule, Compared]:
   """Runs every schedule on the same traces: what each spends, and how often its pits agree with the full one's."""
   runs = {
@@ -186,7 +189,7 @@ class _Judged(NamedTuple):
 class _Job:
   """What the rollouts said so far: each block is asked for once."""
 
-  def __init__(self, generate: Generate, judge: Judge, cfg: Values):
+  def __init__(self, generate: Generate, judge: Judge, cfg: ValueConfig):
     self.generate, self.judge, self.cfg = generate, judge, cfg
     self.known: dict[str, _Judged] = {}  # by request id
     self.spent: collections.Counter[str] = collections.Counter()

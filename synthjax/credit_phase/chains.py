@@ -9,57 +9,13 @@ Shapes: R replicates, N problems, M = R N problems of all replicates, S traces a
 V contexts, A actions, K = R V A entries of the policies' tables.
 """
 
-import dataclasses
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from synthjax.config.fields import (
-  Checked,
-  NonNegativeInt,
-  PositiveInt,
-  Share,
-  at_least,
-  from_to_below,
-)
+from synthjax.config.credit_phase import Chain
 
 CORRECT = 0  # the correct action of every context: tables know no order of actions
-
-
-@dataclasses.dataclass(frozen=True)
-class Chain(Checked):
-  """One setting of the phase diagram."""
-
-  success: Share = 0.3  # p: share of the reference's traces that are correct
-  survival: Annotated[float, from_to_below(0, 1)] = 0.5  # u: how often a wrong step does no harm
-  length: PositiveInt = 10  # L: steps of a problem
-  contexts: PositiveInt = 100  # V: distinct decisions
-  traces: PositiveInt = 8  # S: sampled traces a training problem
-  rollouts: NonNegativeInt = 0  # n of every step value; 0: exact values
-  # when the luck of a wrong step resolves: values after it know of it, or the final reward alone
-  luck: Literal["at_once", "at_end"] = "at_once"
-  problems: PositiveInt = 64  # N: training problems
-  actions: Annotated[int, at_least(2)] = 6  # A: of each context
-
-  def __post_init__(self) -> None:
-    super().__post_init__()
-    above = f"above survival ** length, here {self.survival**self.length:.3g}, and below 1"
-    self.require(self.survival**self.length < self.success < 1, "success", above)
-
-  @property
-  def harmless(self) -> float:
-    """r: probability that a step of the reference does no harm; p = r ** L."""
-    return self.success ** (1 / self.length)
-
-  @property
-  def correct(self) -> float:
-    """c: probability of the correct action under the reference; r = c + (1 - c) u."""
-    return (self.harmless - self.survival) / (1 - self.survival)
-
-  @property
-  def correct_if_harmless(self) -> float:
-    """Share of correct actions among the reference's steps that do no harm."""
-    return self.correct / self.harmless
 
 
 class Traces(NamedTuple):

@@ -22,9 +22,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from synthjax.config.credit_phase import Chain, Tuning
 from synthjax.credit_phase import diagram, tuning
-from synthjax.credit_phase.chains import Chain
-from synthjax.credit_phase.tuning import Outcome, Tuning
+from synthjax.credit_phase.tuning import Outcome
 
 _CORRECT = 1 - np.geomspace(0.02, 0.9, 16)  # c
 _SURVIVAL = np.linspace(0, 0.95, 20)  # u

@@ -6,48 +6,17 @@ methods.OUTCOME; both are chosen on the replicates that chose the settings.
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
 
+from synthjax.config.credit_phase import Chain, CreditPhase
 from synthjax.config.fields import (
-  Checked,
   FieldError,
-  NonNegativeInt,
-  PositiveInt,
-  Share,
-  from_to_below,
-  not_empty,
 )
 from synthjax.credit_phase import chains, methods
-from synthjax.credit_phase.chains import Chain
-from synthjax.credit_phase.tuning import Outcome, Tuning
-
-
-@dataclasses.dataclass(frozen=True)
-class CreditPhase(Checked):
-  """The phase diagram of credit assignment, for recipe = "credit_phase". Sizes are our choice."""
-
-  base: Chain = Chain()  # the setting from which planes depart
-  # u: the axis that all planes share
-  survivals: Annotated[tuple[Annotated[float, from_to_below(0, 1)], ...], not_empty()] = (
-    0.0,
-    0.25,
-    0.5,
-    0.7,
-    0.85,
-  )
-  # p: second axis of three planes, at equal traces, at equal sampling and with luck at the end
-  successes: tuple[Share, ...] = (0.05, 0.1, 0.3, 0.5, 0.7)
-  lengths: tuple[PositiveInt, ...] = (2, 3, 5, 10, 20)  # L: second axis of a plane
-  contexts: tuple[PositiveInt, ...] = (3, 10, 30, 100, 300)  # V: second axis of a plane
-  traces: tuple[PositiveInt, ...] = (2, 4, 8, 16, 64)  # S: second axis of a plane
-  rollouts: tuple[NonNegativeInt, ...] = (2, 4, 8, 16, 0)  # n: second axis of a plane; 0: exact
-  priced_rollouts: tuple[PositiveInt, ...] = (2, 4)  # n of the plane at equal sampling
-  sampling_rollouts: PositiveInt = 4  # n of the values in the plane of p at equal sampling
-  table: tuple[Chain, ...] = ()  # settings shown with every method
-  tuning: Tuning = Tuning()  # of each method in each cell
+from synthjax.credit_phase.tuning import Outcome
 
 
 class Cell(NamedTuple):

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from synthjax import files
-from synthjax.credit_phase.diagram import CreditPhase, Gain, Plane
+from synthjax.config.credit_phase import CreditPhase
+from synthjax.credit_phase.diagram import Gain, Plane
 from synthjax.report import plots
 
 _LABELS = {

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse
 
+from synthjax.config.credit_phase import Chain
 from synthjax.credit_phase import chains
 
 # Their losses ask for the outcome of whole traces alone, or are the controls of those below.
@@ -49,7 +50,7 @@ class Sides(NamedTuple):
 
 
 def prepare(
-  chain: chains.Chain, wanted: tuple[str, ...], replicates: int, random: np.random.Generator
+  chain: Chain, wanted: tuple[str, ...], replicates: int, random: np.random.Generator
 ) -> Data:
   """Samples every replicate's traces and makes of them what the methods in `wanted` train on."""
   traces = chains.sample(chain, replicates, random)
@@ -70,18 +71,18 @@ def prepare(
   return Data(traces, pairs, weights)
 
 
-def entries(contexts: np.ndarray, actions: np.ndarray, chain: chains.Chain) -> np.ndarray:
+def entries(contexts: np.ndarray, actions: np.ndarray, chain: Chain) -> np.ndarray:
   """Index into a flattened table [R V, A]."""
   return contexts * chain.actions + actions
 
 
-def successes(traces: chains.Traces, chain: chains.Chain) -> np.ndarray:
+def successes(traces: chains.Traces, chain: Chain) -> np.ndarray:
   """RFT: how often each table entry is taken in a correct trace. [K]"""
   entry_MSL = _entries_of(traces, chain)
   return _counts(entry_MSL[traces.reward_MS], chain, traces)
 
 
-def advantage_weights(traces: chains.Traces, chain: chains.Chain, beta: float) -> np.ndarray:
+def advantage_weights(traces: chains.Traces, chain: Chain, beta: float) -> np.ndarray:
   """AWR: sums of exp(A / beta), at most LARGEST_WEIGHT each, over all steps of all traces. [K]"""
   advantage_MSL = np.diff(traces.value_MSQ, axis=-1)
   weight_MSL = np.exp(np.minimum(advantage_MSL / beta, np.log(LARGEST_WEIGHT)))
@@ -89,7 +90,7 @@ def advantage_weights(traces: chains.Traces, chain: chains.Chain, beta: float) -
 
 
 def whole_pairs(
-  traces: chains.Traces, chain: chains.Chain, weighted: bool, random: np.random.Generator
+  traces: chains.Traces, chain: Chain, weighted: bool, random: np.random.Generator
 ) -> Pairs:
   """DPO: each incorrect trace against a correct one of its problem, drawn at random.
 
@@ -112,7 +113,7 @@ def whole_pairs(
   return _pairs(chosen, rejected, problem_P, chain, traces)
 
 
-def fresh_pairs(traces: chains.Traces, chain: chains.Chain, random: np.random.Generator) -> Pairs:
+def fresh_pairs(traces: chains.Traces, chain: Chain, random: np.random.Generator) -> Pairs:
   """DPO with as many fresh positives as `branch` has: incorrect traces against new correct ones."""
   problem_P, rejected_P = np.nonzero(~traces.reward_MS)
   action_PL = chains.continuations(chain, len(problem_P), random)
@@ -130,7 +131,7 @@ def pits(traces: chains.Traces) -> np.ndarray:
 
 
 def pit_pairs(
-  traces: chains.Traces, chain: chains.Chain, action_PL: np.ndarray, first_step: bool
+  traces: chains.Traces, chain: Chain, action_PL: np.ndarray, first_step: bool
 ) -> Pairs:
   """Per-step DPO: after the steps before the pit, a correct continuation against the pit.
 

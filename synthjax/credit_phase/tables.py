@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
+from synthjax.config.credit_phase import Chain, CreditPhase
 from synthjax.credit_phase import diagram, methods
-from synthjax.credit_phase.chains import Chain
-from synthjax.credit_phase.diagram import CreditPhase, Gain, Plane
+from synthjax.credit_phase.diagram import Gain, Plane
 from synthjax.credit_phase.tuning import Outcome
 
 METHODS = (*methods.OUTCOME, *methods.CREDIT)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from synthjax.config.credit_phase import Chain
 from synthjax.credit_phase import chains
 from synthjax.credit_phase.methods import Pairs
 
@@ -27,9 +28,7 @@ class Settings(NamedTuple):
   steps: int
 
 
-def by_preference(
-  pairs: Pairs, anchor: float, chain: chains.Chain, settings: Settings
-) -> np.ndarray:
+def by_preference(pairs: Pairs, anchor: float, chain: Chain, settings: Settings) -> np.ndarray:
   """Minimises -log sigma(beta h) + anchor * NLL a step of the chosen side. Log-probs [R V, A, G].
 
   h is the difference of the sums of log-ratios of losses/preference.py; anchor 1 is RPO.
@@ -38,7 +37,7 @@ def by_preference(
   return _train(pull, chain, _reference(chain, len(pairs.anchor_K)), settings)
 
 
-def pull_of_pairs(pairs: Pairs, anchor: float, chain: chains.Chain, beta_G: np.ndarray) -> Pull:
+def pull_of_pairs(pairs: Pairs, anchor: float, chain: Chain, beta_G: np.ndarray) -> Pull:
   """Minus the derivative by log-probs of the loss / beta, times the sum of the pairs' weights."""
   beta_G = beta_G.astype(np.float32)
   transposed_KP = pairs.difference_PK.T.tocsr()
@@ -54,7 +53,7 @@ def pull_of_pairs(pairs: Pairs, anchor: float, chain: chains.Chain, beta_G: np.n
   return pull
 
 
-def by_likelihood(weight_KG: np.ndarray, chain: chains.Chain, settings: Settings) -> np.ndarray:
+def by_likelihood(weight_KG: np.ndarray, chain: Chain, settings: Settings) -> np.ndarray:
   """Maximises the mean of weighted log-probs of steps. Log-probs [R V, A, G]."""
   per_replicate = weight_KG.reshape(-1, chain.contexts * chain.actions, weight_KG.shape[-1])
   total = np.maximum(per_replicate.sum(axis=1, keepdims=True), 1e-9)
@@ -63,7 +62,7 @@ def by_likelihood(weight_KG: np.ndarray, chain: chains.Chain, settings: Settings
   return _train(lambda log_prob_KG: share_KG, chain, reference_K1, settings)
 
 
-def success(log_prob: np.ndarray, chain: chains.Chain) -> np.ndarray:
+def success(log_prob: np.ndarray, chain: Chain) -> np.ndarray:
   """Share of new problems that each policy answers correctly, exactly. [R, G]
 
   Contexts of a new problem are drawn uniformly and independently, so its chance is the L-th power

@@ -5,44 +5,16 @@ finer grid of rates over the same range.
 """
 
 import dataclasses
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from synthjax import files
-from synthjax.config.fields import (
-  Checked,
-  PositiveFloat,
-  PositiveInt,
-  at_least,
-  distinct,
-  not_empty,
-)
-from synthjax.credit_phase import chains, methods, training
+from synthjax.config.credit_phase import Chain, Tuning
+from synthjax.credit_phase import methods, training
 from synthjax.credit_phase.training import Settings
 
 _CEILING = 0.99  # success above which another rate could not matter
-
-
-@dataclasses.dataclass(frozen=True)
-class Tuning(Checked):
-  """The grid, and how many replicates choose and report."""
-
-  # of Adam, before it falls linearly to zero
-  rates: Annotated[tuple[PositiveFloat, ...], not_empty(), distinct()] = (0.03, 0.1, 0.3, 1.0)
-  # of the losses over pairs
-  betas: Annotated[tuple[PositiveFloat, ...], not_empty(), distinct()] = (0.02, 0.1, 0.5, 2.0)
-  # of awr: its beta is in the unit of advantages, which are about p; as many as `betas`
-  temperatures: Annotated[tuple[PositiveFloat, ...], distinct()] = (0.002, 0.01, 0.05, 0.3)
-  # of the optimizer
-  steps: Annotated[tuple[PositiveInt, ...], not_empty(), distinct()] = (20, 100)
-  tuning_replicates: PositiveInt = 8  # on which settings are chosen
-  replicates: Annotated[int, at_least(2)] = 32  # further ones that are reported
-
-  def __post_init__(self) -> None:
-    super().__post_init__()
-    alike = len(self.temperatures) == len(self.betas)
-    self.require(alike, "temperatures", f"as many values as betas has, {len(self.betas)}")
 
 
 class Chosen(NamedTuple):
@@ -63,7 +35,7 @@ class Outcome(NamedTuple):
 
 
 def outcomes(
-  chain: chains.Chain, wanted: tuple[str, ...], tuning: Tuning, seed: int
+  chain: Chain, wanted: tuple[str, ...], tuning: Tuning, seed: int
 ) -> dict[str, Outcome]:
   """Method -> its best setting and what that gives on other replicates, the same for all methods."""
   data = methods.prepare(chain, wanted, tuning.tuning_replicates, _random(chain, seed, "choose"))
@@ -77,7 +49,7 @@ def outcomes(
   return found
 
 
-def train(method: str, data: methods.Data, chain: chains.Chain, settings: Settings) -> np.ndarray:
+def train(method: str, data: methods.Data, chain: Chain, settings: Settings) -> np.ndarray:
   """Log-probs [R V, A, G] of the method's policies."""
   if method not in methods.BY_LIKELIHOOD:
     anchor = 1.0 if method == "rpo" else 0.0

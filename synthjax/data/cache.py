@@ -14,9 +14,9 @@ import numpy as np
 
 from synthjax import files, progress, stages
 from synthjax.config import schema
+from synthjax.config.worlds import World
 from synthjax.data import sources
 from synthjax.data.tokenizers import Tokenizer
-from synthjax.worlds import shop
 
 _BLOCK = 65_536  # examples a file
 
@@ -24,7 +24,7 @@ _BLOCK = 65_536  # examples a file
 def cache(
   source: schema.Source,
   data: schema.Data,
-  world: shop.World,
+  world: World,
   split: str,
   tokenizer: Tokenizer,
   folder: files.Path,
@@ -52,7 +52,7 @@ def cache(
   """
   inputs = [
     tokenizer.fingerprint,
-    data.row_length,
+    data.seq_len,
     data.too_long,
     sources.fingerprint(source, data, world, split),
   ]
@@ -85,8 +85,8 @@ def _finish(folder, source, data) -> dict:
   dropped = sum((collections.Counter(block["dropped"]) for block in blocks), collections.Counter())
   if too_long and data.too_long == "error":
     raise files.DataError(
-      f"{folder}: {len(too_long)} documents have more than data.row_length={data.row_length} tokens, the first is "
-      f"{too_long[0]}; raise data.row_length, or set data.too_long to 'drop', 'truncate' or 'split'"
+      f"{folder}: {len(too_long)} documents have more than data.seq_len={data.seq_len} tokens, the first is "
+      f"{too_long[0]}; raise data.seq_len, or set data.too_long to 'drop', 'truncate' or 'split'"
     )
   if not ids:
     raise files.DataError(
@@ -129,7 +129,7 @@ def _run_pipeline(made_of, tokenizer, folder, runner, left_out) -> None:
     _write_block,
     folder=str(folder.absolute()),
     eos_id=tokenizer.eos_id,
-    row_length=data.row_length,
+    seq_len=data.seq_len,
     policy=data.too_long,
   )
 
@@ -160,7 +160,7 @@ def _run_pipeline(made_of, tokenizer, folder, runner, left_out) -> None:
     raise
 
 
-def _write_block(block, folder: str, eos_id: int, row_length: int, policy: str) -> None:
+def _write_block(block, folder: str, eos_id: int, seq_len: int, policy: str) -> None:
   """Writes one block's records in order, and beside them what the manifest needs to know. Written whole or not at all."""
   from array_record.python import array_record_module
 
@@ -179,9 +179,9 @@ def _write_block(block, folder: str, eos_id: int, row_length: int, policy: str) 
       about["dropped"][drop] += 1
       continue
     document = np.concatenate([inputs, targets, [eos_id]]).astype("<i4")
-    if len(document) > row_length:
+    if len(document) > seq_len:
       about["too_long"].append(identity)
-    for piece_id, prompt, tokens in _pieces(identity, len(inputs), document, row_length, policy):
+    for piece_id, prompt, tokens in _pieces(identity, len(inputs), document, seq_len, policy):
       records.append(np.concatenate([[prompt], tokens]).astype("<i4").tobytes())
       about["ids"].append(piece_id)
       about["lengths"].append(len(tokens))
@@ -198,14 +198,14 @@ def _write_block(block, folder: str, eos_id: int, row_length: int, policy: str) 
   files.write_json(f"{name}.block.json", about)
 
 
-def _pieces(identity, prompt, tokens, row_length, policy) -> Iterator[tuple[str, int, np.ndarray]]:
+def _pieces(identity, prompt, tokens, seq_len, policy) -> Iterator[tuple[str, int, np.ndarray]]:
   """(id, prompt length, tokens) of what is kept of a document: all of it where it fits a row."""
-  if len(tokens) <= row_length:
+  if len(tokens) <= seq_len:
     yield identity, prompt, tokens
   elif policy == "truncate":
-    yield identity, min(prompt, row_length), tokens[:row_length]
+    yield identity, min(prompt, seq_len), tokens[:seq_len]
   elif policy == "split":
     # A piece begins with the last token of the one before it, so that every token is predicted exactly once.
-    for number, start in enumerate(range(0, len(tokens) - 1, row_length - 1)):
-      piece = tokens[start : start + row_length]
+    for number, start in enumerate(range(0, len(tokens) - 1, seq_len - 1)):
+      piece = tokens[start : start + seq_len]
       yield f"{identity}#{number}", min(max(prompt - start, 0), len(piece)), piece

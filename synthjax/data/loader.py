@@ -30,15 +30,13 @@ class Rows:
 
   Args:
     documents: an open cache, or documents in memory.
-    row_length: T; no document may be longer.
+    seq_len: T; no document may be longer.
     seed: of both permutations; None keeps the cache's order (for evaluation).
   """
 
-  def __init__(
-    self, documents: CachedDocuments | TokenDocuments, row_length: int, seed: int | None
-  ):
-    self.documents, self.row_length, self.seed = documents, row_length, seed
-    self.packing = packing.Packing(documents.lengths, row_length)
+  def __init__(self, documents: CachedDocuments | TokenDocuments, seq_len: int, seed: int | None):
+    self.documents, self.seq_len, self.seed = documents, seq_len, seed
+    self.packing = packing.Packing(documents.lengths, seq_len)
     self.plan = functools.lru_cache(_KEPT_EPOCHS)(self._plan)
 
   def _plan(self, epoch: int) -> packing.Plan:
@@ -69,7 +67,7 @@ class Rows:
     """Rows of the global order as arrays [len(indices), T]; every document is read once, in one call."""
     ids = [self.ids(i) for i in indices]
     records = iter(self.documents.read([i for row in ids for i in row]))
-    return packing.layout([[next(records) for _ in row] for row in ids], self.row_length)
+    return packing.layout([[next(records) for _ in row] for row in ids], self.seq_len)
 
 
 class Mixture:

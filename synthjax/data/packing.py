@@ -39,35 +39,35 @@ class _Class(NamedTuple):
   rows: int
 
 
-def pack(lengths_N: np.ndarray, row_length: int) -> Plan:
+def pack(lengths_N: np.ndarray, seq_len: int) -> Plan:
   """Puts every document, longest first, into the fullest open row that still has room for it.
 
   This is best fit decreasing (Johnson 1974), done for all documents of one length at once. The
   documents of one length fill their places in the order in which they are given.
 
   Args:
-    lengths_N: tokens of every document, each from 1 to `row_length`.
-    row_length: tokens of a row.
+    lengths_N: tokens of every document, each from 1 to `seq_len`.
+    seq_len: tokens of a row.
 
   Raises:
     ValueError: a document is empty or longer than a row.
   """
-  return Packing(lengths_N, row_length).plan(None)
+  return Packing(lengths_N, seq_len).plan(None)
 
 
 class Packing:
   """The plans of all epochs: the same rows of lengths, filled with other documents of those lengths.
 
   Args:
-    lengths_N, row_length: see `pack`.
+    lengths_N, seq_len: see `pack`.
   """
 
-  def __init__(self, lengths_N: np.ndarray, row_length: int):
+  def __init__(self, lengths_N: np.ndarray, seq_len: int):
     lengths_N = np.asarray(lengths_N)
-    _check(lengths_N, row_length)
-    small = np.uint16 if row_length < 1 << 16 else np.uint32  # sorted by radix where 16 bits do
+    _check(lengths_N, seq_len)
+    small = np.uint16 if seq_len < 1 << 16 else np.uint32  # sorted by radix where 16 bits do
     counts_L = np.bincount(lengths_N, minlength=1)
-    classes = _best_fit_decreasing(counts_L, row_length)
+    classes = _best_fit_decreasing(counts_L, seq_len)
     kinds = [
       np.repeat([length for length, _ in c.pieces], [n for _, n in c.pieces]) for c in classes
     ]
@@ -81,7 +81,7 @@ class Packing:
     ranks_N[np.argsort(wanted_N, kind="stable")] = np.arange(len(lengths_N), dtype=index)
     documents_N = np.argsort(lengths_N.astype(small), kind="stable").astype(index)
     rows = len(starts_R1) - 1
-    fill = float(lengths_N.sum()) / (rows * row_length) if rows else 0.0
+    fill = float(lengths_N.sum()) / (rows * seq_len) if rows else 0.0
     self._in_order = Plan(starts_R1, ranks_N, documents_N, np.arange(rows), fill)
     self._ends_L = np.cumsum(counts_L)
 
@@ -104,23 +104,23 @@ class Packing:
     )
 
 
-def _check(lengths_N, row_length) -> None:
-  bad = np.flatnonzero((lengths_N < 1) | (lengths_N > row_length))
+def _check(lengths_N, seq_len) -> None:
+  bad = np.flatnonzero((lengths_N < 1) | (lengths_N > seq_len))
   if len(bad):
     raise ValueError(
-      f"document {bad[0]} has {lengths_N[bad[0]]} tokens; a row takes 1 to {row_length} "
-      f"({len(bad)} such documents); cache with max_length={row_length} and a policy, or raise "
-      "data.row_length"
+      f"document {bad[0]} has {lengths_N[bad[0]]} tokens; a row takes 1 to {seq_len} "
+      f"({len(bad)} such documents); cache with max_length={seq_len} and a policy, or raise "
+      "data.seq_len"
     )
 
 
-def _best_fit_decreasing(counts_L: np.ndarray, row_length: int) -> list[_Class]:
+def _best_fit_decreasing(counts_L: np.ndarray, seq_len: int) -> list[_Class]:
   """Classes of rows for so many documents of each length.
 
   A row that has taken a document is the fullest one with room for another of that length, as long
   as it has room for one: rows are filled one after the other, and alike rows stay alike.
   """
-  with_room: list[list[_Class]] = [[] for _ in range(row_length + 1)]
+  with_room: list[list[_Class]] = [[] for _ in range(seq_len + 1)]
   present = 0  # bit k is set iff with_room[k] is not empty
 
   def put_back(room: int, pieces: tuple[tuple[int, int], ...], rows: int) -> None:
@@ -139,7 +139,7 @@ def _best_fit_decreasing(counts_L: np.ndarray, row_length: int) -> list[_Class]:
         if not with_room[room]:
           present ^= 1 << room
       else:
-        room, pieces, rows = row_length, (), left  # as many new rows as could be needed
+        room, pieces, rows = seq_len, (), left  # as many new rows as could be needed
       each = room // length
       filled = min(rows, left // each)
       left -= filled * each
@@ -153,12 +153,12 @@ def _best_fit_decreasing(counts_L: np.ndarray, row_length: int) -> list[_Class]:
   return [c for classes in with_room for c in classes]
 
 
-def layout(rows: list[list[np.ndarray]], row_length: int) -> dict[str, np.ndarray]:
+def layout(rows: list[list[np.ndarray]], seq_len: int) -> dict[str, np.ndarray]:
   """Rows of documents as the arrays that training reads. Inputs and targets never cross a document's end.
 
   Args:
     rows: for every row, the cache's records of its documents: [prompt length, tokens...]; a prompt carries no loss.
-    row_length: T.
+    seq_len: T.
 
   Returns:
     Arrays [rows, T]: `tokens`, `targets` (the next token of the same document), `weights` (1 where the target counts),
@@ -175,7 +175,7 @@ def layout(rows: list[list[np.ndarray]], row_length: int) -> dict[str, np.ndarra
   before_R = np.append(0, ends_N)[
     np.searchsorted(row_N, np.arange(len(rows)))
   ]  # tokens of the rows before
-  shift_N = row_N * np.int32(row_length) - before_R[row_N].astype(
+  shift_N = row_N * np.int32(seq_len) - before_R[row_N].astype(
     np.int32
   )  # from there to the place in the filled rows
   # Everything below is one number a token.
@@ -191,7 +191,7 @@ def layout(rows: list[list[np.ndarray]], row_length: int) -> dict[str, np.ndarra
   end = np.repeat(ends_N - before_R[row_N], sizes_N)
 
   def filled(values, filler=0, kind=np.int32):
-    out = np.empty((len(rows), row_length), kind)
+    out = np.empty((len(rows), seq_len), kind)
     out[:] = filler
     out.reshape(-1)[place] = values
     return out
@@ -201,5 +201,5 @@ def layout(rows: list[list[np.ndarray]], row_length: int) -> dict[str, np.ndarra
     "targets": filled(target),
     "weights": filled(weight, kind=np.float32),
     "positions": filled(position),
-    "until": filled(end, np.arange(1, row_length + 1)),
+    "until": filled(end, np.arange(1, seq_len + 1)),
   }

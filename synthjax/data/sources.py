@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from synthjax import files
 from synthjax.config import schema
+from synthjax.config.worlds import World
 from synthjax.records import Problem
 from synthjax.worlds import shop
 
@@ -109,7 +110,7 @@ def _key(source, data, split) -> str:
   return f"config.data.{'test' if split == 'test' else 'train'}_path"
 
 
-def read(source: schema.Source, world: shop.World, split: str, shard: str) -> Iterator[Example]:
+def read(source: schema.Source, world: World, split: str, shard: str) -> Iterator[Example]:
   """The examples of one shard.
 
   Raises:
@@ -124,7 +125,7 @@ def read(source: schema.Source, world: shop.World, split: str, shard: str) -> It
   return itertools.islice(found, source.count or None)
 
 
-def examples(data: schema.Data, world: shop.World, split: str) -> Iterator[Example]:
+def examples(data: schema.Data, world: World, split: str) -> Iterator[Example]:
   """All usable examples of a split, in order; those with a reason to be dropped are left out (`cache` counts them).
 
   Raises:
@@ -134,7 +135,7 @@ def examples(data: schema.Data, world: shop.World, split: str) -> Iterator[Examp
 
 
 def of_sources(
-  parts: Sequence[schema.Source], data: schema.Data, world: shop.World, split: str
+  parts: Sequence[schema.Source], data: schema.Data, world: World, split: str
 ) -> Iterator[Example]:
   """All usable examples of some sources, in order.
 
@@ -156,7 +157,7 @@ def of_sources(
         yield example
 
 
-def unusable(data: schema.Data, world: shop.World, split: str) -> dict[str, int]:
+def unusable(data: schema.Data, world: World, split: str) -> dict[str, int]:
   """How many documents of a split `examples` leaves out, by the reason."""
   counts: collections.Counter[str] = collections.Counter()
   for source in of_split(data, split):
@@ -207,9 +208,7 @@ def _two_problems(clashing: Example, parts, data, split) -> str:
   )
 
 
-def fingerprint(
-  source: schema.Source, data: schema.Data, world: shop.World, split: str
-) -> list[Any]:
+def fingerprint(source: schema.Source, data: schema.Data, world: World, split: str) -> list[Any]:
   """JSON that changes when the examples do: knobs, and the hashes of the files."""
   parts = shards(source, data, split)
   if source.task == "world":
@@ -222,7 +221,7 @@ def fingerprint(
   return [source.task, source.count, split, hashes]
 
 
-def world_problems(source: schema.Source, world: shop.World, split: str) -> list[Problem]:
+def world_problems(source: schema.Source, world: World, split: str) -> list[Problem]:
   """The problems of a source of the embedded world, without their traces."""
   base = source.traces == "base" and split == "train"
   return shop.problems(world, "base" if base else split, source.count or 1000)

@@ -10,9 +10,9 @@ import tensorflow as tf
 
 from synthjax import files
 from synthjax.config import schema
+from synthjax.config.worlds import World
 from synthjax.data import sources
 from synthjax.data.tokenizers import Tokenizer
-from synthjax.worlds import shop
 
 tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
 
@@ -78,7 +78,7 @@ class _Source(seqio.DataSource):
     self,
     source: schema.Source,
     data: schema.Data,
-    world: shop.World,
+    world: World,
     errors: pathlib.Path,
     left_out: frozenset[str],
   ):
@@ -119,7 +119,7 @@ def register(
   name: str,
   source: schema.Source,
   data: schema.Data,
-  world: shop.World,
+  world: World,
   tokenizer: Tokenizer,
   errors: pathlib.Path,
   left_out: frozenset[str] = frozenset(),

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from synthjax import files
 from synthjax.config import schema
+from synthjax.config.worlds import World
 from synthjax.worlds import shop
 
 
@@ -189,7 +190,7 @@ def _gpt2(cfg: schema.Tokenizer) -> HuggingFace:
   return HuggingFace(model, "<|endoftext|>", hashlib.sha256(encoder + merges).hexdigest())
 
 
-def load(cfg: schema.Tokenizer, world: shop.World) -> Tokenizer:
+def load(cfg: schema.Tokenizer, world: World) -> Tokenizer:
   """The tokenizer of a config. Raises DataError where its files are missing or not what they should be."""
   kinds: dict[str, Callable[[], Tokenizer]] = {
     "world": lambda: Words(shop.vocabulary(world)),

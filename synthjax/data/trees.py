@@ -93,18 +93,18 @@ def _chain(steps, side, weights, advantages) -> tuple[Node, ...]:
   return rest
 
 
-def split(tree: Node, row_length: int) -> list[Node] | None:
+def split(tree: Node, seq_len: int) -> list[Node] | None:
   """The tree in pieces that fit a row, each with the path above it; None where one path alone is too long.
 
   Pieces are cut at branches only. What stands above a cut is predicted in the first piece alone: no step counts twice.
   """
-  if tree.size() <= row_length:
+  if tree.size() <= seq_len:
     return [tree]
   # A chain is followed in a loop: it may have more steps than Python has frames.
   spine = [tree]
   while len(spine[-1].children) == 1:
     spine.append(spine[-1].children[0])
-  room = row_length - sum(len(node.tokens) for node in spine)
+  room = seq_len - sum(len(node.tokens) for node in spine)
   if room <= 0 or not spine[-1].children:
     return None
   pieces: list[Node] = []
@@ -139,26 +139,24 @@ class Plan(NamedTuple):
   fill: float
 
 
-def plan(trees: Sequence[Node], row_length: int, splittable: bool) -> Plan:
+def plan(trees: Sequence[Node], seq_len: int, splittable: bool) -> Plan:
   """Packs trees into rows.
 
   Args:
     trees: any number of them.
-    row_length: T.
+    seq_len: T.
     splittable: a tree longer than a row may be split at a branch; a pair may not: its two sides belong into one margin.
   """
   pieces: list[Node] = []
   too_long, divided = [], 0
   for number, tree in enumerate(trees):
-    found = (
-      split(tree, row_length) if splittable else ([tree] if tree.size() <= row_length else None)
-    )
+    found = split(tree, seq_len) if splittable else ([tree] if tree.size() <= seq_len else None)
     if found is None:
       too_long.append(number)
     else:
       divided += len(found) > 1
       pieces += found
-  packed = packing.pack(np.array([piece.size() for piece in pieces], int), row_length)
+  packed = packing.pack(np.array([piece.size() for piece in pieces], int), seq_len)
   return Plan(
     [[pieces[i] for i in packed.row(r)] for r in range(len(packed))], divided, too_long, packed.fill
   )
@@ -169,21 +167,21 @@ class Bounds:
   """Static sizes of a group of rows: one compilation for all batches."""
 
   rows: int  # of a group
-  row_length: int  # T
+  seq_len: int  # T
   predictions: int  # E
   segments: int  # S
   trees: int  # P
 
 
 def bounds(
-  rows: Sequence[Sequence[Node]], group_rows: int, row_length: int, even: int = _EVEN
+  rows: Sequence[Sequence[Node]], group_rows: int, seq_len: int, even: int = _EVEN
 ) -> Bounds:
   """Bounds that hold for any group of `TreeRows`: those of the largest rows together, each as often as a group can hold it.
 
   Args:
     rows: of a plan.
     group_rows: rows of a group.
-    row_length: T.
+    seq_len: T.
     even: E is a multiple of it.
   """
   counts = np.sort(np.array([_counts(row) for row in rows]), axis=0)[::-1]
@@ -191,9 +189,7 @@ def bounds(
     -(-(group_rows - 1) // len(rows)) + 1
   )  # a group may go over the ends of epochs, and each epoch has every row
   predictions, segments, trees = np.repeat(counts, repeats, axis=0)[:group_rows].sum(axis=0)
-  return Bounds(
-    group_rows, row_length, -(-int(predictions) // even) * even, int(segments), int(trees)
-  )
+  return Bounds(group_rows, seq_len, -(-int(predictions) // even) * even, int(segments), int(trees))
 
 
 def _counts(row) -> tuple[int, int, int]:
@@ -283,9 +279,9 @@ class _Group:
         f"tree {tree}: at depth {depth} a token is {min(node.tokens)} and the step's weight {node.weight}; expected 0 and "
         "more of both: which side a step is on is said by `side`, not by the sign of its weight"
       )
-    if start + count > limits.row_length or tree >= limits.trees:
+    if start + count > limits.seq_len or tree >= limits.trees:
       raise TreeError(
-        f"tree {tree}: place {start + count} of row {self.row} is beyond its {limits.row_length} places, or the tree beyond "
+        f"tree {tree}: place {start + count} of row {self.row} is beyond its {limits.seq_len} places, or the tree beyond "
         f"the group's {limits.trees}"
       )
     if node.predicted and before is None:
@@ -307,7 +303,7 @@ class _Group:
         f"tree {tree}: {first + count} predictions and {self.segments + 1} segments in this group, bounds are "
         f"{limits.predictions} and {limits.segments}"
       )
-    entries, row = slice(first, first + count), self.row * limits.row_length
+    entries, row = slice(first, first + count), self.row * limits.seq_len
     self.arrays["source"][0, entries] = row + np.concatenate(
       [[before], np.arange(start, start + count - 1)]
     )

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 
 from synthjax import files
 from synthjax.config import schema
+from synthjax.config.credit import Sampling
 from synthjax.data import sources
 from synthjax.data.tokenizers import Tokenizer
 from synthjax.evaluate import protocols, score
 from synthjax.evaluate.score import Answered, Response
 from synthjax.model.transformer import Params, Transformer
 from synthjax.rollout.engine import JaxEngine
-from synthjax.rollout.requests import Engine, Request, Result, Sampling
+from synthjax.rollout.requests import Engine, Request, Result
 
 
 def evaluate(

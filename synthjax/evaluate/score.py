@@ -8,7 +8,6 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 from synthjax import files, stats
-from synthjax.evaluate import metrics
 from synthjax.evaluate.protocols import Protocol
 from synthjax.records import Verdict
 from synthjax.verify import extract, fast, pool
@@ -122,29 +121,27 @@ class _Judged(NamedTuple):
 def _numbers(problems: list[list[_Judged]], pass_at) -> dict:
   shares = [sum(row.verdict.reward for row in rows) / len(rows) for rows in problems]
   rows = [row for problem in problems for row in problem]
-  accuracy, error = metrics.mean(shares)
+  accuracy, error = stats.mean(shares)
   found = {
     "problems": len(problems),
     "samples": len(rows),
     "accuracy": accuracy,
     "standard_error": error,
-    "interval": metrics.interval(shares),
+    "interval": stats.mean_interval(shares),
     "undecided": dict(collections.Counter(r.verdict.reason for r in rows if r.verdict.reason)),
     "no_answer": sum(row.answer is None for row in rows),
     "truncated": sum(not row.response.ended for row in rows),
     "flexible_accuracy": _flexible(problems),
   }
   for k in pass_at:
-    found[f"pass@{k}"], found[f"pass@{k}_standard_error"] = metrics.mean(
+    found[f"pass@{k}"], found[f"pass@{k}_standard_error"] = stats.mean(
       [
-        metrics.pass_at(len(problem), sum(row.verdict.reward for row in problem), k)
+        stats.pass_at(len(problem), sum(row.verdict.reward for row in problem), k)
         for problem in problems
       ]
     )
     votes = [_majority(problem[:k]) for problem in problems]
-    found[f"maj@{k}"], found[f"maj@{k}_standard_error"] = metrics.mean(
-      [right for right, _ in votes]
-    )
+    found[f"maj@{k}"], found[f"maj@{k}_standard_error"] = stats.mean([right for right, _ in votes])
     found[f"maj@{k}_ties"] = sum(tie for _, tie in votes)
   return found
 
@@ -158,12 +155,12 @@ def _flexible(problems) -> float:
   ]
   verdicts = [pool.settle(gold, prediction) for gold, prediction in pairs]
   right = iter([verdict is not None and verdict.reward for verdict in verdicts])
-  return metrics.mean([sum(next(right) for _ in problem) / len(problem) for problem in problems])[0]
+  return stats.mean([sum(next(right) for _ in problem) / len(problem) for problem in problems])[0]
 
 
 def _majority(rows: list[_Judged]) -> tuple[float, bool]:
   """(1 where the majority's answer is right, whether there was a tie); answers with one canonical form are one."""
-  index, tie = metrics.majority(
+  index, tie = stats.majority(
     [None if row.answer is None else fast.key(row.answer) for row in rows]
   )
   return (0.0 if index is None else float(rows[index].verdict.reward)), tie
@@ -178,7 +175,7 @@ def _groups(problems) -> dict:
   return (
     {
       "groups": {
-        name: dict(zip(("accuracy", "standard_error"), metrics.mean(values)), problems=len(values))
+        name: dict(zip(("accuracy", "standard_error"), stats.mean(values)), problems=len(values))
         for name, values in sorted(members.items())
       }
     }
@@ -204,7 +201,7 @@ def compare(one: files.Path, other: files.Path) -> dict:
   both = [name for name in of[0] if name in of[1]]
   if not both:
     raise files.DataError(f"{one} and {other} have no problem in common")
-  difference, error = metrics.paired(*[[share[name] for name in both] for share in of])
+  difference, error = stats.paired(*[[share[name] for name in both] for share in of])
   return {
     "problems": len(both),
     "left_out": len(of[0]) + len(of[1]) - 2 * len(both),

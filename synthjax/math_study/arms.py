@@ -26,8 +26,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from synthjax.config import schema
+from synthjax.config.credit import PairMode, PitChoice
 from synthjax.credit.draw import Drawn
-from synthjax.credit.pairing import Mode, Pit
 from synthjax.data import trees
 from synthjax.math_study import clean_picks, preference_data
 from synthjax.math_study.cell import Cell, Cost, Policy, Solution
@@ -37,8 +37,8 @@ from synthjax.math_study.settings import Setting
 class Paired(NamedTuple):
   """Which pairs an arm learns from."""
 
-  mode: Mode
-  pit: Pit = "first"
+  mode: PairMode
+  pit: PitChoice = "first"
   weighted: bool = False
   chosen_only: bool = False
   anchored: bool = False  # always with the anchor

@@ -204,7 +204,7 @@ class Cell:
     if long and self.experiment.data.too_long == "error":
       raise files.DataError(
         f"{self.folder.name}: {len(long)} of the teacher's {len(found)} right traces are longer than "
-        f"data.row_length={self.experiment.data.row_length}, the first of them of {long[0]!r}; make the rows longer, "
+        f"data.seq_len={self.experiment.data.seq_len}, the first of them of {long[0]!r}; make the rows longer, "
         "or set data.too_long='drop'"
       )
     return found
@@ -248,7 +248,7 @@ class Cell:
       "train": workfolder.decisive("train", cfg),
       "init": jobs.identity(init),
       "documents": files.value_hash(documents),
-      "row_length": self.experiment.data.row_length,
+      "seq_len": self.experiment.data.seq_len,
       "seed": seed,
     }
     made = self.stage(name, inputs, work)
@@ -259,7 +259,7 @@ class Cell:
 
   def _fits(self, solution: Solution) -> bool:
     return (
-      len(self.prompts[solution.problem_id]) + len(solution.ids) < self.experiment.data.row_length
+      len(self.prompts[solution.problem_id]) + len(solution.ids) < self.experiment.data.seq_len
     )  # end-of-text comes after it
 
   def _trained(self, name: str, found: dict, own: Cost, cost: Cost, whole: str) -> Policy:
@@ -299,7 +299,7 @@ class Cell:
       name,
       [
         self.sampled_by(policy),
-        how.to_json(),
+        records.to_json(how),
         n,
         dataclasses.asdict(self.splitting),
         self.judging,
@@ -385,7 +385,7 @@ class Cell:
       return Policy(name, start.checkpoints, Cost(), cost, (note,))
     cfg, length = (
       dataclasses.replace(train, init=start.checkpoints),
-      self.experiment.data.row_length,
+      self.experiment.data.seq_len,
     )
     seed = self.seed("train", name)
     experiment = dataclasses.replace(self.experiment, seed=seed, train=cfg, objective=objective)
@@ -395,7 +395,7 @@ class Cell:
       plan = trees.plan(roots, length, splittable)
       if not plan.rows:
         raise files.DataError(
-          f"{folder}: none of {len(roots)} trees fits a row of data.row_length={length}; make the rows longer"
+          f"{folder}: none of {len(roots)} trees fits a row of data.seq_len={length}; make the rows longer"
         )
       model, params, _ = jobs.load_policy(experiment, self.tokenizer, start.checkpoints)
       made_of = {
@@ -425,7 +425,7 @@ class Cell:
       "objective": knobs,
       "init": start.identity,
       "trees": content,
-      "row_length": length,
+      "seq_len": length,
       "seed": seed,
     }
     found = self.stage(name, inputs, work)

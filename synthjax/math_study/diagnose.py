@@ -263,7 +263,7 @@ def _rolled_out(
     files.write_jsonl(folder / "rollouts.jsonl", judge.rows)
     return dataclasses.asdict(found.spent)
 
-  how = {name: value for name, value in cfg.to_json().items() if name != "threads"}
+  how = {name: value for name, value in records.to_json(cfg).items() if name != "threads"}
   cell.stage("rollouts", [policy.identity, how, _hash(traces), cell.judging], work)
   return cell.folder / "rollouts"
 
@@ -271,7 +271,7 @@ def _rolled_out(
 def _looked_at_again(
   cell: Cell, policy: Policy, wanted: Sequence[Drawn], valued: pathlib.Path, sampled: Sampled
 ) -> dict[str, list[bool]]:
-  """Problem id -> for every pit of its incorrect traces, whether fresh rollouts show a fall as the guards ask."""
+  """Problem id -> for every pit of its incorrect traces, whether fresh rollouts show a fall as the thresholds ask."""
   study = cell.study
   rows: dict[int, dict[int, StepValue]] = collections.defaultdict(dict)
   for row in records.read(StepValue, valued / "values.jsonl"):
@@ -279,7 +279,7 @@ def _looked_at_again(
   traces = []
   for number, d in enumerate(wanted):
     q, counts = values.evidence([rows[number].get(step) for step in range(len(d.steps) + 1)], 1)
-    pit = first_pit(q, study.pairs.guards, counts) if d.reward() == 0 else None
+    pit = first_pit(q, study.pairs.thresholds, counts) if d.reward() == 0 else None
     if pit:
       given = cell.prompts[d.problem_id] + sum(d.steps[: pit - 1], ())
       ended = d.complete and pit == len(d.steps)
@@ -302,7 +302,9 @@ def _looked_at_again(
     confirmed = []
     for trace, (before, after) in zip(traces, found.values):
       holds = (
-        before.q is not None and after.q is not None and study.pairs.guards.hold(before.q, after.q)
+        before.q is not None
+        and after.q is not None
+        and study.pairs.thresholds.hold(before.q, after.q)
       )
       confirmed.append(
         {
@@ -315,10 +317,10 @@ def _looked_at_again(
     files.write_jsonl(folder / "pits.jsonl", confirmed)
     return dataclasses.asdict(found.spent)
 
-  how = {name: value for name, value in cfg.to_json().items() if name != "threads"}
+  how = {name: value for name, value in records.to_json(cfg).items() if name != "threads"}
   cell.stage(
     "pits",
-    [policy.identity, how, dataclasses.asdict(study.pairs.guards), _hash(traces), cell.judging],
+    [policy.identity, how, dataclasses.asdict(study.pairs.thresholds), _hash(traces), cell.judging],
     work,
   )
   found = collections.defaultdict(list)

@@ -6,9 +6,9 @@ import pathlib
 from collections.abc import Sequence
 
 from synthjax import files, records
+from synthjax.config.credit import PairConfig
 from synthjax.credit import pairs, steps, values
 from synthjax.credit.draw import Drawn, to_value
-from synthjax.credit.pairing import Pairing
 from synthjax.credit.pairs import Sampled, Samples
 from synthjax.data import trees
 from synthjax.data.pair_trees import tree_of
@@ -31,7 +31,7 @@ def valued(
   cfg = (
     dataclasses.replace(cell.study.values, schedule="full") if correct_too else cell.study.values
   )
-  wanted = to_value(drawn, cell.study.wrong, correct_too)
+  wanted = to_value(drawn, cell.study.incorrect, correct_too)
   cfg = dataclasses.replace(cfg, seed=cell.seed("values", policy.name))
   traces = token_traces(cell, wanted)
   name = f"values_{policy.name}" + ("_all" if correct_too else "")
@@ -55,7 +55,7 @@ def valued(
     pits = dict(collections.Counter(str(pit) for pit in found.pits))
     return {**dataclasses.asdict(found.spent), "read": read, "traces": len(wanted), "pits": pits}
 
-  how = {name: value for name, value in cfg.to_json().items() if name != "threads"}
+  how = {name: value for name, value in records.to_json(cfg).items() if name != "threads"}
   spent = cell.stage(
     name,
     [cell.sampled_by(policy), how, files.value_hash([t.to_json() for t in traces]), cell.judging],
@@ -123,7 +123,9 @@ def _continuation(cell: Cell, sample: dict) -> Sampled:
   )
 
 
-def paired(cell: Cell, name: str, samples: Sequence[Samples], pairing: Pairing) -> list[trees.Node]:
+def paired(
+  cell: Cell, name: str, samples: Sequence[Samples], pairing: PairConfig
+) -> list[trees.Node]:
   """Pairs of one mode, as trees; what was dropped is in the stage's manifest."""
   built = pairs.build(
     samples, dataclasses.replace(pairing, seed=cell.experiment.seed), cell.tokenizer

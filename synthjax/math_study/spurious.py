@@ -174,7 +174,7 @@ class _Cell:
     for folder, (name,) in self._finished(r"values_(.+)"):
       policy, every = name.removesuffix("_all"), name.endswith("_all")
       drawn = to_value(
-        self._drawn(self.folder / f"draw{study.samples}_{policy}"), study.wrong, every
+        self._drawn(self.folder / f"draw{study.samples}_{policy}"), study.incorrect, every
       )
       rows: dict[int, dict[int, StepValue]] = collections.defaultdict(dict)
       for row in records.read(StepValue, folder / "values.jsonl"):
@@ -224,7 +224,7 @@ class _Cell:
 
 def _pit(rows: Sequence[StepValue | None], study: schema.Study) -> int | None:
   q, counts = values.evidence(rows, study.values.best_of)
-  return first_pit(q, study.pairs.guards, counts)
+  return first_pit(q, study.pairs.thresholds, counts)
 
 
 def _shares(traces: Sequence[Judged]) -> dict:
@@ -324,7 +324,7 @@ def _text(result: dict) -> str:
   ]
   notes = [
     f"over {_WRONG_ONLY}: a right step or a leap there is one that a failure followed, so its advantage is low by selection",
-    "pits: of wrong traces, within the guards of config.study.pairs",
+    "pits: of wrong traces, within the thresholds of config.study.pairs",
   ]
   return "\n".join(
     ["cells: " + ", ".join(result["cells"]), *_aligned(steps), "", *_aligned(valued), *notes]

@@ -45,9 +45,9 @@ def forward_flops(cfg: Model, context: float, head: bool = True) -> float:
   return 2.0 * weights + attention
 
 
-def training_flops(cfg: Model, row_length: int) -> float:
+def training_flops(cfg: Model, seq_len: int) -> float:
   """Forward and backward FLOPs a token (a backward pass is two forward ones), with causal attention over half a row."""
-  return 3.0 * forward_flops(cfg, row_length / 2)
+  return 3.0 * forward_flops(cfg, seq_len / 2)
 
 
 def peak_flops(device: jax.Device) -> float:

@@ -81,12 +81,12 @@ def _train(job, tokenizer, plan) -> dict:
 
 
 def _plan(job, tokenizer) -> trees.Plan:
-  objective, length = job.experiment.objective, job.experiment.data.row_length
+  objective, length = job.experiment.objective, job.experiment.data.seq_len
   plan = trees.plan(_trees(job, tokenizer), length, splittable=False)
   left_out = len(plan.too_long)
   if not plan.rows:
     raise files.DataError(
-      f"{objective.pairs}: no pair fits a row of data.row_length={length} tokens "
+      f"{objective.pairs}: no pair fits a row of data.seq_len={length} tokens "
       f"({left_out} are longer)"
     )
   _check_trains(plan, objective)
@@ -180,7 +180,7 @@ def _trains(step: trees.Node, objective: Objective) -> bool:
 
 def _work(job, tokenizer, plan, folder) -> dict:
   experiment = job.experiment
-  cfg, length = experiment.train, experiment.data.row_length
+  cfg, length = experiment.train, experiment.data.seq_len
   alone, params, _ = jobs.load_policy(experiment, tokenizer, cfg.init)
   reference = preference.reference_sums(
     alone,
@@ -200,7 +200,7 @@ def _work(job, tokenizer, plan, folder) -> dict:
 
 def _made_of(job: Job, tokenizer) -> dict[str, str]:
   experiment = job.experiment
-  data = [files.file_hash(experiment.objective.pairs), experiment.data.row_length]
+  data = [files.file_hash(experiment.objective.pairs), experiment.data.seq_len]
   if more := _more_predicted(experiment.objective):
     data.append(more)
   return {

@@ -14,18 +14,18 @@ from typing import Any, NamedTuple
 
 from synthjax import files, progress, stats
 from synthjax.config import schema
+from synthjax.config.credit import Sampling, ValueConfig
+from synthjax.config.worlds import Star
 from synthjax.credit import values
 from synthjax.credit.draw import Judge
 from synthjax.credit.pairs import Sampled, Samples
-from synthjax.credit.schedules import Values
 from synthjax.data.sources import Example
 from synthjax.data.tokenizers import Words
-from synthjax.evaluate import metrics
 from synthjax.job import Job
 from synthjax.math_study import preference_data
 from synthjax.math_study.cell import Cell, Cost, Policy, Solution, engine_of
 from synthjax.records import Verdict
-from synthjax.rollout.requests import Request, Sample, Sampling
+from synthjax.rollout.requests import Request, Sample
 from synthjax.verify import pool
 from synthjax.verify.policy import POLICIES
 from synthjax.worlds import star
@@ -35,7 +35,7 @@ class Lab(NamedTuple):
   """One graph shape and model."""
 
   cell: Cell  # holds the problems of SFT, then those that attempts explore
-  graph: star.Star
+  graph: Star
   test: list[Example]
 
   @property
@@ -88,7 +88,7 @@ def words_of(job: Job, name: str) -> tuple[schema.Experiment, Words]:
   )
 
 
-def _open(job: Job, graph: star.Star, d_model: int = 0) -> Lab:
+def _open(job: Job, graph: Star, d_model: int = 0) -> Lab:
   """The graph's problems and words; the model is the config's, or as wide as said."""
   experiment, folder = _placed(job, graph, d_model)
   study = experiment.star
@@ -105,7 +105,7 @@ def _open(job: Job, graph: star.Star, d_model: int = 0) -> Lab:
   )
 
 
-def _placed(job: Job, graph: star.Star, d_model: int) -> tuple[schema.Experiment, pathlib.Path]:
+def _placed(job: Job, graph: Star, d_model: int) -> tuple[schema.Experiment, pathlib.Path]:
   """The config with its model as wide as said (0: as it is), and the folder of the graph's policies."""
   experiment = job.experiment
   folder = job.workdir / f"d{graph.arms}_l{graph.length}_n{graph.labels}"
@@ -121,7 +121,7 @@ def _placed(job: Job, graph: star.Star, d_model: int) -> tuple[schema.Experiment
   return experiment, folder
 
 
-def _examples(graph: star.Star, split: str, count: int) -> list[Example]:
+def _examples(graph: Star, split: str, count: int) -> list[Example]:
   return [
     Example(p.id, p.question, p.answer, p.answer, "", p.question)
     for p in star.problems(graph, split, count)
@@ -170,11 +170,11 @@ def _score(lab: Lab, policy: Policy) -> dict:
       folder / "responses.jsonl",
       ({"id": name, "question": p.question, "text": text} for name, (p, text) in texts.items()),
     )
-    right, error = metrics.mean([text == p.answer for p, text in texts.values()])
-    first, first_error = metrics.mean(
+    right, error = stats.mean([text == p.answer for p, text in texts.values()])
+    first, first_error = stats.mean(
       [text.split()[:1] == p.answer.split()[:1] for p, text in texts.values()]
     )
-    walks = metrics.mean(
+    walks = stats.mean(
       [_walks(p.question, text.split(), lab.graph.length) for p, text in texts.values()]
     )[0]
     return {
@@ -221,7 +221,7 @@ def _values(lab: Lab) -> dict:
       for name, sample in drawn.items()
     ]
     engine = engine_of(lab.cell.experiment, words, policy.checkpoints, policy.identity)
-    cfg = Values(
+    cfg = ValueConfig(
       rollouts=study.rollouts,
       block=study.rollouts,
       sampling=Sampling(max_tokens=lab.graph.length + 2, temperature=1.0),

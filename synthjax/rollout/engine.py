@@ -24,7 +24,7 @@ from synthjax.config import schema
 from synthjax.data.tokenizers import Tokenizer
 from synthjax.errors import ConfigError
 from synthjax.model.transformer import Params, Transformer
-from synthjax.rollout import slots
+from synthjax.rollout import requests, slots
 from synthjax.rollout.prefixes import Page
 from synthjax.rollout.requests import Request, RequestError, Result, Sample
 from synthjax.rollout.sampling import Filters
@@ -215,7 +215,7 @@ class JaxEngine:
 
   def _check(self, request: Request) -> tuple[int, ...]:
     """The prompt's ids."""
-    request.sampling.check()
+    requests.check(request.sampling)
     if request.id in self._asked:
       raise RequestError(f"id {request.id!r} is in use by another request")
     if request.n < 1:

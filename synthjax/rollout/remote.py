@@ -18,6 +18,7 @@ from typing import Any
 
 from synthjax import files
 from synthjax.errors import Error
+from synthjax.rollout import requests
 from synthjax.rollout.requests import Request, RequestError, Result, Sample
 
 _LOST = 16  # requests on end without an answer, at least, before a server counts as gone
@@ -166,7 +167,7 @@ class Remote:
   def _body(self, request: Request) -> dict:
     """Arguments of the client's call; what is not of the protocol (vLLM and SGLang know it) only where it is asked for."""
     sampling = request.sampling
-    sampling.check()
+    requests.check(sampling)
     if request.n < 1:
       raise RequestError(f"n is {request.n}; expected 1 or more")
     if self.server.chat and request.prompt_ids:

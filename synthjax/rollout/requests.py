@@ -5,11 +5,11 @@ An engine answers every request: with samples, or with an `error` that says what
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Literal, Protocol
+from typing import Literal, Protocol
 
 from synthjax import files
 from synthjax.config import fields
-from synthjax.config.fields import NonNegativeInt, Share, from_to, not_empty
+from synthjax.config.credit import Sampling
 from synthjax.errors import Error
 from synthjax.records import Record
 
@@ -18,29 +18,12 @@ class RequestError(Error, ValueError):
   """A request that cannot be served; the message names the field, what was found and what was expected."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Sampling(Record):
-  """How tokens are drawn. Filters apply in the order temperature, top-k, top-p, min-p."""
-
-  max_tokens: Annotated[int, from_to(1, 1 << 20)] = 64  # of a sample
-  temperature: Annotated[float, from_to(0, 100)] = 1.0  # 0: greedy
-  top_k: Annotated[int, from_to(0, 1 << 30)] = 0  # only the k most probable ids; 0: all
-  # the fewest most probable ids that together reach this probability
-  top_p: Annotated[float, from_to(1e-6, 1)] = 1.0
-  min_p: Share = 0.0  # ids at least this probable relative to the most probable one
-  # a sample ends before the first of these texts
-  stop: tuple[Annotated[str, not_empty()], ...] = ()
-  stop_ids: tuple[NonNegativeInt, ...] = ()  # ids that end a sample, besides end-of-text
-
-  def check(self) -> None:
-    """Raises RequestError naming the first field that is out of range.
-
-    A request out of range can be made: the engine answers it with its error, the others go on.
-    """
-    try:
-      fields.checked(self)
-    except fields.FieldError as e:
-      raise RequestError(f"{e.name} is {e.value!r}; expected {e.allowed}") from e
+def check(sampling: Sampling) -> None:
+  """Raises RequestError naming the first field of `sampling` that is out of range."""
+  try:
+    fields.checked(sampling)
+  except fields.FieldError as e:
+    raise RequestError(f"{e.name} is {e.value!r}; expected {e.allowed}") from e
 
 
 @dataclasses.dataclass(frozen=True)

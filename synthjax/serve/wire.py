@@ -12,7 +12,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from synthjax.rollout.requests import Request, RequestError, Result, Sample, Sampling
+from synthjax.config.credit import Sampling
+from synthjax.rollout import requests
+from synthjax.rollout.requests import Request, RequestError, Result, Sample
 
 _MOST_SAMPLES = 1024  # a request
 _NUMBER = (int, float)
@@ -201,7 +203,7 @@ def _sampling(body: dict) -> Sampling:
     **values, stop=(stop,) if isinstance(stop, str) else tuple(stop), stop_ids=tuple(stop_ids)
   )
   try:
-    sampling.check()
+    requests.check(sampling)
   except RequestError as e:
     raise Refusal(400, str(e), str(e).partition(" ")[0].partition("[")[0]) from e
   return dataclasses.replace(

@@ -31,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
         "tokenizer": {
           "kind": "bytes"
         },  # for real text: sentencepiece (learned from it), hf or gpt2
-        "row_length": 256,  # tokens; documents are packed into rows
+        "seq_len": 256,  # tokens; documents are packed into rows
         "too_long": "error",  # what happens to longer ones: drop, truncate, split, error
       },
       "train": {

@@ -31,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
         "test_path": str(EXAMPLES / "problems_test.jsonl"),
         "steps": "gsm8k",  # a step is a line; math: a sentence, outside LaTeX
         "tokenizer": {"kind": "bytes"},
-        "row_length": 256,
+        "seq_len": 256,
       },
       # Of sft; the other arms are below.
       "train": {"batch_size": 8, "epochs": 20.0, "optimizer": {"learning_rate": 3e-3}, **rare},

@@ -133,7 +133,7 @@ def by_likelihood(
   """As `train`, over any rows of documents; `trunk` is what the training continues, see `Trunk`."""
   cfg, layout = experiment.train, make_layout(experiment.mesh)
   model = Transformer(sized(experiment.model, tokenizer[0]), layout.constrain)
-  check_fit(layout, model.cfg, cfg.batch_size // cfg.accumulate, experiment.data.row_length)
+  check_fit(layout, model.cfg, cfg.batch_size // cfg.accumulate, experiment.data.seq_len)
   trainer = Trainer(model, optimizer.make(cfg.optimizer, steps), layout, cfg)
   return run(experiment, trainer, rows, steps, folder, tokenizer, held_out, say, trunk)
 
@@ -159,7 +159,7 @@ def run(
       trunk = Trunk(pathlib.Path(cfg.continue_from), cfg.continue_step or None)
     state, start, position = _begin(experiment, trainer, checkpoints, trunk, tokenizer, say)
     say(
-      f"{count.describe(model)}; {steps:,} steps of {cfg.batch_size} rows x {experiment.data.row_length} tokens; "
+      f"{count.describe(model)}; {steps:,} steps of {cfg.batch_size} rows x {experiment.data.seq_len} tokens; "
       f"rows are {100 * rows.fill:.1f} % full; mesh {dict(layout.mesh.shape)}"
     )
     going = _Run(experiment, trainer, checkpoints, rows, tokenizer, folder, steps, trunk_end, say)
@@ -173,7 +173,7 @@ def _rows(experiment, caches, tokenizer, say) -> tuple[loader.Rows | loader.Mixt
   for number, folder in enumerate(caches):
     documents = CachedDocuments(folder)
     same_tokenizer(documents.counts["tokenizer"], tokenizer, str(folder))
-    parts.append(loader.Rows(documents, experiment.data.row_length, experiment.seed + number))
+    parts.append(loader.Rows(documents, experiment.data.seq_len, experiment.seed + number))
   if len(parts) == 1:
     return parts[0], cfg.steps or math.ceil(parts[0].count(cfg.epochs) / cfg.batch_size)
   mixture = loader.Mixture(parts, list(caches.values()), cfg.steps * cfg.batch_size)
@@ -326,8 +326,8 @@ class _Run:
 
   def speed(self, steps_a_second: float, step: int) -> dict[str, float]:
     """Tokens a second, model FLOPs utilisation (where the peak is known) and learning rate."""
-    tokens = steps_a_second * self.experiment.train.batch_size * self.experiment.data.row_length
-    flops = tokens * count.training_flops(self.trainer.model.cfg, self.experiment.data.row_length)
+    tokens = steps_a_second * self.experiment.train.batch_size * self.experiment.data.seq_len
+    flops = tokens * count.training_flops(self.trainer.model.cfg, self.experiment.data.seq_len)
     peak = (
       count.peak_flops(self.trainer.layout.mesh.devices.flat[0]) * self.trainer.layout.mesh.size
     )
@@ -337,7 +337,7 @@ class _Run:
 
   def eval_loss(self, state, held_out) -> float:
     """Cross-entropy on held-out documents, nats a target token."""
-    rows = loader.Rows(CachedDocuments(held_out), self.experiment.data.row_length, None)
+    rows = loader.Rows(CachedDocuments(held_out), self.experiment.data.seq_len, None)
     size, total = self.experiment.train.batch_size, rows.count(1)
     share = self.trainer.layout.share(size)
     measure = jax.jit(self.trainer.held_out)

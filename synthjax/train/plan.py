@@ -38,15 +38,13 @@ def describe(experiment: schema.Experiment, simulated: bool = False) -> str:
   if simulated and shape.dtype == "auto":
     shape = dataclasses.replace(shape, dtype="bfloat16")
   model = Transformer(shape, layout.constrain)
-  sharding.check_fit(
-    layout, model.cfg, cfg.batch_size // cfg.accumulate, experiment.data.row_length
-  )
+  sharding.check_fit(layout, model.cfg, cfg.batch_size // cfg.accumulate, experiment.data.seq_len)
   trainer = Trainer(model, optimizer.make(cfg.optimizer, max(cfg.steps, 1)), layout, cfg)
   state = trainer.abstract()
   held = sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state)
   )
-  rows = (cfg.batch_size, experiment.data.row_length)
+  rows = (cfg.batch_size, experiment.data.seq_len)
   kinds = {
     "tokens": np.int32,
     "targets": np.int32,

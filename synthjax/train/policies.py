@@ -25,11 +25,11 @@ def on_documents(
   """Trains `experiment.train.init` by cross-entropy over the responses; see `loop.run`.
 
   Args:
-    documents: none longer than `data.row_length`.
+    documents: none longer than `data.seq_len`.
     tokenizer: (number of ids, fingerprint).
   """
   cfg = experiment.train
-  rows = loader.Rows(documents, experiment.data.row_length, experiment.seed)
+  rows = loader.Rows(documents, experiment.data.seq_len, experiment.seed)
   steps = cfg.steps or math.ceil(rows.count(cfg.epochs) / cfg.batch_size)
   return loop.by_likelihood(experiment, rows, steps, folder, tokenizer)
 
@@ -48,7 +48,7 @@ def on_trees(
     reference: the reference's log-prob sums, from `preference.reference_sums`.
     earlier: trainings of which this one may be the continuation, see `loop.train`.
   """
-  cfg, length = experiment.train, experiment.data.row_length
+  cfg, length = experiment.train, experiment.data.seq_len
   steps = cfg.steps or max(1, round(cfg.epochs * len(plan.rows) / cfg.batch_size))
   layout = make_layout(experiment.mesh)
   model = Transformer(sized(experiment.model, tokenizer[0]), layout.constrain)

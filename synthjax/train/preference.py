@@ -128,7 +128,7 @@ def reference_sums(
   params: Params,
   rows: Sequence[Sequence[trees.Node]],
   batch_size: int,
-  row_length: int,
+  seq_len: int,
   folder: files.Path,
   made_of: dict[str, str],
 ) -> list[np.ndarray]:
@@ -143,7 +143,7 @@ def reference_sums(
   """
   folder = pathlib.Path(folder)
   if multihost.is_first() and not (folder / "made_of.json").exists():
-    _compute_sums(model, params, rows, (batch_size, row_length), folder, made_of)
+    _compute_sums(model, params, rows, (batch_size, seq_len), folder, made_of)
   multihost.meet(f"{folder} computed")
   known = files.read_json(folder / "made_of.json")
   differ = [name for name in made_of if known.get(name) != made_of[name]]
@@ -160,9 +160,9 @@ def _compute_sums(
   model, params, rows, size: tuple[int, int], folder: pathlib.Path, made_of: dict[str, str]
 ) -> None:
   """Writes the sums of all rows into the folder, in batches of `size` (rows, tokens)."""
-  batch_size, row_length = size
+  batch_size, seq_len = size
   measure, found = jax.jit(lambda params, batch: segment_log_probs(model, params, batch)), []
-  limits = trees.bounds(rows, batch_size, row_length)
+  limits = trees.bounds(rows, batch_size, seq_len)
   with progress.bar("reference", len(rows), "rows") as advance:
     for start in range(0, len(rows), batch_size):
       batch = trees.layout(rows[start : start + batch_size], limits)

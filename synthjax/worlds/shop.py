@@ -9,16 +9,15 @@ cannot compute) with probability `leap`, and it reads a verb as its opposite wit
 lead to the correct answer. Words and numbers are single tokens, separated by single spaces.
 """
 
-import dataclasses
 import functools
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from synthjax.config.fields import Checked, NonNegativeInt, Share, from_to
+from synthjax.config.worlds import LARGEST_VERBS, World
 from synthjax.records import Problem, Step, Trace
 from synthjax.worlds.splits import distinct
 
@@ -50,44 +49,10 @@ MINUS = (
   "wastes",
   "exports",
 )
-LARGEST_VERBS = 1000  # of each sign
 THINGS = ("apples", "books", "coins", "eggs", "lamps", "pens", "shirts", "toys")
 SPLITS = ("train", "dev", "test", "base")
 # Shares of the problem space, by a hash of the problem itself: no problem can be in two splits, whatever seed or knobs.
 _SHARES = {"train": range(64), "dev": range(64, 72), "test": range(72, 80), "base": range(80, 100)}
-
-
-@dataclasses.dataclass(frozen=True)
-class World(Checked):
-  """Knobs of the shop."""
-
-  # probability that the teacher fuses operations at a point; 0 is the negative control
-  leap: Share = 0.6
-  # probability that the teacher takes an event for its opposite, where the total allows it
-  misread: Share = 0.0
-  # plus verbs and minus verbs in use, of each sign; those beyond twelve are made-up words
-  verbs: Annotated[int, from_to(1, LARGEST_VERBS)] = 12
-  # most frequent verbs of each sign that the base policy has seen; at most `verbs`
-  base_verbs: Annotated[int, from_to(1, LARGEST_VERBS)] = 4
-  zipf: Annotated[float, from_to(0, 10)] = 1.0  # exponent of the verbs' frequencies; 0 is uniform
-  largest: Annotated[int, from_to(1, 999)] = 30  # every quantity stays within 0..largest
-  operand: Annotated[int, from_to(1, 999)] = 9  # an event moves 1..operand things
-  # the question is how many boxes of this size the things fill; 1: how many things there are
-  box: Annotated[int, from_to(1, 999)] = 1
-  min_events: Annotated[int, from_to(1, 8)] = 2  # fewest events of a problem
-  max_events: Annotated[int, from_to(1, 8)] = 4  # most events of a problem
-  seed: NonNegativeInt = 0  # of the order in which problems come and of the teacher's leaps
-
-  def __post_init__(self) -> None:
-    super().__post_init__()
-    for name, bound in (
-      ("base_verbs", "verbs"),
-      ("operand", "largest"),
-      ("box", "largest"),
-      ("min_events", "max_events"),
-    ):
-      most = getattr(self, bound)
-      self.require(getattr(self, name) <= most, name, f"at most {bound}={most}")
 
 
 # The main world of study A: many facts with Zipf frequencies, a teacher that misreads some of them,

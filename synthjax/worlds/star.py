@@ -5,16 +5,15 @@
 policy that guesses an arm and follows it is right with probability 1 / arms. An edge is a single token, and so is a node.
 """
 
-import dataclasses
 import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from synthjax.config.fields import Checked, NonNegativeInt, from_to
+from synthjax.config.worlds import Star
 from synthjax.records import Problem
 from synthjax.worlds.splits import distinct
 
@@ -25,22 +24,6 @@ _SHARES = {"train": range(80), "dev": range(80, 90), "test": range(90, 100)}
 Policy = Callable[
   [tuple[str, ...]], Mapping[str, float]
 ]  # probability of each next node, given the nodes so far (without the centre)
-
-
-@dataclasses.dataclass(frozen=True)
-class Star(Checked):
-  """Knobs of the star: G(d, l, n)."""
-
-  arms: Annotated[int, from_to(1, 100)] = 5  # d
-  length: Annotated[int, from_to(1, 100)] = 5  # l, edges of an arm
-  # n: nodes are named 0..n-1; the nodes of a graph are drawn from them without repetition
-  labels: Annotated[int, from_to(2, 999)] = 50
-  seed: NonNegativeInt = 0  # of the order in which problems come
-
-  def __post_init__(self) -> None:
-    super().__post_init__()
-    nodes = self.arms * self.length + 1
-    self.require(self.labels >= nodes, "labels", f"at least {nodes}, the nodes of a graph")
 
 
 class Graph(NamedTuple):

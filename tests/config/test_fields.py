@@ -5,9 +5,9 @@ import pytest
 
 from synthjax import config, errors, records
 from synthjax.config import fields, schema
-from synthjax.credit import pairing, pits, schedules
+from synthjax.config.credit import PairConfig, PitThresholds, Sampling, ValueConfig
+from synthjax.config.worlds import Star, World
 from synthjax.rollout import requests
-from synthjax.worlds import shop, star
 
 
 def _dataclasses(hint):
@@ -31,7 +31,7 @@ def test_every_number_of_an_experiment_has_its_range_beside_it(cls):
     if hint in (int, float, tuple[int, ...], tuple[float, ...])
   ]
   assert not bare
-  assert issubclass(cls, fields.Checked) or cls is requests.Sampling
+  assert issubclass(cls, fields.Checked) or cls is Sampling
 
 
 @pytest.mark.parametrize(
@@ -47,18 +47,18 @@ def test_every_number_of_an_experiment_has_its_range_beside_it(cls):
     (lambda: schema.Study(problems=512), "Study.problems is 512; expected tuple of int"),
     (lambda: schema.Mesh(fsdp=0), "Mesh.fsdp is 0; expected int, at least 1, or -1"),
     (
-      lambda: schema.Study(sampling=requests.Sampling(top_p=3)),
+      lambda: schema.Study(sampling=Sampling(top_p=3)),
       "Study.sampling.top_p is 3.0; expected",
     ),
     (
       lambda: dataclasses.replace(schema.Model(), head_dim=9),
       "Model.head_dim is 9; expected .*of 2",
     ),
-    (lambda: shop.World(min_events=5), "World.min_events is 5; expected at most max_events=4"),
-    (lambda: star.Star(arms=0), "Star.arms is 0; expected int, 1 to 100"),
-    (lambda: pairing.Pairing(per_trace=0), "Pairing.per_trace is 0; expected int, at least 1"),
-    (lambda: pits.Guards(min_drop=2), "Guards.min_drop is 2.0; expected float, 0 to 1"),
-    (lambda: schedules.Values(threads=0), "Values.threads is 0; expected int, 1 to 256"),
+    (lambda: World(min_events=5), "World.min_events is 5; expected at most max_events=4"),
+    (lambda: Star(arms=0), "Star.arms is 0; expected int, 1 to 100"),
+    (lambda: PairConfig(per_trace=0), "PairConfig.per_trace is 0; expected int, at least 1"),
+    (lambda: PitThresholds(min_drop=2), "PitThresholds.min_drop is 2.0; expected float, 0 to 1"),
+    (lambda: ValueConfig(threads=0), "ValueConfig.threads is 0; expected int, 1 to 256"),
   ],
 )
 def test_ranges_hold_for_what_python_builds(make, message):
@@ -71,15 +71,22 @@ def test_whole_numbers_become_floats_and_lists_tuples_so_that_equal_settings_are
   assert isinstance(train.epochs, float) and study.problems == (3, 4)
 
 
-def test_checked_records_are_still_records():
-  values = schedules.Values(rollouts=4, guards=pits.Guards(min_drop=0.25))
-  assert schedules.Values.from_json(values.to_json()) == values
-  assert isinstance(values, records.Record)
+def test_a_config_goes_to_json_and_back_as_records_do():
+  values = ValueConfig(rollouts=4, thresholds=PitThresholds(min_drop=0.25))
+  row = records.to_json(values)
+  assert row == {"rollouts": 4, "thresholds": {"min_drop": 0.25}}
+  assert records.from_json(ValueConfig, row) == values
+
+
+@pytest.mark.parametrize(("old", "new"), fields.RENAMED.items())
+def test_a_renamed_key_is_told_its_new_name(old, new):
+  with pytest.raises(errors.ConfigError, match=rf"group\.{old}: .* group\.{new}$"):
+    fields.check_keys({old: 1}, [new], "group")
 
 
 def test_a_sampling_out_of_range_can_be_made_and_is_refused_by_its_check():
   with pytest.raises(requests.RequestError, match="min_p is 2.0; expected float, 0 to 1"):
-    requests.Sampling(min_p=2).check()
+    requests.check(Sampling(min_p=2))
 
 
 def test_config_errors_are_known_under_both_names():

@@ -102,7 +102,7 @@ def test_the_tokenizer_of_the_7b_study_must_fit_the_model_and_is_not_needed_for_
     ("train.z_loss=1e999", "config.train.z_loss is inf; expected a finite float"),
     (f"train.z_loss={10**400}", "config.train.z_loss is .*expected a finite float"),
     ("study.sampling.top_p=2", "config.study.sampling.top_p is 2.0"),
-    ("study.values.guards.min_drop=-1", "config.study.values.guards.min_drop is -1.0"),
+    ("study.values.thresholds.min_drop=-1", "config.study.values.thresholds.min_drop is -1.0"),
     ("star.valued=3000", "config.star.valued is 3000; expected at most star.explored=2000"),
     (
       "study.problems=(512,",

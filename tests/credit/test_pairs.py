@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from synthjax import files, records
-from synthjax.credit import pairing, pairs
-from synthjax.credit.pairing import Pairing
+from synthjax.config.credit import PairConfig, PairMode, PitChoice, PitThresholds
+from synthjax.config.worlds import World
+from synthjax.credit import pairs
 from synthjax.credit.pairs import Sampled, Samples
-from synthjax.credit.pits import Guards
 from synthjax.data import pair_trees, tokenizers, trees
 from synthjax.records import Pair, Verdict
 from synthjax.worlds import shop
 
-WORDS = tokenizers.Words(shop.vocabulary(shop.World()))
+WORDS = tokenizers.Words(shop.vocabulary(World()))
 EOS = WORDS.eos_id
 RIGHT, WRONG = Verdict("equal"), Verdict("different")
 PROMPT = tuple(WORDS.encode("A shop has 11 apples . gets 2 . sells 5 . ?"))
@@ -44,7 +44,7 @@ SAMPLES = Samples("p", PROMPT, (GOOD, BAD))
 
 
 def _built(samples=SAMPLES, mode="paper", **knobs):
-  return pairs.build([samples], Pairing(mode=mode, **knobs), WORDS)
+  return pairs.build([samples], PairConfig(mode=mode, **knobs), WORDS)
 
 
 def _one(samples=SAMPLES, mode="paper", **knobs):
@@ -108,7 +108,7 @@ def test_each_mode_has_its_prefix_its_sides_and_its_ends(mode, prefix, chosen, r
     assert [place for place, i in enumerate(ids) if i == EOS] == ([len(ids) - 1] if ended else [])
 
 
-@pytest.mark.parametrize("mode", typing.get_args(pairing.Mode))
+@pytest.mark.parametrize("mode", typing.get_args(PairMode))
 def test_training_reads_the_sampled_tokens_back_from_a_file(mode, tmp_path):
   built = _built(mode=mode, weighted=mode in ("paper", "random"))
   records.write(tmp_path / "pairs.jsonl", built.pairs)
@@ -155,22 +155,22 @@ def test_a_trace_that_was_cut_off_is_not_ended():
 
 
 @pytest.mark.parametrize(
-  ("q", "guards", "pit"),
+  ("q", "thresholds", "pit"),
   [
-    ((0.5, 0.75, 0.0, 0.0), Guards(), 2),
-    ((0.5, 0.2, 0.1, 0.1), Guards(), 1),
-    ((0.2, 0.1, 0.1, 0.1), Guards(), None),
-    ((0.9, 0.8, 0.45, 0.5), Guards(), None),
-    ((0.9, 0.8, 0.4, 0.5), Guards(), 2),
-    ((0.2, 0.0, 0.0, 0.0), Guards(), None),
-    ((0.2, 0.0, 0.0, 0.0), Guards(min_before=0.1), 1),
-    ((0.9, 0.8, 0.6, 0.7), Guards(min_drop=0.2), 2),
+    ((0.5, 0.75, 0.0, 0.0), PitThresholds(), 2),
+    ((0.5, 0.2, 0.1, 0.1), PitThresholds(), 1),
+    ((0.2, 0.1, 0.1, 0.1), PitThresholds(), None),
+    ((0.9, 0.8, 0.45, 0.5), PitThresholds(), None),
+    ((0.9, 0.8, 0.4, 0.5), PitThresholds(), 2),
+    ((0.2, 0.0, 0.0, 0.0), PitThresholds(), None),
+    ((0.2, 0.0, 0.0, 0.0), PitThresholds(min_before=0.1), 1),
+    ((0.9, 0.8, 0.6, 0.7), PitThresholds(min_drop=0.2), 2),
   ],
 )
-def test_only_a_fall_within_the_guards_is_a_pit(q, guards, pit):
-  built = _built(Samples("p", PROMPT, (LEAP, dataclasses.replace(BAD, q=q))), guards=guards)
+def test_only_a_fall_within_the_thresholds_is_a_pit(q, thresholds, pit):
+  built = _built(Samples("p", PROMPT, (LEAP, dataclasses.replace(BAD, q=q))), thresholds=thresholds)
   assert built.report["pits"] == ({str(pit): 1} if pit else {}) and len(built.pairs) == bool(pit)
-  assert built.report["dropped"] == ({} if pit else {"trace: no pit within the guards": 1})
+  assert built.report["dropped"] == ({} if pit else {"trace: no pit within the thresholds": 1})
   if pit:
     assert (
       built.pairs[0].metadata["rejected_steps"] == [list(step) for step in BAD.steps[:pit]]
@@ -248,7 +248,7 @@ def _many(problems, right=4, wrong=6, seed=0):
   return found
 
 
-@pytest.mark.parametrize("mode", typing.get_args(pairing.Mode))
+@pytest.mark.parametrize("mode", typing.get_args(PairMode))
 def test_caps_hold_and_what_is_beyond_them_is_counted(mode):
   samples = _many(20)
   for per_problem, per_trace, expected in (
@@ -258,7 +258,7 @@ def test_caps_hold_and_what_is_beyond_them_is_counted(mode):
     (99, 99, 18 if mode in ("branch", "step") else 24),
   ):
     built = pairs.build(
-      samples, Pairing(mode=mode, per_problem=per_problem, per_trace=per_trace), WORDS
+      samples, PairConfig(mode=mode, per_problem=per_problem, per_trace=per_trace), WORDS
     )
     assert set(collections.Counter(pair.problem_id for pair in built.pairs).values()) == {expected}
     assert (
@@ -274,9 +274,9 @@ def test_caps_hold_and_what_is_beyond_them_is_counted(mode):
     assert sum(built.report["pits"].values()) == (0 if mode in ("random", "distant") else 120)
 
 
-@pytest.mark.parametrize("mode", typing.get_args(pairing.Mode))
+@pytest.mark.parametrize("mode", typing.get_args(PairMode))
 def test_pairs_of_a_problem_depend_on_the_seed_and_not_on_the_other_problems(mode):
-  samples, cfg = _many(12), Pairing(mode=mode, per_problem=4, seed=3)
+  samples, cfg = _many(12), PairConfig(mode=mode, per_problem=4, seed=3)
   forwards, backwards = pairs.build(samples, cfg, WORDS), pairs.build(samples[::-1], cfg, WORDS)
   by_problem = lambda built: sorted((p.to_json() for p in built.pairs), key=str)
   assert by_problem(forwards) == by_problem(backwards) and forwards.report == backwards.report
@@ -394,17 +394,17 @@ def test_what_cannot_be_used_is_refused_by_name():
   with pytest.raises(
     ValueError, match="mode is 'branches' .*expected one of paper, branch, step, random, distant"
   ):
-    Pairing(mode="branches")
+    PairConfig(mode="branches")
   with pytest.raises(
     ValueError, match="mode is 'step' .*expected paper, random or distant where steps are weighted"
   ):
-    Pairing(mode="step", weighted=True)
+    PairConfig(mode="step", weighted=True)
   with pytest.raises(ValueError, match="per_problem is 0; expected int, at least 1"):
-    Pairing(per_problem=0)
+    PairConfig(per_problem=0)
 
 
 def test_for_ablations_another_step_of_the_same_traces_may_stand_where_the_pit_is():
-  pits = {pit: _built(mode="paper", pit=pit).report["pits"] for pit in typing.get_args(pairing.Pit)}
+  pits = {pit: _built(mode="paper", pit=pit).report["pits"] for pit in typing.get_args(PitChoice)}
   assert pits["first"] == {"2": 1} and pits["last"] == {"3": 1}
   assert _says(_one(mode="paper", pit="last").metadata["rejected_steps"]) == [
     "11 + 2 = 13 ;",
@@ -418,4 +418,4 @@ def test_for_ablations_another_step_of_the_same_traces_may_stand_where_the_pit_i
   } == {"1", "2", "3"}
   assert _built(mode="branch", pit="last").report["dropped"] == {"trace: no right continuation": 1}
   with pytest.raises(ValueError, match="pit is 'deepest' .*expected one of first, random, last"):
-    Pairing(pit="deepest")
+    PairConfig(pit="deepest")

@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from synthjax import files
 from synthjax.config import schema
+from synthjax.config.worlds import World
 from synthjax.credit import steps
 from synthjax.data import tokenizers
 from synthjax.worlds import shop
 
-WORLD = shop.World()
+WORLD = World()
 LIMIT = 1000
 # Every kind of formula with its own plain pattern: an oracle that shares nothing with the one-pass scanner.
 FORMULAS = re.compile(

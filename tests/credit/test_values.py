@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from synthjax import files
 from synthjax.bench import pits as simulated
+from synthjax.config.credit import PitThresholds, ValueConfig
+from synthjax.config.worlds import World
 from synthjax.credit import pits, values
-from synthjax.credit.pits import Guards
-from synthjax.credit.schedules import SCHEDULES, Count, Values
+from synthjax.credit.schedules import SCHEDULES, Count
 from synthjax.credit.values import TokenTrace
 from synthjax.data.tokenizers import Words
 from synthjax.records import StepValue, Verdict
@@ -97,7 +98,7 @@ def _spread(n, best_of, p):
 @pytest.mark.parametrize("p", [0.05, 0.4, 0.9])
 def test_estimates_are_unbiased(best_of, p):
   found, _ = _run(
-    [_trace(i, [p, p / 2]) for i in range(1500)], Values(rollouts=8, best_of=best_of, block=8)
+    [_trace(i, [p, p / 2]) for i in range(1500)], ValueConfig(rollouts=8, best_of=best_of, block=8)
   )
   for step, rate in ((0, p), (1, p / 2)):
     q = np.array([row.q for rows in found.values for row in rows if row.step == step])
@@ -121,7 +122,7 @@ def test_the_squared_standard_error_is_the_mean_squared_error_over_all_success_r
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6), st.integers(0, 1), st.integers(1, 3))
 @settings(max_examples=25, deadline=None)
 def test_advantages_add_up_to_the_reward_less_the_value_of_the_problem(success, reward, best_of):
-  found, _ = _run([_trace(0, success, reward)], Values(rollouts=4, best_of=best_of))
+  found, _ = _run([_trace(0, success, reward)], ValueConfig(rollouts=4, best_of=best_of))
   rows = found.values[0]
   assert sum(row.advantage for row in rows[1:]) == pytest.approx(reward - rows[0].q)
   assert (
@@ -147,8 +148,8 @@ def test_where_every_rollout_before_the_pit_is_right_and_every_other_one_wrong_a
     cases.append(_trace(len(cases), [1.0] * length, 1))  # right
     cases.append(_trace(len(cases), [1.0] * length, complete=False))
     cases.append(_trace(len(cases), [0.0] * length))  # lost from the beginning
-  reference, _ = _run(cases, Values())
-  found, _ = _run(cases, Values(schedule=schedule, block=block))
+  reference, _ = _run(cases, ValueConfig())
+  found, _ = _run(cases, ValueConfig(schedule=schedule, block=block))
   assert found.pits == reference.pits and {None, *range(1, 9)} == set(found.pits)
   assert found.spent.rollouts <= reference.spent.rollouts
 
@@ -157,7 +158,8 @@ def test_where_every_rollout_before_the_pit_is_right_and_every_other_one_wrong_a
 def test_stopping_at_the_first_fail_loses_no_pit_whatever_the_values(best_of):
   cases = _noisy(400, 0)
   reference, found = (
-    _run(cases, Values(schedule=schedule, best_of=best_of)) for schedule in ("full", "first_fail")
+    _run(cases, ValueConfig(schedule=schedule, best_of=best_of))
+    for schedule in ("full", "first_fail")
   )
   assert found[0].pits == reference[0].pits and len(set(found[0].pits)) > 4
   assert found[0].spent.rollouts < reference[0].spent.rollouts
@@ -169,7 +171,7 @@ def test_the_sequential_search_needs_two_and_a_half_times_fewer_rollouts_at_95_p
 ):
   found = simulated.simulate(world, 250, 5)
   compared = values.compare(
-    found.traces, simulated.Policy(found.success).generate, simulated.judge, Values()
+    found.traces, simulated.Policy(found.success).generate, simulated.judge, ValueConfig()
   )
   assert compared["full"].agreement == compared["first_fail"].agreement == 1.0
   assert compared["sequential"].times_fewer > 2.5 and compared["sequential"].agreement > 0.95
@@ -180,14 +182,15 @@ def test_bisection_values_a_logarithm_of_the_prefixes():
   for length in (8, 16, 32):
     for pit in range(1, length + 1):
       found, engine = _run(
-        [_trace(0, [float(i < pit) for i in range(length)])], Values(schedule="binary", block=8)
+        [_trace(0, [float(i < pit) for i in range(length)])],
+        ValueConfig(schedule="binary", block=8),
       )
       assert found.pits == [pit] and len(engine.asked) <= math.log2(length) + 1
 
 
 @schedules
 def test_what_is_reported_is_what_was_asked(schedule):
-  found, engine = _run(_noisy(60, 1), Values(rollouts=7, block=3, schedule=schedule))
+  found, engine = _run(_noisy(60, 1), ValueConfig(rollouts=7, block=3, schedule=schedule))
   rollouts = sum(request.n for request in engine.asked)
   assert dataclasses.astuple(found.spent) == (
     engine.calls,
@@ -205,7 +208,7 @@ def test_what_is_reported_is_what_was_asked(schedule):
 
 def test_the_full_schedule_takes_one_call_and_all_rollouts_of_every_prefix():
   cases = _noisy(40, 2)
-  found, engine = _run(cases, Values(rollouts=7, block=3))
+  found, engine = _run(cases, ValueConfig(rollouts=7, block=3))
   assert engine.calls == 1 and found.spent.rollouts == 7 * sum(len(table) for _, table in cases)
   assert [[row.n for row in rows] for rows in found.values] == [
     [7] * len(table) + [0] * trace.complete for trace, table in cases
@@ -219,7 +222,7 @@ def test_prefixes_that_traces_of_a_problem_share_are_valued_once(schedule):
     "p", (9,), ((1,), (2,), (3,), (5,)), reward=0
   )  # the same tokens in other steps
   table = {(9,): 1.0, (9, 1): 0.9, (9, 1, 2): 0.5, (9, 1, 2, 3): 0.2}
-  cfg = Values(schedule=schedule, block=8)
+  cfg = ValueConfig(schedule=schedule, block=8)
   found, engine = _run([(one, table), (other, table), (one, table)], cfg)
   assert (
     collections.Counter(request.prompt_ids for request in engine.asked).most_common(1)[0][1] == 1
@@ -234,7 +237,7 @@ def test_the_same_tokens_of_another_problem_are_other_rollouts():
     _trace(0, [0.5] * 6),
     TokenTrace("other", (0,), tuple((i,) for i in range(6)), reward=0),
   )
-  found, engine = _run([(one, table), (other, table)], Values(rollouts=16))
+  found, engine = _run([(one, table), (other, table)], ValueConfig(rollouts=16))
   assert len({request.seed for request in engine.asked}) == len(engine.asked) == 2 * 6 * 8
   assert [row.c for row in found.values[0]] != [row.c for row in found.values[1]]
 
@@ -251,8 +254,8 @@ def test_values_depend_neither_on_the_order_nor_on_the_other_traces(schedule):
       for i, (trace, table) in enumerate(_noisy(20, 3))
     ),
   ]
-  whole, _ = _run(cases, Values(schedule=schedule), shuffle=1)
-  backwards, _ = _run(cases[::-1], Values(schedule=schedule), shuffle=2)
+  whole, _ = _run(cases, ValueConfig(schedule=schedule), shuffle=1)
+  backwards, _ = _run(cases[::-1], ValueConfig(schedule=schedule), shuffle=2)
   unnumbered = lambda rows: [dataclasses.replace(row, trace=0) for row in rows]
   assert (
     list(map(unnumbered, whole.values)) == list(map(unnumbered, backwards.values[::-1]))
@@ -260,18 +263,18 @@ def test_values_depend_neither_on_the_order_nor_on_the_other_traces(schedule):
   )
   table = {key: p for _, of_case in cases for key, p in of_case.items()}
   for number in (0, 7, 60):
-    alone, _ = _run([(cases[number][0], table)], Values(schedule=schedule))
+    alone, _ = _run([(cases[number][0], table)], ValueConfig(schedule=schedule))
     assert (
       unnumbered(alone.values[0]) == unnumbered(whole.values[number])
       and alone.pits[0] == whole.pits[number]
     )
-  assert _run(cases, Values(schedule=schedule, seed=1))[0].values != whole.values
+  assert _run(cases, ValueConfig(schedule=schedule, seed=1))[0].values != whole.values
 
 
 def test_a_rollout_is_the_same_under_every_schedule():
   cases = _noisy(40, 4)
   full, first = (
-    _run(cases, Values(schedule=schedule))[0].values for schedule in ("full", "first_fail")
+    _run(cases, ValueConfig(schedule=schedule))[0].values for schedule in ("full", "first_fail")
   )
   rows = {(row.trace, row.step): row for of_trace in full for row in of_trace}
   for row in itertools.chain(*first):
@@ -297,7 +300,7 @@ def test_undecided_verdicts_are_left_out_and_counted_and_a_rollout_without_an_an
     [TokenTrace("p", (1,), ((2,),), reward=0)],
     generate,
     lambda name, given, sample: verdicts[sample.ids[0]],
-    Values(rollouts=8, block=4),
+    ValueConfig(rollouts=8, block=4),
   )
   row = found.values[0][0]
   assert (
@@ -315,7 +318,7 @@ def test_a_prefix_with_too_few_decided_rollouts_has_no_value(schedule):
     Verdict("undecided", "memory") if len(given) == 1 else simulated.judge(name, given, sample)
   )
   found = values.estimate(
-    [trace], simulated.Policy(table).generate, judge, Values(schedule=schedule, best_of=2)
+    [trace], simulated.Policy(table).generate, judge, ValueConfig(schedule=schedule, best_of=2)
   )
   rows = {row.step: row for row in found.values[0]}
   assert (
@@ -330,23 +333,23 @@ def test_a_prefix_with_too_few_decided_rollouts_has_no_value(schedule):
 @pytest.mark.parametrize("reward", [0, 1, None])
 def test_a_trace_that_has_ended_is_not_rolled_out_from(reward):
   trace, table = _trace(0, [1.0, 0.5], reward)
-  found, engine = _run([(trace, table)], Values())
+  found, engine = _run([(trace, table)], ValueConfig())
   assert {request.prompt_ids for request in engine.asked} == set(table)
   assert found.values[0][-1].q == reward and len(found.values[0]) == 3
 
 
 def test_traces_without_steps_have_the_value_of_their_problem():
-  found, _ = _run([(TokenTrace("p", (1,), (), complete=False), {(1,): 1.0})], Values())
+  found, _ = _run([(TokenTrace("p", (1,), (), complete=False), {(1,): 1.0})], ValueConfig())
   assert [(row.step, row.q) for row in found.values[0]] == [(0, 1.0)] and found.pits == [None]
 
 
 def test_the_first_right_rollouts_of_each_prefix_come_back():
-  found, _ = _run([_trace(0, [0.5, 0.0, 0.9])], Values(keep=2))
+  found, _ = _run([_trace(0, [0.5, 0.0, 0.9])], ValueConfig(keep=2))
   assert {step: [sample.ids for sample in samples] for step, samples in found.right[0].items()} == {
     0: [(1,)] * 2,
     2: [(1,)] * 2,
   }
-  assert _run([_trace(0, [0.5, 0.0])], Values(keep=0))[0].right[0] == {0: ()}
+  assert _run([_trace(0, [0.5, 0.0])], ValueConfig(keep=0))[0].right[0] == {0: ()}
 
 
 def test_verification_overlaps_with_sampling():
@@ -364,7 +367,10 @@ def test_verification_overlaps_with_sampling():
     return Verdict("equal")
 
   found = values.estimate(
-    [TokenTrace("p", (1,), ((2,), (3,)), reward=1)], generate, judge, Values(rollouts=1, block=1)
+    [TokenTrace("p", (1,), ((2,), (3,)), reward=1)],
+    generate,
+    judge,
+    ValueConfig(rollouts=1, block=1),
   )
   assert [row.q for row in found.values[0]] == [1.0, 1.0, 1.0]
 
@@ -375,7 +381,7 @@ def test_an_error_of_the_judge_ends_the_job():
 
   trace, table = _trace(0, [0.5] * 5)
   with pytest.raises(OSError, match="the worker is gone"):
-    values.estimate([trace], simulated.Policy(table).generate, judge, Values())
+    values.estimate([trace], simulated.Policy(table).generate, judge, ValueConfig())
 
 
 def test_refused_requests_are_counted_and_the_others_go_on():
@@ -388,7 +394,7 @@ def test_refused_requests_are_counted_and_the_others_go_on():
       else:
         yield from simulated.Policy(table).generate([request])
 
-  found = values.estimate([trace], generate, simulated.judge, Values(block=8))
+  found = values.estimate([trace], generate, simulated.judge, ValueConfig(block=8))
   assert [row.q for row in found.values[0]] == [1.0, None, 0.0, 0.0] and found.spent.refused == 1
   assert (
     found.spent.error == "prompt is 2 tokens; expected at most 1" and found.spent.rollouts == 16
@@ -413,7 +419,7 @@ def test_an_engine_that_breaks_the_protocol_is_named(spoil, message):
       [trace],
       lambda requests: iter(spoil(list(simulated.Policy(table).generate(requests)))),
       simulated.judge,
-      Values(),
+      ValueConfig(),
     )
 
 
@@ -421,7 +427,7 @@ def test_an_engine_that_breaks_the_protocol_is_named(spoil, message):
 def test_a_killed_job_goes_on_from_its_journal_with_the_same_values_and_samples_nothing_twice(
   schedule, tmp_path
 ):
-  cases, cfg = _noisy(25, 6), Values(schedule=schedule)
+  cases, cfg = _noisy(25, 6), ValueConfig(schedule=schedule)
   traces, table = (
     [trace for trace, _ in cases],
     {key: p for _, of_case in cases for key, p in of_case.items()},
@@ -477,7 +483,7 @@ def test_a_killed_job_goes_on_from_its_journal_with_the_same_values_and_samples_
   ],
 )
 def test_where_values_are_known_the_pit_is_the_first_fall_that_passes_the_guards(q, pit):
-  assert pits.first_pit(q, Guards()) == pit
+  assert pits.first_pit(q, PitThresholds()) == pit
 
 
 @pytest.mark.parametrize(
@@ -496,17 +502,17 @@ def test_where_values_are_known_the_pit_is_the_first_fall_that_passes_the_guards
 )
 def test_a_fall_by_chance_is_no_pit(counts, pit):
   evidence = [pits.Evidence(8, c) for c in counts]
-  assert pits.first_pit([c / 8 for c in counts], Guards(), evidence) == pit
+  assert pits.first_pit([c / 8 for c in counts], PitThresholds(), evidence) == pit
 
 
 def test_what_is_known_exactly_needs_no_rollouts_and_many_rollouts_are_as_good():
   for q in ([0.31, 0.15], [0.9, 0.46], [0.9, 0.44], [0.29, 0.0], [0.6, 0.6, 0.1, 0.7, 0.0]):
     many = [pits.Evidence(100_000, round(100_000 * p)) for p in q]
-    assert pits.first_pit(q, Guards(), many) == pits.first_pit(q, Guards())
-  assert pits.first_pit([0.5, 0.0], Guards(), [pits.Evidence(8, 4), None]) == 1
-  assert pits.first_pit([0.375, 0.0], Guards(), [pits.Evidence(8, 3), None]) is None
+    assert pits.first_pit(q, PitThresholds(), many) == pits.first_pit(q, PitThresholds())
+  assert pits.first_pit([0.5, 0.0], PitThresholds(), [pits.Evidence(8, 4), None]) == 1
+  assert pits.first_pit([0.375, 0.0], PitThresholds(), [pits.Evidence(8, 3), None]) is None
   with pytest.raises(ValueError, match="1 counts of 2 values; expected as many, or none"):
-    pits.first_pit([0.5, 0.0], Guards(), [None])
+    pits.first_pit([0.5, 0.0], PitThresholds(), [None])
 
 
 @pytest.mark.parametrize("best_of", [1, 3])
@@ -516,7 +522,7 @@ def test_the_posterior_is_that_of_draws(best_of):
     before, after = (1 - (1 - rng.beta(k + 0.5, n - k + 0.5, 200_000)) ** best_of for k in (c, d))
     q = [Count(n, n, k).value(best_of) for k in (c, d)]
     found = pits.credible(
-      (q[0], pits.Evidence(n, c, best_of)), (q[1], pits.Evidence(n, d, best_of)), Guards()
+      (q[0], pits.Evidence(n, c, best_of)), (q[1], pits.Evidence(n, d, best_of)), PitThresholds()
     )
     assert found == pytest.approx(
       (np.mean(before >= 0.3), np.mean(after <= 0.5 * before)), abs=0.01
@@ -527,7 +533,7 @@ def test_the_posterior_is_that_of_draws(best_of):
 @pytest.mark.parametrize("levels", [(0.6, 0.05), (0.8, 0.1)])
 def test_more_rollouts_find_more_true_pits_and_few_false_ones(levels, schedule):
   found = [
-    simulated.rates(levels, 8, Values(rollouts=n, block=n // 4, schedule=schedule), 300)
+    simulated.rates(levels, 8, ValueConfig(rollouts=n, block=n // 4, schedule=schedule), 300)
     for n in (8, 16, 32, 64)
   ]
   true = [rate.true for rate in found]
@@ -536,33 +542,33 @@ def test_more_rollouts_find_more_true_pits_and_few_false_ones(levels, schedule):
 
 
 def test_where_the_value_sinks_evenly_more_rollouts_name_fewer_steps():
-  false = [simulated.rates((0.7,), 8, Values(rollouts=n), 300).false for n in (8, 16, 32, 64)]
+  false = [simulated.rates((0.7,), 8, ValueConfig(rollouts=n), 300).false for n in (8, 16, 32, 64)]
   # the rule before it, the first step with the lowest value, named one in 24 % at 8 rollouts
   assert false == sorted(false, reverse=True) and false[0] < 0.24 and false[-1] < 0.04
 
 
-def test_guards_can_be_taken_down_but_a_step_that_loses_nothing_is_no_pit():
-  nothing = Guards(min_before=0.0, min_drop=0.0)
+def test_thresholds_can_be_taken_down_but_a_step_that_loses_nothing_is_no_pit():
+  nothing = PitThresholds(min_before=0.0, min_drop=0.0)
   assert (
     pits.first_pit([0.2, 0.1, 0.0], nothing) == 1 and pits.first_pit([0.0, 0.0], nothing) is None
   )
-  with pytest.raises(ValueError, match=r"Guards.min_drop is 2.0; expected float, 0 to 1"):
-    Guards(min_drop=2)
+  with pytest.raises(ValueError, match=r"PitThresholds.min_drop is 2.0; expected float, 0 to 1"):
+    PitThresholds(min_drop=2)
 
 
 @pytest.mark.parametrize(
   ("wrong", "message"),
   [
-    ({"rollouts": 0}, "Values.rollouts is 0; expected int, 1 to 65536"),
-    ({"best_of": 9}, "Values.best_of is 9; expected at most rollouts=8"),
+    ({"rollouts": 0}, "ValueConfig.rollouts is 0; expected int, 1 to 65536"),
+    ({"best_of": 9}, "ValueConfig.best_of is 9; expected at most rollouts=8"),
     ({"schedule": "fast"}, "expected one of full"),
-    ({"confidence": 0.2}, "Values.confidence is 0.2"),
-    ({"keep": 9}, "Values.keep is 9"),
+    ({"confidence": 0.2}, "ValueConfig.confidence is 0.2"),
+    ({"keep": 9}, "ValueConfig.keep is 9"),
   ],
 )
 def test_settings_out_of_range_are_refused(wrong, message):
   with pytest.raises(ValueError, match=message):
-    Values(**wrong)
+    ValueConfig(**wrong)
 
 
 @pytest.mark.parametrize(("reward", "complete"), [(2, True), (0, False)])
@@ -609,7 +615,7 @@ def _draw(question, text, rng):
 
 @pytest.mark.parametrize("best_of", [1, 5])
 def test_in_the_shop_estimates_are_those_of_all_continuations_summed_up(best_of):
-  world = shop.World(max_events=3)
+  world = World(max_events=3)
   words, problems = (
     Words(shop.vocabulary(world)),
     {p.id: p for p in shop.problems(world, "train", 60)},
@@ -642,7 +648,7 @@ def test_in_the_shop_estimates_are_those_of_all_continuations_summed_up(best_of)
         reward=int(lines[-1] == f"Answer: {problem.answer}"),
       )
     )
-  rows = values.estimate(traces, generate, judge, Values(rollouts=24, best_of=best_of)).values
+  rows = values.estimate(traces, generate, judge, ValueConfig(rollouts=24, best_of=best_of)).values
   error = squared = expected = 0.0
   for trace, of_trace in zip(traces, rows):
     for row in of_trace[:-1]:

@@ -2,16 +2,16 @@ import numpy as np
 import pytest
 
 from synthjax.config import schema
+from synthjax.config.worlds import World
 from synthjax.data import cache, documents, loader, tokenizers
-from synthjax.worlds import shop
 
 
 @pytest.fixture(scope="module")
 def cached(tmp_path_factory):
   folder, data, world = (
     tmp_path_factory.mktemp("loader") / "c",
-    schema.Data(row_length=64),
-    shop.World(),
+    schema.Data(seq_len=64),
+    World(),
   )
   cache.cache(
     schema.Source(count=300),

@@ -9,15 +9,15 @@ import pytest
 
 from synthjax import config, files
 from synthjax.config import schema
+from synthjax.config.worlds import World
 from synthjax.data import cache, documents, sources, tokenizers
-from synthjax.worlds import shop
 
-WORLD = shop.World()
+WORLD = World()
 
 
 def _cache(source, to, split="train", tokenizer=None, **data):
   tokenizer = tokenizer or tokenizers.Bytes()
-  data = schema.Data(**{"row_length": 4096, "too_long": "drop", **data})
+  data = schema.Data(**{"seq_len": 4096, "too_long": "drop", **data})
   counts = cache.cache(source, data, WORLD, split, tokenizer, to, say=lambda _: None)
   cached = documents.CachedDocuments(to)
   texts = [tokenizer.decode(record[1:]) for record in cached.read(range(len(cached)))]
@@ -173,7 +173,7 @@ def test_what_is_too_long_is_counted_under_every_policy(tmp_path, policy, kept):
   counts, texts, _ = _cache(
     schema.Source("text", str(tmp_path / "t.txt")),
     tmp_path / "cache",
-    row_length=8,
+    seq_len=8,
     too_long=policy,
   )
   assert counts["too_long"] == ["text-t-0"] and len(texts) == kept
@@ -185,7 +185,7 @@ def test_a_split_document_predicts_every_token_exactly_once(tmp_path):
   counts, _, cached = _cache(
     schema.Source("text", str(tmp_path / "t.txt")),
     tmp_path / "cache",
-    row_length=8,
+    seq_len=8,
     too_long="split",
   )
   predicted = np.concatenate([record[2:] for record in cached.read(range(len(cached)))])
@@ -196,12 +196,12 @@ def test_a_document_too_long_is_an_error_where_the_config_says_so(tmp_path):
   (tmp_path / "t.txt").write_text("0123456789\n")
   with pytest.raises(
     files.DataError,
-    match="1 documents have more than data.row_length=8 tokens, the first is text-t-0",
+    match="1 documents have more than data.seq_len=8 tokens, the first is text-t-0",
   ):
     _cache(
       schema.Source("text", str(tmp_path / "t.txt")),
       tmp_path / "cache",
-      row_length=8,
+      seq_len=8,
       too_long="error",
     )
 
@@ -212,7 +212,7 @@ import json, sys
 from synthjax import schema
 from synthjax.data import cache, tokenizers
 from synthjax.generate.worlds import shop
-world, data = shop.World(), schema.Data()
+world, data = World(), schema.Data()
 counts = cache.cache(schema.Source(count=50), data, world, "train", tokenizers.load(data.tokenizer, world), sys.argv[1], say=lambda _: None)
 print(json.dumps([counts, "tensorflow" in sys.modules or "apache_beam" in sys.modules]))
 """
@@ -237,7 +237,7 @@ def test_a_cache_follows_its_inputs(tmp_path):
     counts, _, _ = _cache(schema.Source("text", str(path)), tmp_path / "cache")
   assert counts["documents"] == 2
   assert (
-    _cache(schema.Source("text", str(path)), tmp_path / "cache", row_length=64)[0]["documents"] == 2
+    _cache(schema.Source("text", str(path)), tmp_path / "cache", seq_len=64)[0]["documents"] == 2
   )
 
 

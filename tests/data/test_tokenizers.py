@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 
 from synthjax import files
 from synthjax.config import schema
+from synthjax.config.worlds import World
 from synthjax.data import tokenizers
-from synthjax.worlds import shop
 
-WORLD = shop.World()
+WORLD = World()
 
 
 def _load(kind, path="", eos=""):

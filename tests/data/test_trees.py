@@ -213,10 +213,10 @@ def _some_pairs(count):
   ]
 
 
-def _trainer_and_batch(mesh, accumulate, loss, rows, row_length):
+def _trainer_and_batch(mesh, accumulate, loss, rows, seq_len):
   layout = make_layout(mesh, jax.devices()[: int(np.prod(dataclasses.astuple(mesh)))])
   group_rows = len(rows) // accumulate // layout.row_shards
-  limits = trees.bounds(rows, group_rows, row_length)
+  limits = trees.bounds(rows, group_rows, seq_len)
   batch = trees.layout(rows, limits)
   batch["reference"] = -3.0 * batch["segment_tokens"]
   cfg = schema.Train(batch_size=len(rows), accumulate=accumulate)
@@ -245,8 +245,8 @@ def test_neither_packing_nor_sharding_nor_accumulation_changes_a_preference_loss
   cases = [(schema.Mesh(1, 1, 1, 1), 1, packed, 64)]
   cases += [(schema.Mesh(*mesh), 12 // mesh[1] // 2, alone, 24) for mesh in meshes]
   expected = None
-  for mesh, accumulate, rows, row_length in cases:
-    trainer, batch = _trainer_and_batch(mesh, accumulate, loss, rows, row_length)
+  for mesh, accumulate, rows, seq_len in cases:
+    trainer, batch = _trainer_and_batch(mesh, accumulate, loss, rows, seq_len)
     gradient, metrics = jax.jit(trainer.preference_gradients)(
       jax.device_put(params, trainer.layout.replicated), batch
     )
@@ -277,7 +277,7 @@ def test_what_does_not_fit_is_named():
   with pytest.raises(trees.TreeError, match="bounds are 2 and 2"):
     trees.layout([[tree]], dataclasses.replace(limits, predictions=2))
   with pytest.raises(trees.TreeError, match="is beyond its 4 places"):
-    trees.layout([[tree]], dataclasses.replace(limits, row_length=4))
+    trees.layout([[tree]], dataclasses.replace(limits, seq_len=4))
   with pytest.raises(trees.TreeError, match="nothing comes before it"):
     trees.layout([[Node((1, 2))]], limits)
   with pytest.raises(trees.TreeError, match=r"the step's weight -1.0; expected 0 and more"):

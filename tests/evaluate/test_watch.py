@@ -11,6 +11,7 @@ import time
 import pytest
 
 from synthjax import files
+from synthjax.config.worlds import World
 from synthjax.evaluate import watch
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -138,7 +139,7 @@ def _policy(**more):
   from synthjax.model.transformer import Transformer, sized
   from synthjax.worlds import shop
 
-  tokenizer = tokenizers.Words(shop.vocabulary(shop.World()))
+  tokenizer = tokenizers.Words(shop.vocabulary(World()))
   cfg = sized(
     schema.Model(d_model=32, layers=1, heads=2, kv_heads=2, head_dim=16, mlp_dim=64, mlp="relu"),
     tokenizer.size,

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from synthjax import __main__, files
+from synthjax.config.credit_phase import Chain, Tuning
 from synthjax.credit_phase import diagnose
-from synthjax.credit_phase.chains import Chain
 from synthjax.credit_phase.diagnose import Budget, Interval, Placed, Prefix, Problem, Setting
-from synthjax.credit_phase.tuning import Tuning
 
 TINY = Tuning(
   rates=(0.3,), betas=(0.1,), temperatures=(0.05,), steps=(20,), tuning_replicates=2, replicates=4

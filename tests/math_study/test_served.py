@@ -17,12 +17,13 @@ import pytest
 from synthjax import config, files
 from synthjax import job as jobs
 from synthjax.config import schema
+from synthjax.config.credit import Sampling
+from synthjax.config.worlds import World
 from synthjax.data import tokenizers
 from synthjax.math_study import served
 from synthjax.recipes import math_rl
 from synthjax.rollout.remote import ServerError
-from synthjax.rollout.requests import Request, Result, Sample, Sampling
-from synthjax.worlds import shop
+from synthjax.rollout.requests import Request, Result, Sample
 
 ROOT = pathlib.Path(__file__).parents[2]
 RARE = {"checkpoint_every": 10_000, "log_every": 10_000}
@@ -42,9 +43,9 @@ STUDY = {
     "least_accuracy": 0.0,
     "samples": 4,
     "sampling": HOW,
-    "wrong": 2,
+    "incorrect": 2,
     "values": {"rollouts": 4, "block": 4, "keep": 2, "sampling": HOW},
-    "pairs": {"guards": {"min_before": 0.1}},
+    "pairs": {"thresholds": {"min_before": 0.1}},
     "rft": {"batch_size": 8, "epochs": 1.0, **RARE},
     "preference": {"batch_size": 8, "epochs": 1.0, **RARE},
   },
@@ -173,14 +174,14 @@ def _sample(monkeypatch, text, tokenizer, ids=()):
 def test_samples_that_come_as_text_are_put_into_the_policys_tokens(
   monkeypatch, shared_data, capsys
 ):
-  words = tokenizers.load(schema.Tokenizer(), shop.World())
+  words = tokenizers.load(schema.Tokenizer(), World())
   ids = words.encode("11 + 2 = 13 ; Answer: 13")
   assert _sample(monkeypatch, words.decode(ids), words) == tuple(ids)
   assert "was not checked" in capsys.readouterr().out
   named = (*ids, words.eos_id)
   assert _sample(monkeypatch, words.decode(ids), words, named) == tuple(ids)
   path = str(shared_data / "tokenizers/sentencepiece/seqio_test.model")
-  other = tokenizers.load(schema.Tokenizer("sentencepiece", path), shop.World())
+  other = tokenizers.load(schema.Tokenizer("sentencepiece", path), World())
   with pytest.raises(files.DataError, match="a sample of 'policy' at .* is 'two  spaces', which"):
     _sample(monkeypatch, "two  spaces", other)
 

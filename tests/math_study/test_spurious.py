@@ -5,12 +5,13 @@ import pytest
 
 from synthjax import config, files, records
 from synthjax.__main__ import main
+from synthjax.config.worlds import World
 from synthjax.credit.draw import Drawn
 from synthjax.math_study import spurious
 from synthjax.records import StepValue, Verdict
 from synthjax.worlds import shop
 
-WORLD = shop.World(leap=0.0, min_events=3, max_events=3)
+WORLD = World(leap=0.0, min_events=3, max_events=3)
 EXPERIMENT = config.resolve(
   {
     "recipe": "math_rl",
@@ -149,7 +150,7 @@ def test_a_folder_of_another_world_or_without_cells_is_refused(workdir, tmp_path
     spurious.report(other, workdir)
   with pytest.raises(files.DataError, match="no cells of a study"):
     spurious.report(EXPERIMENT, tmp_path_factory.mktemp("empty"))
-  fewer = dataclasses.replace(EXPERIMENT, study=dataclasses.replace(EXPERIMENT.study, wrong=0))
+  fewer = dataclasses.replace(EXPERIMENT, study=dataclasses.replace(EXPERIMENT.study, incorrect=0))
   with pytest.raises(files.DataError, match="values_sft: made of other traces"):
     spurious.report(fewer, workdir)
 

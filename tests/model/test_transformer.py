@@ -166,7 +166,7 @@ def test_the_7b_variant_of_the_gsm8k_config_plans_on_eight_devices_without_alloc
 def test_a_plan_counts_the_vocabulary_of_the_tokenizer_that_is_trained_in_the_run():
   from synthjax.train import plan
 
-  small = ["model_overrides.layers=1", "model_overrides.d_model=64", "data.row_length=32"]
+  small = ["model_overrides.layers=1", "model_overrides.d_model=64", "data.seq_len=32"]
   text = plan.describe(config.load("configs/gsm8k_sft.py", small))
   assert f"embedding and head: {2048 * 64:,} of 2,048 ids" in text and "computes in float32" in text
   missing = ["data.tokenizer.kind=hf", "data.tokenizer.path=nowhere/tokenizer.json"]

@@ -8,9 +8,9 @@ import pytest
 import scipy.stats
 
 from synthjax import config, files
+from synthjax.config.credit_phase import Chain, CreditPhase, Tuning
 from synthjax.config.schema import Preference
 from synthjax.credit_phase import chains, diagram, methods, training, tuning
-from synthjax.credit_phase.chains import Chain
 from synthjax.credit_phase.training import Settings
 from synthjax.errors import ConfigError
 from synthjax.job import Job
@@ -44,7 +44,7 @@ def test_step_values_are_the_chances_of_the_traces_that_have_them(luck):
 def test_a_setting_whose_luck_alone_succeeds_more_often_is_refused_and_left_out_of_planes():
   with pytest.raises(ConfigError, match=r"Chain.success is 0.3; expected above .*, here 0.656"):
     Chain(success=0.3, survival=0.9, length=4)
-  study = diagram.CreditPhase(base=SMALL, survivals=(0.0, 0.9), successes=(0.3, 0.7))
+  study = CreditPhase(base=SMALL, survivals=(0.0, 0.9), successes=(0.3, 0.7))
   plane = diagram.planes(study)[0]
   assert set(plane.cells) == {(0.3, 0.0), (0.7, 0.0), (0.7, 0.9)}
 
@@ -135,7 +135,7 @@ def test_the_steps_that_values_cost_are_counted_as_they_are_rolled_out():
 
 
 def test_settings_are_chosen_on_replicates_that_are_not_reported_from_equally_many():
-  one = tuning.Tuning(
+  one = Tuning(
     rates=(0.1,), betas=(0.1,), temperatures=(0.1,), steps=(5,), tuning_replicates=2, replicates=3
   )
   found = tuning.outcomes(SMALL, ALL, one, seed=0)
@@ -143,7 +143,7 @@ def test_settings_are_chosen_on_replicates_that_are_not_reported_from_equally_ma
   for method in ALL:
     assert found[method].success_R == other[method].success_R
     assert found[method].chosen.success != pytest.approx(np.mean(found[method].success_R), abs=1e-9)
-  default = tuning.Tuning()
+  default = Tuning()
   assert {len(tuning.grid(method, default)[0]) for method in ALL} == {16}
   assert {tuple(tuning.grid(m, default)[0][[0, -1]].round(9)) for m in ALL} == {(0.03, 1.0)}
   with pytest.raises(ConfigError, match="temperatures .*as many values as betas has, 1"):

@@ -69,10 +69,10 @@ TINY = {
     "samples": 6,
     "samples_many": 8,
     "sampling": HOW,
-    "wrong": 3,
+    "incorrect": 3,
     "kept": 2,
     "values": {"rollouts": 4, "block": 4, "keep": 2, "sampling": HOW},
-    "pairs": {"guards": {"min_before": 0.1, "confidence_before": 0.0, "confidence_drop": 0.0}},
+    "pairs": {"thresholds": {"min_before": 0.1, "confidence_before": 0.0, "confidence_drop": 0.0}},
     "rft": {"batch_size": 8, "epochs": 4.0, "optimizer": {"learning_rate": 1e-3}, **RARE},
     "preference": {"batch_size": 8, "epochs": 2.0, "optimizer": {"learning_rate": 1e-4}, **RARE},
   },
@@ -283,7 +283,7 @@ def test_counts_of_pairs_and_pits_add_up(whole):
       and made["traces"]["right"] == _made(workdir, "draw6_rft")["equal"]
     )
     if mode in ("paper", "branch", "step"):
-      without = dropped.get("trace: no pit within the guards", 0) + dropped.get(
+      without = dropped.get("trace: no pit within the thresholds", 0) + dropped.get(
         "trace: no step values", 0
       )
       assert sum(made["pits"].values()) + without == wrong
@@ -607,7 +607,7 @@ def test_an_arm_with_nothing_to_learn_stays_where_it_starts_and_says_so(copied):
 def test_solutions_that_do_not_fit_a_row_are_an_error_or_counted_and_noted(tmp_path, copied):
   with pytest.raises(
     files.DataError,
-    match=r"of the teacher's 24 right traces are longer than data.row_length=40, .* set data.too_long='drop'",
+    match=r"of the teacher's 24 right traces are longer than data.seq_len=40, .* set data.too_long='drop'",
   ):
     _run(tmp_path / "short", study__arms=("sft",), data__row_length=40)
   result = _run(

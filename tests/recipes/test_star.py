@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from synthjax import config, files
+from synthjax.config.worlds import Star
 from synthjax.data import trees
 from synthjax.job import Job
 from synthjax.math_study import preference_data
@@ -43,7 +44,7 @@ def _job(tmp_path, **knobs):
       {
         "recipe": "star",
         "model": MODEL,
-        "data": {"row_length": 64},
+        "data": {"seq_len": 64},
         "train": train,
         "star": study,
         "study": {"preference": train},
@@ -85,7 +86,7 @@ def walking(tmp_path, monkeypatch):
   monkeypatch.setattr(
     recipe, "_sft", lambda lab, early: Policy("walker", str(tmp_path / "checkpoints"), 0, 0)
   )
-  return recipe._open(_job(tmp_path), star.Star(**GRAPH))
+  return recipe._open(_job(tmp_path), Star(**GRAPH))
 
 
 def test_a_policy_in_the_shortcut_is_right_once_in_d_and_its_monte_carlo_values_are_the_exact_ones(

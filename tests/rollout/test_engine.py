@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 from synthjax.config import schema
+from synthjax.config.credit import Sampling
 from synthjax.config.schema import Model
 from synthjax.model.transformer import Transformer
 from synthjax.rollout import engine as engine_lib
 from synthjax.rollout import sampling, slots
 from synthjax.rollout.engine import JaxEngine
-from synthjax.rollout.requests import Request, RequestError, Sampling
+from synthjax.rollout.requests import Request, RequestError
 from synthjax.rollout.sampling import Filters, draw
 from synthjax.rollout.slots import Shape
 

@@ -14,8 +14,9 @@ import tracemalloc
 import pytest
 
 from synthjax import files
+from synthjax.config.credit import Sampling
 from synthjax.rollout import journal
-from synthjax.rollout.requests import Request, Result, Sample, Sampling
+from synthjax.rollout.requests import Request, Result, Sample
 
 ROOT = pathlib.Path(__file__).parents[2]
 

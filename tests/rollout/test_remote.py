@@ -10,8 +10,9 @@ import time
 import pytest
 
 from synthjax import files
+from synthjax.config.credit import Sampling
 from synthjax.rollout.remote import Remote, Server, ServerError
-from synthjax.rollout.requests import Request, Sampling
+from synthjax.rollout.requests import Request
 
 
 class _Flaky(http.server.BaseHTTPRequestHandler):

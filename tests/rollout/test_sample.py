@@ -20,9 +20,10 @@ import psutil
 import pytest
 
 from synthjax import __main__, files
+from synthjax.config.credit import Sampling
 from synthjax.model.transformer import Transformer
 from synthjax.rollout.remote import Remote, Server
-from synthjax.rollout.requests import Request, Sampling
+from synthjax.rollout.requests import Request
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Two devices; compiled fast instead of well: that is most of what a process of seconds does.

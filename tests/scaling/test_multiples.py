@@ -10,8 +10,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synthjax import config
-from synthjax.evaluate import metrics
+from synthjax import config, stats
 from synthjax.files import DataError
 from synthjax.report.tables import lower_bounds, table
 from synthjax.scaling import coverage, error_law, isotonic, noise
@@ -350,9 +349,9 @@ def test_one_seed_gives_the_intervals_of_test_problems_alone_and_says_so():
   cells = resample(runs, Bootstrap(replicates=4000))
   by = {(run.arm, run.problems): run.accuracy_P for run in runs}
   assert cells[Key("sft", 512)].standard_error == pytest.approx(
-    metrics.mean(by["sft", 512])[1], rel=0.05
+    stats.mean(by["sft", 512])[1], rel=0.05
   )
-  value, error = metrics.paired(by["sft", 512], by["rft", 512])
+  value, error = stats.paired(by["sft", 512], by["rft", 512])
   gain = gain_at(512, runs, "sft", "rft", Bootstrap(replicates=4000))
   assert (gain.value, gain.standard_error) == (
     pytest.approx(value),

@@ -19,8 +19,9 @@ import openai
 import psutil
 import pytest
 
+from synthjax.config.credit import Sampling
 from synthjax.rollout.remote import Remote, Server
-from synthjax.rollout.requests import Request, Sampling
+from synthjax.rollout.requests import Request
 from synthjax.serve import wire
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from synthjax import __main__, config, files, records
+from synthjax.config.worlds import World
 from synthjax.data import trees
 from synthjax.records import Pair
 from synthjax.train import preference
 from synthjax.worlds import shop
 
 ROOT = pathlib.Path(__file__).parents[2]
-WORLD = shop.World()
+WORLD = World()
 
 
 def _pairs(count, **metadata):
@@ -94,8 +95,8 @@ def test_pairs_that_do_not_fit_are_known_before_a_stage_begins(tmp_path, capsys)
   assert _run(tmp_path) == 1
   assert "pairs.jsonl: the file holds no pair; expected one a row" in capsys.readouterr().err
   records.write(tmp_path / "pairs.jsonl", _pairs(5))
-  assert _run(tmp_path, "--config.data.row_length=8") == 1
-  assert "no pair fits a row of data.row_length=8 tokens (5 are longer)" in capsys.readouterr().err
+  assert _run(tmp_path, "--config.data.seq_len=8") == 1
+  assert "no pair fits a row of data.seq_len=8 tokens (5 are longer)" in capsys.readouterr().err
   assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["decontaminate"]
 
 

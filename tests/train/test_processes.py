@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from synthjax import records
+from synthjax.config.worlds import World
 from synthjax.records import Pair
 from synthjax.train import checkpoint
 from synthjax.worlds import shop
@@ -308,7 +309,7 @@ def test_a_signal_ends_a_hanging_start(tmp_path, number, code):
 def test_preference_training_of_two_processes_one_of_which_is_killed_ends_with_the_bits_of_an_uninterrupted_one(
   tmp_path,
 ):
-  pairs, problems = tmp_path / "pairs.jsonl", list(shop.problems(shop.World(), "train", 61))
+  pairs, problems = tmp_path / "pairs.jsonl", list(shop.problems(World(), "train", 61))
   texts = [" " + shop.clean_trace(problem).text for problem in problems]
   rows = [
     Pair(problem.id, problem.question, *sides, "random")
@@ -427,15 +428,13 @@ def test_a_checkpoint_made_with_another_tokenizer_is_refused(tmp_path):
     "train",
     tmp_path,
     "--config.data.tokenizer.kind=bytes",
-    "--config.data.row_length=512",
+    "--config.data.seq_len=512",
     "--config.model_overrides.vocab_size=128",
   )
   output, _ = run.communicate(timeout=120)
   assert run.returncode == 1
   assert "the tokenizer has 258 ids" in output.splitlines()[-1]
-  run = _start(
-    "train", tmp_path, "--config.data.tokenizer.kind=bytes", "--config.data.row_length=512"
-  )
+  run = _start("train", tmp_path, "--config.data.tokenizer.kind=bytes", "--config.data.seq_len=512")
   output, _ = run.communicate(timeout=120)
   assert (
     run.returncode == 1

@@ -153,7 +153,7 @@ def test_a_training_without_a_gradient_is_an_error_and_stays_one(tmp_path):
       return {**batch, "weights": np.zeros_like(batch["weights"])}
 
   experiment = schema.Experiment(
-    data=schema.Data(row_length=32), model=TINY, train=schema.Train(batch_size=8)
+    data=schema.Data(seq_len=32), model=TINY, train=schema.Train(batch_size=8)
   )
   for _ in range(2):
     with pytest.raises(
@@ -180,7 +180,7 @@ def test_a_profile_begins_within_its_window_after_a_resume_and_ends_with_the_run
   trainer = _trainer(schema.Mesh(1, 1, 1, 1))
   for steps in (2, 4):
     experiment = schema.Experiment(
-      data=schema.Data(row_length=32), model=TINY, train=schema.Train(batch_size=8, profile="2:9")
+      data=schema.Data(seq_len=32), model=TINY, train=schema.Train(batch_size=8, profile="2:9")
     )
     loop.run(experiment, trainer, Rows(), steps, tmp_path / "train", (64, "a"), say=lambda _: None)
   assert list((tmp_path / "train/profile").rglob("*.xplane.pb"))
@@ -216,7 +216,7 @@ def test_a_bad_batch_in_the_middle_of_a_training_stops_it_before_its_step(tmp_pa
 
   experiment, said = (
     schema.Experiment(
-      data=schema.Data(row_length=32), model=TINY, train=schema.Train(batch_size=8, log_every=1)
+      data=schema.Data(seq_len=32), model=TINY, train=schema.Train(batch_size=8, log_every=1)
     ),
     [],
   )

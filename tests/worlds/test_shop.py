@@ -4,11 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from synthjax.config.worlds import World
 from synthjax.data.tokenizers import Words
 from synthjax.worlds import shop
 
 worlds = st.builds(
-  shop.World,
+  World,
   leap=st.sampled_from([0.0, 0.6, 1.0]),
   verbs=st.integers(4, 12),
   seed=st.integers(0, 99),
@@ -38,7 +39,7 @@ def test_splits_share_no_problem_whatever_seed_and_knobs(one, other):
 
 
 def test_leaps_come_with_the_probability_asked_for():
-  world = shop.World(min_events=2, max_events=2)
+  world = World(min_events=2, max_events=2)
   problems = shop.problems(world, "train", 2000)
   share = sum(shop.teacher_trace(world, p).steps[0].leap for p in problems) / len(problems)
   assert abs(share - world.leap) < 0.04
@@ -47,20 +48,18 @@ def test_leaps_come_with_the_probability_asked_for():
 
 
 def test_a_longer_list_begins_with_the_shorter_one_and_repeats_nothing():
-  world = shop.World()
+  world = World()
   few, many = shop.problems(world, "train", 30), shop.problems(world, "train", 90)
   assert many[:30] == few and len({p.id for p in many}) == 90
 
 
 def test_an_exhausted_split_says_how_many_problems_it_has():
   with pytest.raises(ValueError, match="about .* distinct problems; 100000 were asked for"):
-    shop.problems(
-      shop.World(largest=4, operand=2, max_events=2, verbs=1, base_verbs=1), "test", 100_000
-    )
+    shop.problems(World(largest=4, operand=2, max_events=2, verbs=1, base_verbs=1), "test", 100_000)
 
 
 def test_words_are_single_tokens_and_a_problem_with_its_trace_takes_at_most_45():
-  world = shop.World()
+  world = World()
   words = Words(shop.vocabulary(world))
   for problem in shop.problems(world, "train", 300):
     text = problem.question + " " + shop.teacher_trace(world, problem).text
@@ -69,7 +68,7 @@ def test_words_are_single_tokens_and_a_problem_with_its_trace_takes_at_most_45()
 
 
 def test_wrong_lines_are_seen():
-  problem = shop.problems(shop.World(), "train", 1)[0]
+  problem = shop.problems(World(), "train", 1)[0]
   start, events, _ = shop.parse(problem.question)
   assert (
     shop.judge_steps(problem.question, f"{start} + 99 = {start + 99} ; Answer: 3")[0] == "wrong"

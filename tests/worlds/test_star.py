@@ -6,15 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from synthjax.config.credit import ValueConfig
+from synthjax.config.worlds import Star
 from synthjax.credit import values
-from synthjax.credit.schedules import Values
 from synthjax.data.tokenizers import Words
 from synthjax.records import Verdict
 from synthjax.rollout.requests import Result, Sample
 from synthjax.worlds import star
 
 stars = st.builds(
-  lambda arms, length, spare, seed: star.Star(arms, length, arms * length + 1 + spare, seed),
+  lambda arms, length, spare, seed: Star(arms, length, arms * length + 1 + spare, seed),
   st.integers(1, 5),
   st.integers(1, 6),
   st.integers(2, 30),
@@ -39,7 +40,7 @@ def test_a_problem_is_a_star_and_its_answer_walks_along_edges_from_the_centre_to
 
 
 def test_an_edge_is_one_token():
-  knobs = star.Star(arms=2, length=5, labels=20)
+  knobs = Star(arms=2, length=5, labels=20)
   words = Words(star.vocabulary(knobs))
   for problem in star.problems(knobs, "train", 50):
     ids = words.encode(f"{problem.question} {problem.answer}")
@@ -47,7 +48,7 @@ def test_an_edge_is_one_token():
 
 
 def test_splits_share_no_graph_even_with_its_edges_in_another_order():
-  tiny = star.Star(arms=2, length=1, labels=6)  # 120 problems: orders of their edges repeat
+  tiny = Star(arms=2, length=1, labels=6)  # 120 problems: orders of their edges repeat
   found = {}
   for split, seed in itertools.product(star.SPLITS, range(3)):
     for problem in star.problems(dataclasses.replace(tiny, seed=seed), split, 5):
@@ -59,7 +60,7 @@ def test_splits_share_no_graph_even_with_its_edges_in_another_order():
 
 
 def test_a_longer_list_begins_with_the_shorter_one_and_the_goal_is_at_any_arm():
-  knobs = star.Star(arms=3, length=2, labels=40)
+  knobs = Star(arms=3, length=2, labels=40)
   many = star.problems(knobs, "train", 900)
   assert many[:30] == star.problems(knobs, "train", 30) and len({p.id for p in many}) == 900
   first = [star.parse(p.question) for p in many]
@@ -81,7 +82,7 @@ def test_a_goal_that_no_edges_lead_to_is_refused(text):
 
 def test_knobs_out_of_range_are_refused():
   with pytest.raises(ValueError, match=r"Star.labels is 10; expected at least 26"):
-    star.Star(labels=10)
+    Star(labels=10)
 
 
 def _random_policy(question, seed):
@@ -106,7 +107,7 @@ def _brute_force(question, prefix, policy, length):
 
 
 def test_the_exact_value_is_that_of_all_continuations_summed_up():
-  for problem in star.problems(star.Star(2, 3, 20), "dev", 5):
+  for problem in star.problems(Star(2, 3, 20), "dev", 5):
     path = star.parse(problem.question).path()
     wrong = next(b for a, b in star.parse(problem.question).edges if b not in path)
     for policy in (_random_policy(problem.question, 1), star.shortcut(problem.question)):
@@ -117,7 +118,7 @@ def test_the_exact_value_is_that_of_all_continuations_summed_up():
 
 
 def test_under_the_shortcut_the_first_node_decides():
-  problem = star.problems(star.Star(arms=4, length=3), "test", 1)[0]
+  problem = star.problems(Star(arms=4, length=3), "test", 1)[0]
   graph = star.parse(problem.question)
   policy, path = star.shortcut(problem.question), graph.path()
   assert [star.exact_value(problem.question, path[:i], policy) for i in range(4)] == [
@@ -159,7 +160,7 @@ class _Walker:
 @pytest.mark.parametrize("name", ["shortcut", "random"])
 def test_monte_carlo_values_are_those_computed_exactly(name):
   knobs, policy_of = (
-    star.Star(2, 3, 12),
+    Star(2, 3, 12),
     {"shortcut": star.shortcut, "random": lambda q: _random_policy(q, 3)}[name],
   )
   words, problems = (
@@ -176,7 +177,7 @@ def test_monte_carlo_values_are_those_computed_exactly(name):
     "equal" if words.decode((*given, *sample.ids)) == problems[name].answer else "different"
   )
   rows = values.estimate(
-    traces, _Walker(words, policy_of).generate, judge, Values(rollouts=64, block=64)
+    traces, _Walker(words, policy_of).generate, judge, ValueConfig(rollouts=64, block=64)
   ).values
   exact = {
     (name, i): star.exact_value(p.question, p.answer.split()[:i], policy_of(p.question))

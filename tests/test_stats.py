@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synthjax import files, shipped, stats
-from synthjax.evaluate import metrics, protocols, score
+from synthjax.evaluate import protocols, score
 from synthjax.evaluate.score import Answered, Response
 from synthjax.verify import extract, pool
 
@@ -18,12 +18,12 @@ from synthjax.verify import extract, pool
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(case):
   n, c, k = case
   subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
-  assert metrics.pass_at(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+  assert stats.pass_at(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
 
 
 def test_pass_at_k_beyond_the_samples_is_refused():
   with pytest.raises(ValueError, match="pass@9 from 2 right samples of 8"):
-    metrics.pass_at(8, 2, 9)
+    stats.pass_at(8, 2, 9)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_pass_at_k_beyond_the_samples_is_refused():
   ],
 )
 def test_the_majority_ignores_missing_answers_and_gives_ties_to_the_earliest(answers, index, tie):
-  assert metrics.majority(answers) == (index, tie)
+  assert stats.majority(answers) == (index, tie)
 
 
 def test_a_share_near_the_edge_is_shown_with_its_interval_and_another_with_its_standard_error():
@@ -58,8 +58,8 @@ def test_wilsons_interval_covers_about_95_percent_near_the_edge():
   ]
   assert 0.93 < np.mean(covered) < 0.99
   assert (
-    metrics.interval([0.0] * 50)[1] == pytest.approx(stats.wilson(0.0, 50)[1])
-    and metrics.interval([1.0] * 50)[1] == 1.0
+    stats.mean_interval([0.0] * 50)[1] == pytest.approx(stats.wilson(0.0, 50)[1])
+    and stats.mean_interval([1.0] * 50)[1] == 1.0
   )
 
 
@@ -69,7 +69,7 @@ def test_the_standard_error_of_clustered_samples_is_that_of_the_problems():
   for _ in range(2000):
     rates = random.beta(0.5, 0.5, 100)
     shares = random.binomial(8, rates) / 8
-    spread.append(metrics.mean(shares))
+    spread.append(stats.mean(shares))
   means, errors = np.array(spread).T
   assert means.std() == pytest.approx(errors.mean(), rel=0.05)
 
@@ -79,8 +79,8 @@ def test_a_paired_difference_is_narrower_than_the_difference_of_two_means():
   rates = random.random(500)
   one, other = random.binomial(1, rates), random.binomial(1, np.minimum(rates + 0.05, 1))
   same = np.where(random.random(500) < 0.9, one, other)
-  difference, error = metrics.paired(one, same)
-  assert error < math.hypot(metrics.mean(one)[1], metrics.mean(same)[1]) / 2
+  difference, error = stats.paired(one, same)
+  assert error < math.hypot(stats.mean(one)[1], stats.mean(same)[1]) / 2
   assert difference == pytest.approx(same.mean() - one.mean())
 
 
@@ -91,12 +91,11 @@ def test_the_published_table_of_qwen_math_samples_comes_out(shared_data):
   ours = np.array(rewards).reshape(100, 8)
   theirs = np.array([row["score"] for row in rows], int)
   for right, expected in ((theirs, (91.0, 93.29, 95.1, 96.0)), (ours, (91.125, 93.54, 95.6, 97.0))):
-    found = [100 * metrics.mean(right.mean(1))[0]] + [
-      100 * metrics.mean([metrics.pass_at(8, int(c), k) for c in right.sum(1)])[0]
-      for k in (2, 4, 8)
+    found = [100 * stats.mean(right.mean(1))[0]] + [
+      100 * stats.mean([stats.pass_at(8, int(c), k) for c in right.sum(1)])[0] for k in (2, 4, 8)
     ]
     np.testing.assert_allclose(found, expected, atol=0.05)
-    assert 100 * metrics.mean(right.mean(1))[1] == pytest.approx(2.5, abs=0.2)
+    assert 100 * stats.mean(right.mean(1))[1] == pytest.approx(2.5, abs=0.2)
   # The one sample on which we differ: upstream could not read its own gold, 10{,}000.
   differ = [(rows[i]["gt"], pairs[8 * i + j][1]) for i, j in np.argwhere(ours != theirs)]
   assert differ == [("10{,}000", "10000")]
