@@ -80,11 +80,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.study.arms = (
       "sft",
       "rft",
-      "rft2_equal",
       "chosen_only",
       "dpo",
-      "dpo_equal",
-      "random_step",
       "step_dpo.branch",
     )
     config.study.tune = {  # smaller than the main study's, for all arms alike

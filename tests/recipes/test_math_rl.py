@@ -609,12 +609,12 @@ def test_solutions_that_do_not_fit_a_row_are_an_error_or_counted_and_noted(tmp_p
     files.DataError,
     match=r"of the teacher's 24 right traces are longer than data.seq_len=40, .* set data.too_long='drop'",
   ):
-    _run(tmp_path / "short", study__arms=("sft",), data__row_length=40)
+    _run(tmp_path / "short", study__arms=("sft",), data__seq_len=40)
   result = _run(
     tmp_path / "short",
     study__arms=("sft",),
     study__baseline_problems=(25,),
-    data__row_length=40,
+    data__seq_len=40,
     data__too_long="drop",
     train__epochs=1.0,
   )
