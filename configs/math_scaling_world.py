@@ -16,6 +16,11 @@ what arms make of it:
   flawed solutions with a correct answer do.
 Variants: `leaps` is the world of the earlier study, whose teacher skips steps; `chains` has eight to
 ten events; `smoke` takes a minute.
+`luck` is the point of the phase diagram (docs/study_a.md) at which the theory predicts most of credit
+for equal traces: luck that resolves at once, in many contexts. Half of six events come before a
+recount, so that half of the wrong steps do no harm, which the problem says; steps need a thousand
+facts whose frequencies fall more slowly (exponent 1.2). Its grid of settings is smaller, for all
+arms alike: 12 settings for pairs instead of 48, 6 for likelihood instead of 16 or 24.
 """
 
 import dataclasses
@@ -25,7 +30,7 @@ import ml_collections
 from synthjax import shipped
 from synthjax.worlds import shop
 
-VARIANTS = ("smoke", "leaps", "chains")
+VARIANTS = ("smoke", "leaps", "chains", "luck")
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -98,6 +103,36 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.study.values = {"sampling": {"max_tokens": 96, "temperature": 0.7}}
     config.data.seq_len = 192
     config.evaluate.max_new_tokens = 96
+  if variant == "luck":
+    config.world = ml_collections.ConfigDict(dataclasses.asdict(shop.LUCK))
+    config.train.init = str(shipped.folder("luck_policy"))
+    config.data.seq_len = 150
+    config.study.problems = (256,)
+    config.study.baseline_problems = (512, 1024)
+    config.study.seeds = (0, 1, 2, 3)
+    config.study.arms = (
+      "sft",
+      "rft",
+      "rft2_equal",
+      "chosen_only",
+      "dpo",
+      "dpo_equal",
+      "random_step",
+      "step_dpo.branch",
+      "step_dpo.step",
+    )
+    config.data.test_problems = 500
+    config.study.tune = {
+      "problems": 256,
+      "dev_problems": 300,
+      "rates": (1e-4, 3e-4, 1e-3),
+      "betas": (0.03, 0.3),
+      "epochs": (6.0,),
+      "likelihood_rates": (1e-3, 2e-3, 4e-3),
+      "likelihood_epochs": (10.0, 20.0),
+      "short_rates": (3e-4, 1e-3, 2e-3),
+      "short_epochs": (6.0, 12.0),
+    }
   if variant == "smoke":
     config.data.test_problems = 100
     config.study.problems = (32, 64)

@@ -6,8 +6,9 @@ and does not know the other verbs.
 
 Command:   python -m synthjax run --config configs/world_base.py --workdir runs/world_base
            python -m synthjax export --config configs/world_base.py --workdir runs/world_base --to data/base_policy
-           the same with configs/world_base.py:facts for data/facts_policy, the base of the main study
-Hardware:  2 CPU cores; 10 minutes each.
+           the same with configs/world_base.py:facts for data/facts_policy, the base of the main study,
+           and with configs/world_base.py:luck, which goes on from it, for data/luck_policy
+Hardware:  2 CPU cores; 10 minutes each (luck: 7 minutes, beside other work).
 Source:    the embedded world is ours; sizes and steps are our choice.
 """
 
@@ -15,13 +16,14 @@ import dataclasses
 
 import ml_collections
 
+from synthjax import shipped
 from synthjax.worlds import shop
 
-VARIANTS = ("smoke", "facts", "facts_smoke")
+VARIANTS = ("smoke", "facts", "facts_smoke", "luck", "luck_smoke")
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-  """`facts`: of the main world; `smoke`, `facts_smoke`: seconds instead of minutes."""
+  """`facts`: of the main world; `luck`: of the one with recounts; `..smoke`: seconds, not minutes."""
   config = ml_collections.ConfigDict(
     {
       "name": "world_base",
@@ -45,6 +47,16 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
   if variant.startswith("facts"):
     config.world = ml_collections.ConfigDict(dataclasses.asdict(shop.FACTS))
     config.train.epochs = 8.0
+  if variant.startswith("luck"):
+    config.world = ml_collections.ConfigDict(dataclasses.asdict(shop.LUCK))
+    config.data.train_problems = 20_000
+    config.data.seq_len = 150  # two problems
+    config.data.test_problems = 300
+    config.train.init = str(shipped.folder("facts_policy"))  # it knows the words and the sums
+    config.train.batch_size = 32
+    config.train.epochs = 2.0
+    config.train.optimizer.learning_rate = 1e-3
+    config.evaluate.max_new_tokens = 64
   if variant.endswith("smoke"):
     config.data.train_problems = 200
     config.data.test_problems = 50

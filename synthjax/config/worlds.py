@@ -25,6 +25,8 @@ class World(Checked):
   operand: Annotated[int, from_to(1, 999)] = 9  # an event moves 1..operand things
   # the question is how many boxes of this size the things fill; 1: how many things there are
   box: Annotated[int, from_to(1, 999)] = 1
+  # share of the events that come before a recount, and whose misreading is harmless; 0: no recount
+  recount: Share = 0.0
   min_events: Annotated[int, from_to(1, 8)] = 2  # fewest events of a problem
   max_events: Annotated[int, from_to(1, 8)] = 4  # most events of a problem
   seed: NonNegativeInt = 0  # of the order in which problems come and of the teacher's leaps
@@ -39,6 +41,8 @@ class World(Checked):
     ):
       most = getattr(self, bound)
       self.require(getattr(self, name) <= most, name, f"at most {bound}={most}")
+    # Operations are not fused over a recount.
+    self.require(not (self.recount and self.leap), "leap", f"0 where recount={self.recount:g}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,13 @@ policy has to learn, and verbs have Zipf frequencies. The teacher is imperfect i
 point it fuses two or three operations into one line (`11 + 2 - 5 = 8 ;`, a leap, which the student
 cannot compute) with probability `leap`, and it reads a verb as its opposite with probability
 `misread`. Where the question is how many boxes the things fill (`box`), an incorrect step can still
-lead to the correct answer. Words and numbers are single tokens, separated by single spaces.
+lead to the correct answer. Where the shop counts its stock (`recount`), what was before no longer
+matters: in `A shop has 11 apples . gets 2 . has 20 . sells 5 . ?`, whose trace is
+`11 + 2 = 13 ; has 20 ; 20 - 5 = 15 ; Answer: 15`, a misreading of the first event does no harm. Words
+and numbers are single tokens, separated by single spaces.
 """
 
+import dataclasses
 import functools
 import hashlib
 import re
@@ -50,6 +54,7 @@ MINUS = (
   "exports",
 )
 THINGS = ("apples", "books", "coins", "eggs", "lamps", "pens", "shirts", "toys")
+RECOUNT = "has"  # the verb of a recount
 SPLITS = ("train", "dev", "test", "base")
 # Shares of the problem space, by a hash of the problem itself: no problem can be in two splits, whatever seed or knobs.
 _SHARES = {"train": range(64), "dev": range(64, 72), "test": range(72, 80), "base": range(80, 100)}
@@ -59,13 +64,24 @@ _SHARES = {"train": range(64), "dev": range(64, 72), "test": range(72, 80), "bas
 # and an answer so coarse that an incorrect step can be lucky. configs/math_scaling_world.py says why.
 FACTS = World(leap=0.0, misread=0.3, verbs=512, base_verbs=2, zipf=1.5, largest=99, box=10)
 
+# A world whose luck resolves at once: half of the events come before a recount. By twos no other
+# misreading is hidden by the answer: it is off by the amount. The words are those of FACTS, from
+# whose base policy that of this world is trained.
+LUCK = dataclasses.replace(FACTS, zipf=1.2, box=2, recount=0.5, min_events=6, max_events=6)
+
 
 class Event(NamedTuple):
-  """One event: +1 or -1, its verb, how many things."""
+  """One event: +1 or -1, its verb, how many things; a recount has the sign 0."""
 
   sign: int
   verb: str
   amount: int
+
+  def after(self, total: int) -> int:
+    """The running total after it."""
+    if self.sign == 0:
+      return self.amount
+    return total + self.sign * self.amount
 
 
 @functools.cache
@@ -139,10 +155,10 @@ def _misread(total: int, events: Sequence[Event], world: World, random) -> Itera
   for event in events:
     misread = event._replace(sign=-event.sign)
     read = misread if random.random() < world.misread else event
-    inside = 0 <= total + read.sign * read.amount <= world.largest
+    inside = 0 <= read.after(total) <= world.largest
     if not inside:
       read = misread if read is event else event
-    total += read.sign * read.amount
+    total = read.after(total)
     yield read
 
 
@@ -172,13 +188,22 @@ def parse(question: str) -> Parsed:
 
 @functools.cache
 def _signs() -> dict[str, int]:
-  return {verb(sign, rank): sign for sign in (1, -1) for rank in range(LARGEST_VERBS)}
+  signs = {verb(sign, rank): sign for sign in (1, -1) for rank in range(LARGEST_VERBS)}
+  return {**signs, RECOUNT: 0}
 
 
 def computation(question: str) -> tuple[int, ...]:
-  """What is computed, whatever the words: the start and the signed amounts, in order."""
+  """What is computed, whatever the words: the start and the signed amounts, in order.
+
+  A recount is a 0 and what was counted.
+  """
   start, events, _ = parse(question)
-  return start, *(event.sign * event.amount for event in events)
+  found = [start]
+  for event in events:
+    found.append(event.sign * event.amount)
+    if event.sign == 0:
+      found.append(event.amount)
+  return tuple(found)
 
 
 def judge_steps(question: str, text: str) -> list[str]:
@@ -194,12 +219,19 @@ def judge_steps(question: str, text: str) -> list[str]:
         "right" if done == len(events) and line == f"Answer: {total // box}" else "wrong"
       )
       continue
+    counted = re.fullmatch(rf"{RECOUNT} (\d+)", line)
+    if counted:
+      total = int(counted[1])
+      good = events[done : done + 1] == [Event(0, RECOUNT, total)]
+      verdicts.append("right" if good else "wrong")
+      done += 1
+      continue
     match = re.fullmatch(r"(\d+)((?: [+-] \d+)+) = (\d+)", line)
     moves = [
       (1 if sign == "+" else -1) * int(n)
       for sign, n in re.findall(r"([+-]) (\d+)", match[2] if match else "")
     ]
-    expected = [e.sign * e.amount for e in events[done : done + len(moves)]]
+    expected = [e.sign * e.amount for e in events[done : done + len(moves)] if e.sign]
     good = (
       match is not None
       and int(match[1]) == total
@@ -221,8 +253,13 @@ def _drawn(world: World, split: str) -> Iterator[Problem]:
     total = start = int(random.integers(0, world.largest + 1))
     thing = THINGS[random.integers(len(THINGS))]
     words = []
-    signs = []
-    for _ in range(random.integers(world.min_events, world.max_events + 1)):
+    events = int(random.integers(world.min_events, world.max_events + 1))
+    recount = _recounted_after(events, world, random)
+    happened = 0
+    for number in range(events):
+      if number == recount:
+        total = int(random.integers(0, world.largest + 1))
+        words.append(f"{RECOUNT} {total} .")
       amount = int(random.integers(1, world.operand + 1))
       sign = 1 if random.random() < 0.5 else -1
       if not 0 <= total + sign * amount <= world.largest:
@@ -231,14 +268,19 @@ def _drawn(world: World, split: str) -> Iterator[Problem]:
         break
       rank = min(int(np.searchsorted(edges, random.random())), verbs - 1)
       words.append(f"{verb(sign, rank)} {amount} .")
-      signs.append(sign)
+      happened += 1
       total += sign * amount
-    if len(words) >= world.min_events:
+    if happened >= world.min_events:
       asked = f"boxes of {world.box} ?" if world.box > 1 else "?"
       question = f"A shop has {start} {thing} . {' '.join(words)} {asked}"
-      yield Problem(
-        _id(question), question, str(total // world.box), "world", {"events": len(words)}
-      )
+      yield Problem(_id(question), question, str(total // world.box), "world", {"events": happened})
+
+
+def _recounted_after(events: int, world: World, random: np.random.Generator) -> int | None:
+  """After how many events the shop counts, None where it never does; at least one event follows."""
+  if not world.recount:
+    return None
+  return min(int(random.binomial(events, world.recount)), events - 1)
 
 
 @functools.lru_cache(1 << 20)
@@ -261,9 +303,13 @@ def _trace(problem: Problem, source: str, events: Sequence[Event], operations_of
   while events:
     count = operations_of_line(len(events))
     taken, events = events[:count], events[count:]
-    result = total + sum(e.sign * e.amount for e in taken)
+    result = total
+    for event in taken:
+      result = event.after(result)
     moves = " ".join(f"{'+' if e.sign > 0 else '-'} {e.amount}" for e in taken)
     line = f"{total} {moves} = {result} ; "
+    if taken[0].sign == 0:
+      line = f"{RECOUNT} {result} ; "
     steps.append(Step(len(text), len(text) + len(line), leap=count > 1))
     text, total = text + line, result
   answer = f"Answer: {total // box}"

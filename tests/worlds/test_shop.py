@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +9,15 @@ from synthjax.config.worlds import World
 from synthjax.data.tokenizers import Words
 from synthjax.worlds import shop
 
-worlds = st.builds(
+recounting = st.builds(
+  World,
+  leap=st.just(0.0),
+  recount=st.sampled_from([0.2, 0.5, 1.0]),
+  box=st.sampled_from([1, 2]),
+  verbs=st.integers(4, 20),
+  seed=st.integers(0, 99),
+)
+worlds = recounting | st.builds(
   World,
   leap=st.sampled_from([0.0, 0.6, 1.0]),
   verbs=st.integers(4, 12),
@@ -74,3 +83,55 @@ def test_wrong_lines_are_seen():
     shop.judge_steps(problem.question, f"{start} + 99 = {start + 99} ; Answer: 3")[0] == "wrong"
   )
   assert len(events) >= 2
+
+
+def test_a_misreading_before_the_recount_is_harmless_and_a_single_one_after_it_never():
+  kept = harmless = 0
+  for problem in shop.problems(shop.LUCK, "train", 500):
+    events = shop.parse(problem.question).events
+    recount = [event.sign for event in events].index(0)
+    trace = shop.teacher_trace(shop.LUCK, problem)
+    lines = trace.text.split(" ; ")
+    assert lines[recount] == f"has {events[recount].amount}"
+    wrong = []
+    for number, event in enumerate(events):
+      if number != recount and lines[number].split()[1] != ("+" if event.sign > 0 else "-"):
+        wrong.append(number)
+    after = sum(number > recount for number in wrong)
+    correct = trace.text.endswith(f"Answer: {problem.answer}")
+    assert correct if after == 0 else not correct if after == 1 else True
+    kept += correct
+    harmless += correct and bool(wrong)
+  assert 150 < kept < 300 and harmless > kept / 2
+
+
+def test_half_of_the_events_come_before_the_recount_where_half_was_asked_for():
+  before = total = 0
+  for problem in shop.problems(shop.LUCK, "train", 1000):
+    signs = [event.sign for event in shop.parse(problem.question).events]
+    before += signs.index(0)
+    total += len(signs) - 1
+    assert signs.count(0) == 1 and signs[-1] != 0
+  assert abs(before / total - shop.LUCK.recount) < 0.03
+
+
+def test_lines_of_a_recount_are_judged():
+  question = "A shop has 11 apples . gets 2 . has 20 . sells 5 . ?"
+  right = "11 + 2 = 13 ; has 20 ; 20 - 5 = 15 ; Answer: 15"
+  assert shop.judge_steps(question, right) == ["right"] * 4
+  for line in ("has 13", "has 21", "13 + 0 = 13", "13 + 20 = 33", "20 + 0 = 20"):
+    assert shop.judge_steps(question, right.replace("has 20", line))[1] == "wrong", line
+  early = right.replace("11 + 2 = 13", "has 20")
+  assert shop.judge_steps(question, early)[:2] == ["wrong", "right"]
+  assert shop.computation(question) == (11, 2, 0, 20, -5)
+
+
+def test_worlds_without_a_recount_are_what_they_were():
+  """Digests of problems and traces from before there were recounts."""
+  digests = []
+  for world in (World(), shop.FACTS):
+    seen = hashlib.sha256()
+    for problem in shop.problems(world, "train", 100):
+      seen.update(f"{problem.question} {shop.teacher_trace(world, problem).text}".encode())
+    digests.append(seen.hexdigest()[:16])
+  assert digests == ["b95b672929b1de9c", "9a7a247703b67435"]
