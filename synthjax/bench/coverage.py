@@ -1,6 +1,7 @@
 """`synthjax bench coverage`: how often the intervals of simulated studies hold the truth."""
 
 import dataclasses
+import math
 
 from synthjax import config
 from synthjax.scaling import coverage
@@ -27,6 +28,8 @@ def run(seconds: float) -> None:
 
 def _described(found: coverage.Coverage, curvature: float) -> str:
   shares = f"multiples {100 * found.multiples:.1f} %, differences {100 * found.differences:.1f} %"
+  if not math.isnan(found.bounds):
+    shares += f", multiples off the measured range {100 * found.bounds:.1f} %"
   if curvature:
     return f"no law: {shares}"
   return (

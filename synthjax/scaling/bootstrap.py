@@ -70,6 +70,15 @@ class Cell:
     """[R] the same by the seeds' part alone, with its variance as estimated."""
     return self._log_moved(self.drawn.seeds_B)
 
+  def log_error_of_problems(self) -> np.ndarray:
+    """[R] the same by the test problems' part alone."""
+    return self._log_moved(self.drawn.problems_B)
+
+  @property
+  def log_slope(self) -> float:
+    """How far the log error moves with an error of one unit, that of the seeds' deviations."""
+    return 1 - self.error if 0 < self.error < 1 else 0.0
+
   def _log_moved(self, moves_B: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(_on_the_logit_scale(self.error, moves_B), self.half_answer))
 
@@ -97,11 +106,14 @@ def resample(runs: Sequence[Run], bootstrap: Bootstrap, baseline: str = "sft") -
   difficulty_P = None
   if of_baseline := [run.accuracy_P for run in runs if run.arm == baseline]:
     difficulty_P = 1 - np.mean(of_baseline, axis=0)
+  of_baseline_cells = [_marks(group) for key, group in groups.items() if key.arm == baseline]
+  spread = noise.spread_of(of_baseline_cells) if of_baseline_cells else None
   cells = {}
   for arm in dict.fromkeys(key.arm for key in groups):
     keys = [key for key in groups if key.arm == arm]
     marks = [_marks(groups[key]) for key in keys]
-    for key, found in zip(keys, noise.replicates(marks, sizes, bootstrap, difficulty_P)):
+    drawn = noise.replicates(marks, sizes, bootstrap, difficulty_P, spread)
+    for key, found in zip(keys, drawn):
       cells[key] = _cell(key, groups[key], found)
   return cells
 

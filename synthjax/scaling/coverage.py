@@ -11,7 +11,7 @@ Shapes: P test problems, N sizes, S seeds.
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import scipy.special
@@ -122,7 +122,8 @@ class Coverage:
   """Shares of studies, averaged over the numbers of a kind; NaN where there are none."""
 
   studies: int
-  multiples: float  # intervals that hold the truth
+  multiples: float  # intervals that hold the truth, of multiples on SFT's measured range
+  bounds: float  # the same of multiples off it: one end is open, and a 95 % interval misses 2.5 %
   differences: float
   exponents: float
   rejected: float  # true laws that the data are said to speak against
@@ -131,29 +132,35 @@ class Coverage:
 def measure(design: Design, studies: int, replicates: int = 1000, first_seed: int = 0) -> Coverage:
   """Simulates and analyses so many studies; a law is counted where the sizes are enough for one."""
   found = [_checks(design, first_seed + i, replicates) for i in range(studies)]
-  means = [float(np.mean([study[kind] for study in found])) for kind in range(4)]
+  means = [_mean([study[kind] for study in found]) for kind in range(5)]
   return Coverage(studies, *means)
 
 
-def _checks(design: Design, seed: int, replicates: int) -> tuple[float, float, float, float]:
+def _mean(shares: Sequence[float]) -> float:
+  return float(np.mean(shares)) if len(shares) else math.nan
+
+
+def _checks(design: Design, seed: int, replicates: int) -> tuple[float, ...]:
   runs = simulate(design, seed)
   bootstrap = Bootstrap(replicates=replicates)
   analysis = efficiency.analyse(resample(runs, bootstrap))
   truth = dict(design.multiples)
-  multiples = [
-    holds(point.multiple, truth[point.arm]) for point in analysis.points if point.arm != "sft"
+  multiples: list[bool] = []
+  bounds: list[bool] = []
+  for point in analysis.points:
+    if point.arm != "sft":
+      place = truth[point.arm] * point.problems
+      measured = design.baseline[0] <= place <= design.baseline[-1]
+      kind = multiples if measured else bounds
+      kind.append(holds(point.multiple, truth[point.arm]))
+  shares = [
+    _mean(kind) for kind in (multiples, bounds, list(_differences(design, runs, bootstrap)))
   ]
-  differences = list(_differences(design, runs, bootstrap))
   law = analysis.law
   if np.isnan(law.exponent):
-    return float(np.mean(multiples)), float(np.mean(differences)), np.nan, np.nan
+    return (*shares, np.nan, np.nan)
   held = law.low <= design.exponent <= law.high
-  return (
-    float(np.mean(multiples)),
-    float(np.mean(differences)),
-    float(held),
-    float(not law.supported),
-  )
+  return (*shares, float(held), float(not law.supported))
 
 
 def claims(

@@ -5,15 +5,13 @@ Shapes: N measured sizes, R = 1 + B (what was found, then its replicates).
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import scipy.optimize
 import scipy.special
 
 _FEWEST_SIZES = 4  # two degrees of freedom for the test (our choice)
-# Of the significance for each of two tests that overlap: together they then reject a true law at it
-# (`bench coverage`, designs that differ in their seeds' correlation: 3.8 to 5.2 % for 5 %).
-_EACH = 0.7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +37,19 @@ class Law:
   high: float = float("nan")
   chi_square: float = float("nan")  # of the residuals
   freedom: int = 0  # degrees of freedom of chi_square
-  p_value: float = float("nan")  # of chi_square, by F where the covariance is estimated
+  p_value: float = float("nan")  # of chi_square
   residuals: tuple[float, ...] = ()  # log of found over fitted error, in order of N
   floor: float = 0.0  # irreducible error with which the law fits best
-  floor_p_value: float = float("nan")  # of the gain in chi_square from that floor
+  floor_p_value: float = float("nan")  # of the residuals' part in the direction of a small floor
+  either_p_value: float = float("nan")  # of the smaller of the two: the law is judged by it
+
+
+class Redrawn(NamedTuple):
+  """Studies like the one found, in which the law holds."""
+
+  moves_BN: np.ndarray  # of their log errors, from the law's
+  covariance_BNN: np.ndarray  # as each of them estimates it
+  freedom: float  # degrees of freedom of its seeds' part; inf where it is known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +74,17 @@ def fit(
   significance: float = 0.05,
   *,
   covariance_NN: np.ndarray | None = None,
-  freedom: float = float("inf"),
+  redrawn: Redrawn | None = None,
 ) -> Fit:
   """Generalised least squares of log error on log N in float64; all sizes share their test problems, so their errors are correlated.
 
-  The law is supported when at least four sizes were measured, the error falls, the residuals'
-  chi-square over its degrees of freedom is no larger than F allows, and no irreducible floor,
-  error = floor + c * N^-alpha, fits better (one-sided: a floor is not negative).
+  The law is supported when at least four sizes were measured, the error falls, and neither the
+  residuals' chi-square nor their part in the direction of an irreducible floor, error = floor +
+  c * N^-alpha (one-sided: a floor is not negative; a score test), is larger than what studies drawn
+  anew have in which the law holds. These estimate the covariance as this one does: chi-square with
+  F's degrees of freedom forgets that the correlation over N is estimated too. How much the two
+  tests overlap depends on the number of sizes; they are judged together, by the smaller p-value
+  against the smaller one of each study drawn anew.
 
   Args:
     problems_N: rising sizes.
@@ -81,11 +92,14 @@ def fit(
     level: of the exponent's interval.
     significance: at which the data speak against the law, by both tests together (our choice).
     covariance_NN: of the found errors, from seeds and problems; that of the replicates where None.
-    freedom: degrees of freedom of its seeds' part; inf where it is known.
+    redrawn: studies drawn anew; the replicates with that covariance where None.
   """
   log_problems_N = np.log(np.asarray(problems_N, np.float64))
   if covariance_NN is None:
     covariance_NN = np.atleast_2d(np.cov(log_error_NR[:, 1:]))
+  if redrawn is None:
+    moves_BN = (log_error_NR[:, 1:] - log_error_NR[:, :1]).T
+    redrawn = Redrawn(moves_BN, np.tile(covariance_NN, (len(moves_BN), 1, 1)), float("inf"))
   local = _local_exponents(problems_N, log_error_NR[:, 0], covariance_NN)
   try:
     whiten_NN = np.linalg.inv(np.linalg.cholesky(covariance_NN))
@@ -102,25 +116,25 @@ def fit(
   coefficients_2R = np.linalg.lstsq(design_N2, whiten_NN @ log_error_NR, rcond=None)[0]
   log_coefficient, exponent = coefficients_2R[:, 0]
   residual_N = log_error_NR[:, 0] - log_coefficient + exponent * log_problems_N
-  chi_square, residual_freedom = float(((whiten_NN @ residual_N) ** 2).sum()), len(problems_N) - 2
-  p_value = float(
-    scipy.special.fdtrc(residual_freedom, _finite(freedom), chi_square / residual_freedom)
+  law_N = np.exp(log_coefficient - exponent * log_problems_N)
+  tested = _tests(residual_N[None], covariance_NN[None], log_problems_N, law_N)
+  drawn = _tests(redrawn.moves_BN, redrawn.covariance_BNN, log_problems_N, law_N)
+  chi_square, residual_freedom = float(tested.chi_square_B[0]), len(problems_N) - 2
+  scores, drawn_scores = (
+    _scores(one, residual_freedom, redrawn.freedom) for one in (tested, drawn)
   )
-  floor, floored = _floor(
-    log_problems_N, log_error_NR[:, 0], whiten_NN, (log_coefficient, exponent)
+  p_value, floor_p_value, either_p_value = (
+    _share_below(score[0], score_B) for score, score_B in zip(scores, drawn_scores)
   )
-  gain = max(0.0, chi_square - floored)
-  # half: the floor is on one side (Chernoff 1954)
-  floor_p_value = 0.5 * float(scipy.special.fdtrc(1, _finite(freedom), gain))
-  each = _EACH * significance
+  floor = _floor(log_problems_N, log_error_NR[:, 0], whiten_NN, (log_coefficient, exponent))
   low, high = np.quantile(coefficients_2R[1, 1:], [(1 - level) / 2, (1 + level) / 2])
   reason = ""
   if exponent <= 0:
     reason = f"the error does not fall with N: exponent {exponent:.3f} ({low:.3f} to {high:.3f})"
-  elif p_value < each:
-    reason = f"chi-square {chi_square:.1f} on {residual_freedom} degrees of freedom, p = {p_value:.2g}: the points do not lie on one line"
-  elif floor_p_value < each:
+  elif either_p_value < significance and floor_p_value < p_value:
     reason = f"an irreducible error of {floor:.3f} fits better, p = {floor_p_value:.2g}: the exponent falls with N"
+  elif either_p_value < significance:
+    reason = f"chi-square {chi_square:.1f} on {residual_freedom} degrees of freedom, p = {p_value:.2g}: the points do not lie on one line"
   law = Law(
     supported=not reason,
     reason=reason,
@@ -135,13 +149,48 @@ def fit(
     residuals=tuple(residual_N.tolist()),
     floor=floor,
     floor_p_value=floor_p_value,
+    either_p_value=either_p_value,
   )
   return Fit(law, coefficients_2R[0], coefficients_2R[1])
 
 
-def _finite(freedom: float) -> float:
-  """For scipy, to whom an F with infinite degrees of freedom is NaN."""
-  return min(freedom, 1e9)
+class _Tests(NamedTuple):
+  chi_square_B: np.ndarray  # of the residuals
+  floor_B: (
+    np.ndarray
+  )  # their part in the direction in which a small floor moves them, in its standard deviations
+
+
+def _tests(moves_BN, covariance_BNN, log_problems_N, law_N) -> _Tests:
+  whiten_BNN = np.linalg.inv(np.linalg.cholesky(covariance_BNN))
+  line_N2 = np.stack([np.ones_like(log_problems_N), log_problems_N], axis=1)
+  basis_BN2 = np.linalg.qr(whiten_BNN @ line_N2)[0]
+
+  def off_the_line(whitened_BN1):
+    off_BN1 = whitened_BN1 - basis_BN2 @ (np.swapaxes(basis_BN2, 1, 2) @ whitened_BN1)
+    return off_BN1[:, :, 0]
+
+  residual_BN = off_the_line(whiten_BNN @ moves_BN[:, :, None])
+  toward_BN = off_the_line(whiten_BNN @ (1 / law_N)[:, None])
+  length_B = np.sqrt((toward_BN**2).sum(axis=1))
+  return _Tests((residual_BN**2).sum(axis=1), (residual_BN * toward_BN).sum(axis=1) / length_B)
+
+
+def _scores(found: _Tests, residual_freedom: int, freedom: float) -> list[np.ndarray]:
+  """p-values of the two tests by F and Student's t, and the smaller one: the order in which studies drawn anew are compared."""
+  freedom = min(freedom, 1e9)  # to scipy an F with infinite degrees of freedom is NaN
+  chi_square_B = scipy.special.fdtrc(
+    residual_freedom, freedom, found.chi_square_B / residual_freedom
+  )
+  floor_B = scipy.special.stdtr(freedom, -found.floor_B)
+  return [chi_square_B, floor_B, np.minimum(chi_square_B, floor_B)]
+
+
+def _share_below(score: float, score_B: np.ndarray) -> float:
+  """p-value of a score among those of studies drawn anew; below all of them it is taken as it is, where that is smaller."""
+  below = int((score_B <= score).sum())
+  share = (1 + below) / (1 + len(score_B))
+  return share if below else min(share, float(score))
 
 
 def _unfitted(reason, local) -> Fit:
@@ -164,8 +213,8 @@ def _local_exponents(problems_N, log_error_N, covariance_NN) -> tuple[LocalExpon
   return tuple(found)
 
 
-def _floor(log_problems_N, log_error_N, whiten_NN, start) -> tuple[float, float]:
-  """(floor, chi-square) of error = floor + c * N^-alpha at its best, with the floor between zero and the smallest error."""
+def _floor(log_problems_N, log_error_N, whiten_NN, start) -> float:
+  """The floor of error = floor + c * N^-alpha at its best, with the floor between zero and the smallest error."""
   lowest = float(np.exp(log_error_N.min()))
 
   def residual_N(parameters):
@@ -186,4 +235,4 @@ def _floor(log_problems_N, log_error_N, whiten_NN, start) -> tuple[float, float]
     for first in starts
   ]
   best = min(fits, key=lambda found: found.cost)
-  return float(best.x[2]) * lowest, 2 * float(best.cost)
+  return float(best.x[2]) * lowest

@@ -195,14 +195,14 @@ class _Reference:
     self.log_error_N = self.curves(raw_NR[:, :1])[:, 0]
     moved_N = abs(self.log_error_N - raw_NR[:, 0]) > 1e-9
     self.pooled = [str(cell.key) for cell, moved in zip(baseline, moved_N) if moved]
-    unscaled_NB = np.stack([cell.log_error(math.inf)[1:] for cell in baseline])
+    covariance_NN, redrawn = _covariance(baseline)
     self.fit = error_law.fit(
       self.problems,
       raw_NR,
       settings.level,
       settings.significance,
-      covariance_NN=np.atleast_2d(np.cov(unscaled_NB)),
-      freedom=baseline[0].drawn.counted or math.inf,
+      covariance_NN=covariance_NN,
+      redrawn=redrawn,
     )
     self.seeds_NB = np.stack([cell.log_error_of_seeds()[1:] for cell in baseline])
     self.flops_N = np.array([cell.flops for cell in baseline])
@@ -243,6 +243,24 @@ class _Reference:
       (cell.key.problems, float(np.exp(log_error)))
       for cell, log_error in zip(self.baseline, self.log_error_N)
     )
+
+
+def _covariance(baseline: list[Cell]) -> tuple[np.ndarray, error_law.Redrawn]:
+  """[N, N] of the log errors, from seeds and problems, and studies drawn anew with what each would estimate."""
+  problems_NR = np.stack([cell.log_error_of_problems() for cell in baseline])
+  of_problems_NN = np.atleast_2d(np.cov(problems_NR[:, 1:]))
+  slope_N = np.array([cell.log_slope for cell in baseline])
+  spread = baseline[0].drawn.spread  # the arm's, in the order of its cells
+  replicates = problems_NR.shape[1] - 1
+  seeds_BN, seeds_BNN = noise.redrawn(spread, noise.Bootstrap(replicates))
+  of_seeds_NN = noise.covariance(spread.variance, spread.nested, spread)
+  slope_NN = slope_N[:, None] * slope_N
+  redrawn = error_law.Redrawn(
+    moves_BN=(problems_NR[:, 1:] - problems_NR[:, :1]).T + slope_N * seeds_BN,
+    covariance_BNN=of_problems_NN + slope_NN * seeds_BNN,
+    freedom=spread.counted or math.inf,
+  )
+  return of_problems_NN + slope_NN * of_seeds_NN, redrawn
 
 
 def _point(

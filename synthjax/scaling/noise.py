@@ -17,7 +17,7 @@ Two effects are added:
 The training problems of a seed are nested over N (the first N are among the first 2N), so its
 deviations are correlated by share * sqrt(N / N'), with the share estimated from the deviations, and
 the pooled variance has fewer degrees of freedom than seeds by sizes. Two arms that share a seed's
-problems deviate together: a deviation enters both by the same coefficient.
+problems deviate together, as much as they did where both were measured.
 
 Shapes: P test problems, S seeds, N sizes, B replicates, C cells.
 """
@@ -50,6 +50,39 @@ class Marks:
   unit: float  # of the seeds' deviations, which are pooled over N in it
 
 
+_Weights = dict[tuple[int, int], float]  # by N and seed
+
+
+class Spread(NamedTuple):
+  """How an arm's seeds spread."""
+
+  deviations_SC: np.ndarray  # of a seed's mean from its cell's, in units; 0 where it has none
+  present_SC: np.ndarray  # whether the cell has the seed, and a spread
+  problems_C: tuple[int, ...]  # N
+  seeds_S: tuple[int, ...]
+  variance: float  # of one seed
+  nested: float  # share of the variance that is correlated over N
+
+  def deviations(self) -> dict[tuple[int, int], float]:
+    """By N and seed, in units."""
+    found = {}
+    for row, column in zip(*self.present_SC.nonzero()):
+      found[self.problems_C[column], self.seeds_S[row]] = float(self.deviations_SC[row, column])
+    return found
+
+  @property
+  def counted(self) -> int:
+    """Deviations less means taken off: the degrees of freedom, were they independent."""
+    return int(_less_means(self.present_SC).sum())
+
+  @property
+  def freedom(self) -> float:
+    """Degrees of freedom of the variance; inf where there is none."""
+    if not self.variance:
+      return float("inf")
+    return freedom(_less_means(self.present_SC), self.problems_C, self.nested)
+
+
 class Replicates(NamedTuple):
   """A cell's mean mark and how far each replicate moves it."""
 
@@ -57,8 +90,12 @@ class Replicates(NamedTuple):
   problems_B: np.ndarray
   seeds_B: np.ndarray  # with their variance as estimated
   standard_error: float
-  freedom: float  # of the variance of seeds; inf where there is none
-  counted: int  # seeds' deviations it is pooled over, less means taken off: what `freedom` is were they independent
+  spread: Spread  # of the arm's seeds
+
+  @property
+  def freedom(self) -> float:
+    """Degrees of freedom of the variance of seeds; inf where there is none."""
+    return self.spread.freedom
 
   def moves(self, freedom: float | None = None) -> np.ndarray:
     """[B] both, the seeds' part scaled for its degrees of freedom, or for these."""
@@ -67,21 +104,12 @@ class Replicates(NamedTuple):
     return self.problems_B + scale(freedom, len(self.seeds_B)) * self.seeds_B
 
 
-class _Seeds(NamedTuple):
-  """How an arm's seeds spread."""
-
-  deviations: list[np.ndarray]  # a cell: of its seeds' means from the cell's, in units
-  variance: float  # of one seed
-  counted: int  # deviations less means taken off
-  freedom: float
-  nested: float  # share of the variance that is correlated over N
-
-
 def replicates(
   cells: Sequence[Marks],
   sizes: tuple[int, ...],
   bootstrap: Bootstrap,
   difficulty_P: np.ndarray | None = None,
+  baseline: Spread | None = None,
 ) -> list[Replicates]:
   """Replicates of the cells of one arm (or of one difference of arms).
 
@@ -92,51 +120,69 @@ def replicates(
     sizes: all N of the study, rising: arms that are compared share their draws.
     bootstrap: how many replicates.
     difficulty_P: the problems' mean marks over runs enough for luck to be small; None: unknown.
+    baseline: of the arm that this one is compared with; None: with none.
   """
-  seeds = _spread(cells)
+  spread = spread_of(cells)
+  parts = _parts(spread, baseline)
   found = []
   for cell in cells:
-    mean_P = _without_luck(cell, seeds, difficulty_P)
+    mean_P = _without_luck(cell, spread, difficulty_P)
     problems_B = _weights(bootstrap, len(mean_P)) @ mean_P / len(mean_P)
     # over seeds: a mean of S has a variance S times smaller
     step = cell.unit / len(cell.seeds) ** 0.5
-    seeds_B = step * _deviations(cells, seeds, cell.problems, sizes, bootstrap)
-    variance = mean_P.var() / len(mean_P) + step**2 * seeds.variance
+    seeds_B = step * _deviations(parts, spread.variance, cell.problems, sizes, bootstrap)
+    variance = mean_P.var() / len(mean_P) + step**2 * spread.variance
     found.append(
       Replicates(
         mean=float(mean_P.mean()),
         problems_B=problems_B,
         seeds_B=seeds_B,
         standard_error=float(variance**0.5),
-        freedom=seeds.freedom,
-        counted=seeds.counted,
+        spread=spread,
       )
     )
   return found
 
 
-def _spread(cells: Sequence[Marks]) -> _Seeds:
-  deviations = []
-  for cell in cells:
-    deviation_S = cell.marks_SP.mean(axis=1) - cell.marks_SP.mean()
+def spread_of(cells: Sequence[Marks]) -> Spread:
+  """How the seeds of an arm's cells spread."""
+  seeds = sorted({seed for cell in cells for seed in cell.seeds})
+  deviations_SC = np.zeros((len(seeds), len(cells)))
+  present_SC = np.zeros(deviations_SC.shape, bool)
+  for column, cell in enumerate(cells):
     if cell.unit > 0:
-      deviation_S = deviation_S / cell.unit
-    deviations.append(deviation_S)
-  freedom_C = np.array([len(cell.seeds) - 1 if cell.unit > 0 else 0 for cell in cells], float)
-  counted = int(freedom_C.sum())
-  squares = sum(float(deviation_S @ deviation_S) for deviation_S in deviations)
-  if not counted or not squares:
-    return _Seeds(deviations, 0.0, 0, float("inf"), 0.0)
-  variance = squares / counted
-  shared_CC = _correlation([cell.problems for cell in cells])
-  nested = _nested(cells, deviations, variance, shared_CC)
-  return _Seeds(
-    deviations,
-    variance,
-    counted,
-    freedom(freedom_C, [cell.problems for cell in cells], nested),
-    nested,
-  )
+      rows = [seeds.index(seed) for seed in cell.seeds]
+      deviation_S = cell.marks_SP.mean(axis=1) - cell.marks_SP.mean()
+      deviations_SC[rows, column] = deviation_S / cell.unit
+      present_SC[rows, column] = True
+  problems = tuple(cell.problems for cell in cells)
+  variance, nested = _estimated(deviations_SC, present_SC, problems)
+  return Spread(deviations_SC, present_SC, problems, tuple(seeds), float(variance), float(nested))
+
+
+def _less_means(present_SC: np.ndarray) -> np.ndarray:
+  """[C] a cell's seeds less one for their mean."""
+  return np.maximum(present_SC.sum(axis=0) - 1.0, 0.0)
+
+
+def _estimated(
+  deviations_XSC: np.ndarray, present_SC: np.ndarray, problems: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+  """[X] the pooled variance, and its share that is correlated over N, 0 to 1, of deviations from cells' means.
+
+  The share is the least-squares coefficient of the products of a seed's deviations at two N on
+  sqrt(N / N').
+  """
+  counted = _less_means(present_SC).sum()
+  variance_X = (deviations_XSC**2).sum(axis=(-2, -1)) / max(1.0, counted)
+  present = present_SC.astype(float)
+  shared_CC = np.maximum(present.T @ present - 1, 0.0)  # seeds of two cells, less their mean
+  weight_CC = np.tril(_correlation(problems), -1) * (shared_CC > 0)
+  products_XCC = np.swapaxes(deviations_XSC, -2, -1) @ deviations_XSC
+  found_X = (products_XCC * weight_CC).sum(axis=(-2, -1))
+  expected_X = variance_X * (shared_CC * weight_CC**2).sum()
+  nested_X = np.divide(found_X, expected_X, out=np.zeros_like(found_X), where=expected_X > 0)
+  return variance_X, np.clip(nested_X, 0.0, 1.0)
 
 
 def freedom(
@@ -163,23 +209,44 @@ def _correlation(problems: Sequence[int]) -> np.ndarray:
   return least_CC / np.sqrt(problems_C[:, None] * problems_C[None, :])
 
 
-def _nested(
-  cells: Sequence[Marks], deviations: Sequence[np.ndarray], variance: float, shared_CC: np.ndarray
-) -> float:
-  """Least squares of the products of a seed's deviations at two N on sqrt(N / N'); 0 to 1."""
-  found = expected = 0.0
-  for i, one in enumerate(cells):
-    for j in range(i):
-      rows = {seed: row for row, seed in enumerate(cells[j].seeds)}
-      pairs = [(k, rows[seed]) for k, seed in enumerate(one.seeds) if seed in rows]
-      if len(pairs) > 1:
-        product = sum(float(deviations[i][k] * deviations[j][row]) for k, row in pairs)
-        found += product * shared_CC[i, j]
-        expected += variance * (len(pairs) - 1) * float(shared_CC[i, j]) ** 2
-  return min(1.0, max(0.0, found / expected)) if expected else 0.0
+def covariance(
+  variance_X: np.ndarray | float, nested_X: np.ndarray | float, spread: Spread
+) -> np.ndarray:
+  """[X, C, C] of cells' means over their seeds, in units, of seeds that spread like this."""
+  present = spread.present_SC.astype(float)
+  count_C = np.maximum(present.sum(axis=0), 1.0)
+  shared_CC = present.T @ present / count_C[:, None] / count_C
+  nested_X11 = np.asarray(nested_X)[..., None, None]
+  correlation_XCC = np.where(
+    np.eye(len(count_C)), 1.0, nested_X11 * _correlation(spread.problems_C)
+  )
+  return np.asarray(variance_X)[..., None, None] * shared_CC * correlation_XCC
 
 
-def _without_luck(cell: Marks, seeds: _Seeds, difficulty_P: np.ndarray | None) -> np.ndarray:
+def redrawn(spread: Spread, bootstrap: Bootstrap) -> tuple[np.ndarray, np.ndarray]:
+  """[B, C] cells' mean deviations, in units, and [B, C, C] the covariance of these that each estimates.
+
+  Studies that are drawn anew, seeds and all, from what this one found. Each estimates its variance
+  and its nested share as `replicates` does, so that a statistic which is weighted by the estimated
+  covariance can be compared with what such estimates do to it.
+  """
+  problems_C = np.array(spread.problems_C, float)
+  order_C = np.argsort(problems_C, kind="stable")
+  added_C = np.diff(problems_C[order_C], prepend=0.0)
+  random = np.random.default_rng([bootstrap.seed, len(problems_C)])
+  shape = (bootstrap.replicates, *spread.present_SC.shape)
+  walk_BSC = np.empty(shape)
+  walk_BSC[..., order_C] = np.cumsum(random.normal(size=shape) * added_C**0.5, axis=-1)
+  nested_BSC = spread.nested**0.5 * walk_BSC / problems_C**0.5
+  own_BSC = (1 - spread.nested) ** 0.5 * random.normal(size=shape)
+  drawn_BSC = spread.present_SC * spread.variance**0.5 * (nested_BSC + own_BSC)
+  mean_BC = drawn_BSC.sum(axis=1) / np.maximum(spread.present_SC.sum(axis=0), 1)
+  deviations_BSC = spread.present_SC * (drawn_BSC - mean_BC[:, None])
+  estimated = _estimated(deviations_BSC, spread.present_SC, spread.problems_C)
+  return mean_BC, covariance(*estimated, spread)
+
+
+def _without_luck(cell: Marks, spread: Spread, difficulty_P: np.ndarray | None) -> np.ndarray:
   """[P] problems' mean marks with the variance that they have without the luck of single answers.
 
   As they are where the seeds' deviations do not count that luck.
@@ -189,7 +256,7 @@ def _without_luck(cell: Marks, seeds: _Seeds, difficulty_P: np.ndarray | None) -
   explained_P = _explained(mean_P, difficulty_P)
   rest_P = mean_P - explained_P
   variance = float(rest_P.var())
-  if count_S == 1 or not seeds.variance or not variance:
+  if count_S == 1 or not spread.variance or not variance:
     return mean_P
   luck_SP = cell.marks_SP - mean_P
   luck_SP = luck_SP - luck_SP.mean(axis=1, keepdims=True)
@@ -206,20 +273,53 @@ def _explained(mean_P: np.ndarray, difficulty_P: np.ndarray | None) -> np.ndarra
   return powers_P4 @ np.linalg.lstsq(powers_P4, mean_P, rcond=None)[0]
 
 
+def _parts(own: Spread, baseline: Spread | None) -> list[tuple[_Weights, float]]:
+  """What each deviation, by N and seed, contributes to the draws of an arm, and the nested share of these.
+
+  The baseline is measured at more N than an arm. Were an arm's draws those of its own deviations
+  alone, its correlation with the baseline, whose draws have all of its own, would be too small by
+  the root of their shares. So the part of an arm that follows the baseline where both were measured
+  follows it by all of its deviations; the rest is orthogonal to them. The correlation of any two
+  arms is then what was measured. Squares of both parts sum to 1.
+  """
+  deviations = own.deviations()
+  length = _length(deviations)
+  if not length:
+    return []
+  rest = {name: deviation / length for name, deviation in deviations.items()}
+  of_baseline = baseline.deviations() if baseline else {}
+  shared = {name: of_baseline[name] for name in rest if name in of_baseline}
+  if baseline is None or not _length(shared):
+    return [(rest, own.nested)]
+  correlation = sum(rest[name] * deviation for name, deviation in shared.items())
+  correlation /= _length(shared)
+  for name, deviation in shared.items():
+    rest[name] -= correlation * deviation / _length(shared)
+  step = correlation / _length(of_baseline)
+  following = {name: step * deviation for name, deviation in of_baseline.items()}
+  return [(rest, own.nested), (following, baseline.nested)]
+
+
+def _length(deviations: _Weights) -> float:
+  return sum(deviation**2 for deviation in deviations.values()) ** 0.5
+
+
 def _deviations(
-  cells: Sequence[Marks], seeds: _Seeds, problems: int, sizes: tuple[int, ...], bootstrap: Bootstrap
+  parts: Sequence[tuple[_Weights, float]],
+  variance: float,
+  problems: int,
+  sizes: tuple[int, ...],
+  bootstrap: Bootstrap,
 ) -> np.ndarray:
   """[B] draws of one seed's deviation at N, in units: its variance is the arm's."""
   total_B = np.zeros(bootstrap.replicates)
-  if not seeds.variance:
-    return total_B
   at = sizes.index(problems)
-  for cell, deviation_S in zip(cells, seeds.deviations):
-    for seed, deviation in zip(cell.seeds, deviation_S):
-      nested_NB, own_NB = _coefficients(bootstrap, sizes, cell.problems, seed)
-      coefficient_B = seeds.nested**0.5 * nested_NB[at] + (1 - seeds.nested) ** 0.5 * own_NB[at]
-      total_B += deviation * coefficient_B
-  return total_B / seeds.counted**0.5
+  for weights, nested in parts:
+    for (measured, seed), weight in weights.items():
+      nested_NB, own_NB = _coefficients(bootstrap, sizes, measured, seed)
+      total_B += weight * nested**0.5 * nested_NB[at]
+      total_B += weight * (1 - nested) ** 0.5 * own_NB[at]
+  return variance**0.5 * total_B
 
 
 @functools.lru_cache(maxsize=256)

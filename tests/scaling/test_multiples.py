@@ -139,6 +139,8 @@ def test_intervals_cover_the_truth_and_a_true_law_is_rejected_as_often_as_they_s
   assert found.multiples > lowest and found.differences > lowest
   # the mean over a study's numbers varies less than that: more than 98.5 % is too wide
   assert found.multiples < 0.985 and found.differences < 0.985
+  # a multiple off the measured range has one end that can miss
+  assert np.isnan(found.bounds) or found.bounds > lowest
   if not curvature and len(design.baseline) > 3:
     assert found.exponents > lowest and found.rejected < 1 - lowest
 
@@ -274,6 +276,65 @@ def test_noise_that_all_sizes_share_does_not_hide_a_curved_law():
     local.standard_error == pytest.approx(0.005 * 2**0.5 / np.log(2), rel=0.1)
     for local in law.local_exponents
   )
+
+
+def seeds_that_spread(seeds, sizes):
+  return noise.Spread(
+    deviations_SC=np.zeros((seeds, len(sizes))),
+    present_SC=np.ones((seeds, len(sizes)), bool),
+    problems_C=sizes,
+    seeds_S=tuple(range(seeds)),
+    variance=0.01,
+    nested=0.5,
+  )
+
+
+def test_studies_drawn_anew_vary_as_they_should_and_know_their_variance_as_well_as_its_freedom_says():
+  sizes = (128, 512, 4096)
+  truth = seeds_that_spread(4, sizes)
+  moves_BC, covariance_BCC = noise.redrawn(truth, Bootstrap(replicates=20_000))
+  nested = [[1, 0.25, 0.0884], [0.25, 1, 0.1768], [0.0884, 0.1768, 1]]  # 0.5 sqrt(N / N')
+  expected_CC = 0.01 / 4 * np.array(nested)
+  np.testing.assert_allclose(np.cov(moves_BC.T), expected_CC, atol=0.05 * 0.01 / 4)
+  variance_B = covariance_BCC[:, 0, 0]
+  assert variance_B.mean() == pytest.approx(0.01 / 4, rel=0.02)
+  # a chi-square's standard deviation over its mean
+  assert variance_B.std() / variance_B.mean() == pytest.approx((2 / truth.freedom) ** 0.5, rel=0.04)
+
+
+@pytest.mark.parametrize("sizes", [(128, 256, 512, 1024), (128, 256, 512, 1024, 2048)])
+def test_both_tests_of_a_law_together_reject_a_true_one_as_often_as_they_say(sizes):
+  truth = seeds_that_spread(8, sizes)
+  law_N = np.array(sizes, float) ** -0.25
+  scores = []
+  for seed in (0, 1):
+    drawn = noise.redrawn(truth, Bootstrap(replicates=4000, seed=seed))
+    tests = error_law._tests(*drawn, np.log(sizes), law_N)
+    scores.append(error_law._scores(tests, len(sizes) - 2, truth.counted)[2])
+  p_values = np.array([error_law._share_below(score, scores[1]) for score in scores[0]])
+  tolerance = 3 * (2 * 0.05 * 0.95 / 4000) ** 0.5
+  assert abs((p_values < 0.05).mean() - 0.05) < tolerance
+  # what F and t say, each at 0.7 of the level, does not hold it
+  assert (scores[0] < 0.7 * 0.05).mean() > 0.05 + tolerance
+
+
+def test_an_arm_at_one_size_is_drawn_with_the_correlation_to_the_baseline_that_was_measured():
+  random = np.random.default_rng(0)
+  sizes, seeds = (128, 256, 512, 1024, 2048), tuple(range(8))
+  marks = {
+    size: (random.random((8, 200)) < random.uniform(0.3, 0.7, size=(8, 1))).astype(float)
+    for size in sizes
+  }
+  baseline = [noise.Marks(size, seeds, marks[size], 0.25) for size in sizes]
+  other_SP = (random.random((8, 200)) < random.uniform(0.3, 0.7, size=(8, 1))).astype(float)
+  bootstrap = Bootstrap(replicates=5000)
+  spread = noise.spread_of(baseline)
+  drawn = noise.replicates(baseline, sizes, bootstrap, baseline=spread)[0].seeds_B
+  for marks_SP in (marks[128], 1 - marks[128], other_SP):
+    arm = [noise.Marks(128, seeds, marks_SP, 0.25)]
+    of_arm = noise.replicates(arm, sizes, bootstrap, baseline=spread)[0].seeds_B
+    measured = np.corrcoef(marks_SP.mean(axis=1), marks[128].mean(axis=1))[0, 1]
+    assert np.corrcoef(of_arm, drawn)[0, 1] == pytest.approx(measured, abs=0.05)
 
 
 ERRORS = st.lists(st.floats(0.01, 0.99), min_size=1, max_size=7)
