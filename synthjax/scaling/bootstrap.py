@@ -90,8 +90,9 @@ def resample(runs: Sequence[Run], bootstrap: Bootstrap, baseline: str = "sft") -
   as `noise.replicates` says: scaled for their degrees of freedom, correlated over N and over the
   arms of a seed. Errors are moved on the logit scale, where seeds of a policy that is nearly always
   wrong and of one that is nearly always correct spread alike (docs/log.md), so that none leaves 0..1.
-  No arm but the baseline, whose runs say how difficult the test problems are, moves the interval of
-  another one (`paired` compares two of them seed by seed).
+  No arm but the baseline, whose runs say how difficult the test problems are and which part of an
+  arm's deviations follows the baseline's, moves the interval of another one (`paired` compares two
+  of them seed by seed).
 
   Args:
     runs: of all arms.
