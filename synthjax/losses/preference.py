@@ -1,4 +1,4 @@
-"""Preference losses: pure functions of log-prob sums of whole responses. No model is called here.
+"""Preference losses: pure functions of log-prob sums of whole responses.
 
 Each takes `Pairs` and its config and returns (loss, metrics); the loss is the weighted mean over
 pairs, in float32. Each docstring gives the formula, its source, and where TRL 1.16 differs by
@@ -27,7 +27,7 @@ class Pairs(NamedTuple):
   reference_rejected: jax.Array
   chosen_tokens: jax.Array  # number of tokens in the sums
   rejected_tokens: jax.Array
-  weights: jax.Array  # of the pairs; 0 for filler
+  weights: jax.Array  # of the pairs; 0 for padding
   # KTO: responses to other problems after this pair's prefix. None where the caller has none.
   mismatched_ratio: jax.Array | None = None  # sum of their log-ratios
   mismatched: jax.Array | None = None  # their number
@@ -43,8 +43,8 @@ def dpo(pairs: Pairs, cfg: Preference) -> Result:
   """-(1 - s) log sigma(beta h) - s log sigma(-beta h), s = `label_smoothing`.
 
   Source: Rafailov et al. 2023, eq. 7; s > 0 is cDPO (Mitchell 2023), which assumes that a label is
-  wrong with probability s. TRL: loss type `sigmoid`, the same for s = 0; it has no s there, and its
-  `robust` is another loss (Chowdhury et al. 2024), which debiases instead of smoothing.
+  flipped with probability s. TRL: loss type `sigmoid`, the same for s = 0; it has no s there, and
+  its `robust` is another loss (Chowdhury et al. 2024), which debiases instead of smoothing.
   """
   margin = cfg.beta * _margin(pairs)
   return _finish(pairs, logistic(margin, cfg.label_smoothing), margin)
@@ -113,8 +113,9 @@ def kto(pairs: Pairs, cfg: Preference) -> Result:
   point = _reference_point(pairs, (chosen + rejected) / 2, cfg)
   desirable = cfg.kto_desirable * jax.nn.sigmoid(cfg.beta * (point - chosen))
   undesirable = cfg.kto_undesirable * jax.nn.sigmoid(cfg.beta * (rejected - point))
-  loss, found = _finish(pairs, (desirable + undesirable) / 2, cfg.beta * (chosen - rejected))
-  return loss, {**found, "reference_point": point}
+  losses = (desirable + undesirable) / 2
+  loss, logged = _finish(pairs, losses, cfg.beta * (chosen - rejected))
+  return loss, {**logged, "reference_point": point}
 
 
 def simpo(pairs: Pairs, cfg: Preference) -> Result:
@@ -143,13 +144,16 @@ def orpo(pairs: Pairs, cfg: Preference) -> Result:
   chosen, rejected = _per_token(pairs)
   log_odds = (chosen - rejected) - (_log1mexp(chosen) - _log1mexp(rejected))
   preference = -cfg.orpo_lambda * _mean(pairs, jax.nn.log_sigmoid(log_odds))
-  learned = _with_prompt(pairs) if cfg.orpo_prompt else pairs
+  learned = pairs
+  if cfg.orpo_prompt:
+    learned = _with_prompt(pairs)
   return _result(pairs, _chosen_nll(learned, cfg) + preference, log_odds)
 
 
 def logistic(margin: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
   """-(1 - s) log sigma(margin) - s log sigma(-margin)."""
-  correct, flipped = jax.nn.log_sigmoid(margin), jax.nn.log_sigmoid(-margin)
+  correct = jax.nn.log_sigmoid(margin)
+  flipped = jax.nn.log_sigmoid(-margin)
   return -(1 - label_smoothing) * correct - label_smoothing * flipped
 
 
@@ -163,11 +167,12 @@ def _margin(pairs: Pairs) -> jax.Array:
 
 
 def _count(tokens) -> jax.Array:
+  # Padding has no tokens: dividing by 1 keeps its gradient finite.
   return jnp.maximum(tokens, 1).astype(jnp.float32)
 
 
 def _per_token(pairs: Pairs) -> tuple[jax.Array, jax.Array]:
-  """Log-probs a token of the chosen and the rejected responses, [P] each."""
+  """Log-probs per token of the chosen and the rejected responses, [P] each."""
   chosen = pairs.chosen / _count(pairs.chosen_tokens)
   return chosen, pairs.rejected / _count(pairs.rejected_tokens)
 
@@ -202,13 +207,15 @@ def _reference_point(pairs: Pairs, matched_P: jax.Array, cfg: Preference) -> jax
     )
   else:
     mean = jnp.sum(pairs.mismatched_ratio) / jnp.maximum(jnp.sum(pairs.mismatched), 1.0)
+  # The paper's z: clipped at 0, since a KL divergence is not negative, and without a gradient.
   return jax.lax.stop_gradient(jnp.maximum(0.0, mean))
 
 
 def _log1mexp(log_prob: jax.Array) -> jax.Array:
   """log(1 - exp(x)) for x < 0, exact near 0 and far below it (Maechler 2012)."""
+  # At 0, a response of probability 1, the logarithm would be minus infinity.
   x = jnp.minimum(log_prob, -1e-6)
-  near = x > -0.6931472
+  near = x > -0.6931472  # -log 2, where both forms lose equally few digits
   # Each branch is given a harmless value where the other is taken, so that its gradient is finite.
   of_near = jnp.log(-jnp.expm1(jnp.where(near, x, -1.0)))
   of_far = jnp.log1p(-jnp.exp(jnp.where(near, -1.0, x)))
@@ -235,10 +242,10 @@ def _result(pairs: Pairs, loss: jax.Array, margin: jax.Array) -> Result:
 def metrics(pairs: Pairs, margin: jax.Array) -> dict[str, jax.Array]:
   """What is logged beside a loss.
 
-  `margin` and `accuracy` of the implicit reward; log-probs a token of both sides and their drift
-  from the reference, the early sign of over-optimisation; `kl`, an estimate of
-  KL(reference | policy) a token, as far as these responses are the reference's own samples; `kept`,
-  the share of the batch's pairs that count in the loss.
+  `margin` and `accuracy` are those of the implicit reward. `*_log_prob` are log-probs per token of
+  both sides and `*_drift` their distance from the reference, the early sign of over-optimisation.
+  `kl` estimates KL(reference | policy) per token, as far as these responses are the reference's own
+  samples. `kept` is the share of the batch's pairs that count in the loss.
   """
   chosen_ratio = _ratio(pairs.chosen, pairs.reference_chosen)
   rejected_ratio = _ratio(pairs.rejected, pairs.reference_rejected)

@@ -1,50 +1,61 @@
-"""Every preference loss by its name, and the way from segment sums to it.
+"""Every loss by its name, and the way from the log-prob sums of segments to a preference loss.
 
 Shapes: S segments (steps), P pairs.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from synthjax.config.schema import Objective
 from synthjax.losses import preference, stepwise
+from synthjax.losses.cross_entropy import cross_entropy
 from synthjax.losses.preference import Pairs, Result
 from synthjax.losses.stepwise import Steps
 
-Batch = dict[str, jax.Array]
 
-ADVANTAGE_LOSSES = ("awr", "filtered_sft")  # losses that read the advantage of every step
+class Segments(NamedTuple):
+  """What a preference batch says about its segments, besides their log-probs under the policy."""
+
+  reference_S: jax.Array  # log-prob sum under the reference
+  tokens_S: jax.Array  # number of tokens; 0 for padding
+  weight_S: jax.Array  # of the step in its loss; 0 for padding
+  side_S: jax.Array  # +1 chosen, -1 rejected, 0 neither
+  advantage_S: jax.Array  # of the step
+  pair_S: jax.Array  # the pair that the segment belongs to; P for padding
 
 
-def objective(log_prob_S: jax.Array, batch: Batch, pairs: int, cfg: Objective) -> Result:
-  """The loss that `cfg.loss` names and its metrics, from the sums of all segments of a batch.
+def objective(log_prob_S: jax.Array, segments: Segments, pairs: int, cfg: Objective) -> Result:
+  """The loss named by `cfg.loss` and its metrics, over all segments of a batch.
 
   Args:
     log_prob_S: log-prob sum of each segment under the policy.
-    batch: of `data.trees.layout`, with the reference's sums in `batch["reference"]`.
+    segments: of the same batch.
     pairs: P.
-    cfg: names the loss and holds its knobs.
+    cfg: names the loss and holds its settings.
   """
-  steps = Steps(log_prob_S, batch["reference"], batch["segment_tokens"], batch["weight"])
+  steps = Steps(log_prob_S, segments.reference_S, segments.tokens_S, segments.weight_S)
   if cfg.loss in STEP_LOSSES:
-    return STEP_LOSSES[cfg.loss](steps, batch, pairs, cfg)
-  whole = whole_responses(steps, batch["tree"], batch["side"], pairs)
+    return STEP_LOSSES[cfg.loss](steps, segments, pairs, cfg)
+  whole = whole_responses(steps, segments.pair_S, segments.side_S, pairs)
   return PAIR_LOSSES[cfg.loss](whole, cfg.preference)
 
 
-def whole_responses(steps: Steps, tree_S: jax.Array, side_S: jax.Array, pairs: int) -> Pairs:
-  """Steps summed to the two responses of each pair; weights of steps are not read.
+def whole_responses(steps: Steps, pair_S: jax.Array, side_S: jax.Array, pairs: int) -> Pairs:
+  """Sums the steps to the two responses of each pair; the weights of steps are not read.
 
-  What a pair's tree predicts on neither side depends on the loss that it is laid out for: KTO's
-  mismatched responses, a segment each, or ORPO's prompt.
+  What the segments on neither side are depends on the loss that the trees were laid out for: KTO's
+  mismatched responses, a segment each, or ORPO's prompt. `Pairs` gets both readings, and each loss
+  takes its own.
   """
 
   def total(values_S, side):
-    return jax.ops.segment_sum(jnp.where(side_S == side, values_S, 0.0), tree_S, num_segments=pairs)
+    return jax.ops.segment_sum(jnp.where(side_S == side, values_S, 0.0), pair_S, num_segments=pairs)
 
-  chosen_tokens, rejected_tokens = total(steps.tokens, 1), total(steps.tokens, -1)
+  chosen_tokens = total(steps.tokens, 1)
+  rejected_tokens = total(steps.tokens, -1)
   ratio_S = steps.log_prob - steps.reference
   is_pair = (chosen_tokens > 0) & (rejected_tokens > 0)
   return Pairs(
@@ -62,18 +73,23 @@ def whole_responses(steps: Steps, tree_S: jax.Array, side_S: jax.Array, pairs: i
   )
 
 
-def _step_dpo(steps, batch, pairs, cfg):
-  return stepwise.step_dpo(steps, batch["tree"], batch["side"], pairs, cfg.preference)
+def _step_dpo(steps: Steps, segments: Segments, pairs: int, cfg: Objective) -> Result:
+  return stepwise.step_dpo(steps, segments.pair_S, segments.side_S, pairs, cfg.preference)
 
 
-def _awr(steps, batch, pairs, cfg):
-  return stepwise.advantage_weighted(steps, batch["advantage"], cfg.advantage)
+def _awr(steps: Steps, segments: Segments, pairs: int, cfg: Objective) -> Result:
+  return stepwise.advantage_weighted(steps, segments.advantage_S, cfg.advantage)
 
 
-def _filtered_sft(steps, batch, pairs, cfg):
-  return stepwise.filtered(steps, batch["advantage"], cfg.advantage)
+def _filtered_sft(steps: Steps, segments: Segments, pairs: int, cfg: Objective) -> Result:
+  return stepwise.filtered(steps, segments.advantage_S, cfg.advantage)
 
 
+# Over the tokens of packed documents: (log_prob_BT, log_sum_exp_BT, weights_BT, cfg).
+TOKEN_LOSSES: dict[str, Callable[..., Result]] = {
+  "cross_entropy": cross_entropy,
+}
+# Over whole responses: (Pairs, cfg).
 PAIR_LOSSES: dict[str, Callable[..., Result]] = {
   "dpo": preference.dpo,
   "ipo": preference.ipo,
@@ -83,8 +99,11 @@ PAIR_LOSSES: dict[str, Callable[..., Result]] = {
   "simpo": preference.simpo,
   "orpo": preference.orpo,
 }
+# Over the steps of trees: (Steps, Segments, P, cfg).
 STEP_LOSSES: dict[str, Callable[..., Result]] = {
   "step_dpo": _step_dpo,
   "awr": _awr,
   "filtered_sft": _filtered_sft,
 }
+# Losses that read the advantage of every step: their data need step values.
+ADVANTAGE_LOSSES = ("awr", "filtered_sft")

@@ -1,10 +1,10 @@
 """Losses over steps: per-step DPO, offline advantage-weighted RL, filtered cross-entropy.
 
-A step is a segment; its log-prob sum, its reference sum and its weight come in, nothing else.
-`pair_S` says to which pair a step belongs and `sign_S` on which side it stands, so one form covers
-plain DPO (all weights 1), Step-DPO (1 at the pit, 0 elsewhere) and advantage-weighted DPO
-(|advantage|), in the modes `paper`, `branch` and `step` alike: the modes differ in what the steps
-are, not in the loss. TRL 1.16 has none of these losses.
+A step is a segment: the losses see its log-prob sum, its reference sum and its weight, nothing
+else. `pair_S` names the pair of each step and `sign_S` its side, so one form covers plain DPO (all
+weights 1), Step-DPO (1 at the pit, 0 elsewhere) and advantage-weighted DPO (|advantage|), in the
+modes `paper`, `branch` and `step` alike: the modes differ in what the steps are, not in the loss.
+TRL 1.16 has none of these losses.
 
 Shapes: S steps, P pairs.
 """
@@ -19,12 +19,12 @@ from synthjax.losses.preference import Result, logistic
 
 
 class Steps(NamedTuple):
-  """Steps of all pairs, or of all traces, float32 [S] unless said."""
+  """Steps of all pairs, or of all traces, float32 [S]."""
 
   log_prob: jax.Array  # sum over the step's tokens under the policy
   reference: jax.Array  # the same under the reference
-  tokens: jax.Array  # number of them; 0 for filler
-  weight: jax.Array  # how much the step counts; 0 for filler
+  tokens: jax.Array  # number of them; 0 for padding
+  weight: jax.Array  # how much the step counts; 0 for padding
 
 
 def step_dpo(
@@ -33,13 +33,13 @@ def step_dpo(
   """-log sigma(beta h_p) + nll * anchor, h_p = sum over the pair's steps of sign * weight * r_i.
 
   r_i = log pi(y_i|x, y_<i) - log pi_ref(y_i|x, y_<i) is the log-ratio of a step. With all weights 1
-  it is DPO (Rafailov et al. 2023, eq. 7), with 1 on the pit alone Step-DPO (Lai et al. 2024,
-  eq. 4), with |advantage| the advantage-weighted form (after Setlur et al. 2024). A mean over the
-  pairs that have a step with a weight.
+  the loss is DPO (Rafailov et al. 2023, eq. 7), with 1 on the pit alone Step-DPO (Lai et al. 2024,
+  eq. 4), with |advantage| the advantage-weighted form (after Setlur et al. 2024). It is a mean over
+  the pairs that have a step with a weight.
 
-  The anchor holds up the chosen log-probs: the NLL a token of all steps of the chosen sides in the
-  batch, whatever their weights and whether the side is a whole trace or, in mode `step`, one step
-  of it (our choice; it is what RPO, Pang et al. 2024, adds for whole responses).
+  The anchor holds up the chosen log-probs: it is the NLL per token of all steps of the chosen sides
+  in the batch, whatever their weights and whether the side is a whole trace or, in mode `step`, one
+  step of it (our choice; it is what RPO, Pang et al. 2024, adds for whole responses).
 
   Args:
     steps: their weights say how much each log-ratio enters the margin; not negative (the side is
@@ -64,6 +64,7 @@ def step_dpo(
   margin_P = cfg.beta * total(sign_S * steps.weight * ratio_S)
   counts_P = (total(steps.weight * sided_S) > 0).astype(jnp.float32)
   loss = mean(logistic(margin_P, cfg.label_smoothing))
+  # Read at trace time, so that the default, no anchor, costs nothing.
   if cfg.nll:
     loss = loss + cfg.nll * nll(steps, (sign_S > 0).astype(jnp.float32))
   real_P = total(steps.tokens * sided_S) > 0
@@ -85,8 +86,8 @@ def advantage_weighted(steps: Steps, advantage_S: jax.Array, cfg: Advantage) -> 
   choice). The side of a step is not read: a step is as good as its advantage.
 
   Args:
-    steps: `weight`, the w_i above, is 1 for a step unless its pair says otherwise, 0 for filler; on
-      a tree every node is there once.
+    steps: `weight`, the w_i above, is 1 for a step unless its pair says otherwise, 0 for padding;
+      on a tree every node is there once.
     advantage_S: of each step.
     cfg: `beta`, `clip`, `normalise`.
 
@@ -112,7 +113,7 @@ def advantage_weighted(steps: Steps, advantage_S: jax.Array, cfg: Advantage) -> 
 
 
 def filtered(steps: Steps, advantage_S: jax.Array, cfg: Advantage) -> Result:
-  """NLL a token over the steps with an advantage above `threshold`, of incorrect traces as well.
+  """NLL per token over the steps with an advantage above `threshold`, of incorrect traces as well.
 
   Filtering by the advantages of Setlur et al. 2024; the threshold is our choice. Steps of weight 0
   are left out; other weights are not read.
@@ -125,10 +126,10 @@ def filtered(steps: Steps, advantage_S: jax.Array, cfg: Advantage) -> Result:
   return loss, {"loss": loss, "kept": _share(steps, kept_S)}
 
 
-def nll(steps: Steps, which_S: jax.Array) -> jax.Array:
-  """Negative log-likelihood a token of the steps that are marked 1."""
-  tokens = jnp.maximum(jnp.sum(which_S * steps.tokens), 1.0)
-  return -jnp.sum(which_S * steps.log_prob) / tokens
+def nll(steps: Steps, kept_S: jax.Array) -> jax.Array:
+  """Negative log-likelihood per token of the steps where `kept_S` is 1."""
+  tokens = jnp.maximum(jnp.sum(kept_S * steps.tokens), 1.0)
+  return -jnp.sum(kept_S * steps.log_prob) / tokens
 
 
 def _share(steps: Steps, kept_S: jax.Array) -> jax.Array:
@@ -136,14 +137,14 @@ def _share(steps: Steps, kept_S: jax.Array) -> jax.Array:
 
 
 def _sides(steps, ratio_S, sign_S) -> dict[str, jax.Array]:
-  """Log-probs a token of both sides and their drift from the reference.
+  """Log-probs per token of both sides and their drift from the reference.
 
   The drift of the chosen steps is watched for over-optimisation.
   """
-  found: dict[str, jax.Array] = {}
+  metrics: dict[str, jax.Array] = {}
   for name, side_S in (("chosen", sign_S > 0), ("rejected", sign_S < 0)):
     real_S = (side_S & (steps.tokens > 0)).astype(jnp.float32)
     tokens = jnp.maximum(jnp.sum(steps.tokens * real_S), 1.0)
-    found[f"{name}_log_prob"] = jnp.sum(steps.log_prob * real_S) / tokens
-    found[f"{name}_drift"] = jnp.sum(ratio_S * real_S) / tokens
-  return found
+    metrics[f"{name}_log_prob"] = jnp.sum(steps.log_prob * real_S) / tokens
+    metrics[f"{name}_drift"] = jnp.sum(ratio_S * real_S) / tokens
+  return metrics

@@ -16,7 +16,7 @@ from synthjax import files, multihost, progress
 from synthjax.config.schema import Objective
 from synthjax.data import trees
 from synthjax.kernels.linear_logprob import check_segments, segment_sums
-from synthjax.losses.registry import objective
+from synthjax.losses.registry import Segments, objective
 from synthjax.model.transformer import Constrain, Params, Transformer, unconstrained
 from synthjax.train.step import State, Trainer, check_rows
 
@@ -99,10 +99,15 @@ class PreferenceTrainer(Trainer):
     first_M1 = self.pairs * jnp.arange(groups)[:, None]
     padding = self.pairs * groups
     tree_MS = jnp.where(batch["tree"] < self.pairs, batch["tree"] + first_M1, padding)
-    of_segments = ("reference", "segment_tokens", "weight", "side", "advantage")
-    flat = {name: batch[name].reshape(-1) for name in of_segments}
-    flat["tree"] = tree_MS.reshape(-1)
-    return objective(sums_MS.reshape(-1), flat, padding, self.objective)
+    segments = Segments(
+      reference_S=batch["reference"].reshape(-1),
+      tokens_S=batch["segment_tokens"].reshape(-1),
+      weight_S=batch["weight"].reshape(-1),
+      side_S=batch["side"].reshape(-1),
+      advantage_S=batch["advantage"].reshape(-1),
+      pair_S=tree_MS.reshape(-1),
+    )
+    return objective(sums_MS.reshape(-1), segments, padding, self.objective)
 
   def _micro_batches(self, arrays: Batch) -> Batch:
     """Arrays [A, ...]: every device's rows and groups in A parts, which stay on the device."""

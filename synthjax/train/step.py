@@ -14,7 +14,7 @@ import optax
 from synthjax.config import schema
 from synthjax.kernels.interval_attention import check_until
 from synthjax.kernels.linear_logprob import check_targets
-from synthjax.losses import LOSSES
+from synthjax.losses.registry import TOKEN_LOSSES
 from synthjax.model.transformer import Params, Transformer
 from synthjax.sharding import Layout
 
@@ -133,7 +133,7 @@ class Trainer:
     hidden_BTD = self.model.hidden(params, batch["tokens"], batch["positions"], batch["until"])
     with jax.named_scope("head"):
       found = self.model.log_prob(params, hidden_BTD, batch["targets"], self.layout.split)
-    return LOSSES[self.cfg.loss](
+    return TOKEN_LOSSES[self.cfg.loss](
       found.log_prob, found.log_sum_exp, batch["weights"] / weight, self.cfg
     )
 

@@ -15,6 +15,7 @@ from synthjax.data import trees
 from synthjax.data.trees import Node
 from synthjax.kernels.interval_attention import check_until
 from synthjax.kernels.linear_logprob import check_segments, check_targets
+from synthjax.losses.registry import Segments, objective
 from synthjax.model.transformer import Transformer
 from synthjax.sharding import make_layout
 from synthjax.train import optimizer, preference
@@ -261,14 +262,17 @@ def test_an_identical_pair_gives_log_2():
   rows = [[trees.pair([1, 2], same, same)]]
   batch = {k: jnp.asarray(v) for k, v in trees.layout(rows, trees.bounds(rows, 1, 16)).items()}
   sums_S = preference.segment_log_probs(MODEL, MODEL.init(jax.random.key(0)), batch)[0]
-  flat = {
-    name: batch[name][0] for name in ("tree", "side", "weight", "advantage", "segment_tokens")
-  }
-  flat["reference"] = jnp.zeros_like(sums_S)
-  for loss in ("dpo", "step_dpo"):
-    assert float(
-      preference.objective(sums_S, flat, 1, schema.Objective(loss=loss))[0]
-    ) == pytest.approx(np.log(2))
+  segments = Segments(
+    reference_S=jnp.zeros_like(sums_S),
+    tokens_S=batch["segment_tokens"][0],
+    weight_S=batch["weight"][0],
+    side_S=batch["side"][0],
+    advantage_S=batch["advantage"][0],
+    pair_S=batch["tree"][0],
+  )
+  for name in ("dpo", "step_dpo"):
+    loss, _ = objective(sums_S, segments, 1, schema.Objective(loss=name))
+    assert float(loss) == pytest.approx(np.log(2))
 
 
 def test_what_does_not_fit_is_named():
