@@ -14,7 +14,7 @@ from typing import NamedTuple
 from synthjax import files, progress, stages
 from synthjax.config import schema
 from synthjax.data import sources
-from synthjax.data.sources import Example
+from synthjax.data.formats import Example
 from synthjax.evaluate import protocols
 from synthjax.evaluate import run as evaluate_lib
 from synthjax.records import Pair

@@ -11,7 +11,7 @@ from synthjax import job as jobs
 from synthjax.config import schema
 from synthjax.config.worlds import World
 from synthjax.data import cache, sources, tokenizers
-from synthjax.data.sources import Example
+from synthjax.data.formats import Example
 from synthjax.math_study import splits
 from synthjax.overlap import Document
 from synthjax.recipes import finetune
@@ -137,16 +137,8 @@ def test_what_repeats_is_left_out_and_counted_where_the_config_says_so(tmp_path)
     (f"{train}, row {row}", f"{tmp_path / 'test.jsonl'}, row {row - 7}") for row in (8, 9, 10)
   ]
   source = sources.of_split(experiment.data, "train")[0]
-  counts = cache.cache(
-    source,
-    experiment.data,
-    WORLD,
-    "train",
-    tokenizers.Bytes(),
-    tmp_path / "cache",
-    say=lambda _: None,
-    left_out=left_out,
-  )
+  corpus = sources.Corpus(source, experiment.data, WORLD, tokenizers.Bytes(), left_out)
+  counts = cache.cache(corpus, "train", tmp_path / "cache", say=lambda _: None)
   assert counts["documents"] == 7 and counts["dropped"] == {"repeats an evaluation problem": 3}
 
 

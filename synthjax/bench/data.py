@@ -11,7 +11,7 @@ import numpy as np
 
 from synthjax.config import schema
 from synthjax.config.worlds import World
-from synthjax.data import cache, documents, loader, packing, tokenizers
+from synthjax.data import cache, documents, loader, packing, sources, tokenizers
 from synthjax.worlds import shop
 
 _ROW_LENGTH = 512
@@ -107,7 +107,8 @@ def _loader(seconds) -> None:
       (schema.Source("text", str(text)), _ROW_LENGTH),
     ):
       data, where = schema.Data(seq_len=seq_len), f"{folder}/{source.task}"
-      cache.cache(source, data, world, "train", tokenizer, where, say=lambda _: None)
+      corpus = sources.Corpus(source, data, world, tokenizer)
+      cache.cache(corpus, "train", where, say=lambda _: None)
       rows = loader.Rows(documents.CachedDocuments(where), seq_len, 0)
       wall, cpu, count = time.monotonic(), time.process_time(), 0
       for batch in loader.batches(rows, 64, 1 << 30):

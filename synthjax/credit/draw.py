@@ -8,7 +8,7 @@ from synthjax import files
 from synthjax.config.credit import Sampling
 from synthjax.credit import steps
 from synthjax.credit.values import Generate, Ids
-from synthjax.data.sources import Example
+from synthjax.data.formats import Example
 from synthjax.data.tokenizers import Tokenizer
 from synthjax.records import Record, Trace, Verdict
 from synthjax.rollout.requests import Request, Sample

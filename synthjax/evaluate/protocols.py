@@ -5,7 +5,7 @@ import typing
 
 from synthjax import files, shipped
 from synthjax.config import fields, schema
-from synthjax.data.sources import Example
+from synthjax.data.formats import Example
 from synthjax.errors import ConfigError
 
 
@@ -14,7 +14,7 @@ class Protocol:
   """A task asked in one way."""
 
   name: str
-  task: schema.TASK  # of data/sources.py
+  task: schema.TASK  # of data/formats.py
   mode: str  # where the final answer stands, see verify/extract.py
   shots: str = ""  # file of worked examples below data/prompts; "": the prompt that policies are fine-tuned with here
   template: str = ""  # of a problem and its worked examples, with {question}

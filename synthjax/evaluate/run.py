@@ -7,6 +7,7 @@ from synthjax import files
 from synthjax.config import schema
 from synthjax.config.credit import Sampling
 from synthjax.data import sources
+from synthjax.data.formats import Example
 from synthjax.data.tokenizers import Tokenizer
 from synthjax.evaluate import protocols, score
 from synthjax.evaluate.score import Answered, Response
@@ -35,7 +36,7 @@ def evaluate(
 
 def answer(
   engine: Engine,
-  examples: Sequence[sources.Example],
+  examples: Sequence[Example],
   experiment: schema.Experiment,
   out: pathlib.Path,
 ) -> dict:
@@ -72,7 +73,7 @@ def answer(
   return score.score(answered, protocol, cfg.policy, cfg.pass_at, out, decoding)
 
 
-def problems(experiment: schema.Experiment) -> list[sources.Example]:
+def problems(experiment: schema.Experiment) -> list[Example]:
   """The test problems of the experiment's protocol.
 
   Raises:
@@ -112,7 +113,7 @@ def golds(experiment: schema.Experiment) -> dict[str, Answered]:
   return {e.id: Answered(e.id, e.question, e.answer, (), e.group) for e in problems(experiment)}
 
 
-def _responses(example: sources.Example, result: Result) -> tuple[Response, ...]:
+def _responses(example: Example, result: Result) -> tuple[Response, ...]:
   if result.error:
     raise files.DataError(f"problem {example.id!r} cannot be asked: {result.error}")
   return tuple(Response(sample.text, sample.finish == "stop") for sample in result.samples)

@@ -20,7 +20,7 @@ from synthjax.credit import steps
 from synthjax.credit.draw import Drawn, Judge, Splitting, draw, right
 from synthjax.data import trees
 from synthjax.data.documents import TokenDocuments
-from synthjax.data.sources import Example
+from synthjax.data.formats import Example
 from synthjax.data.tokenizers import Tokenizer
 from synthjax.errors import Error
 from synthjax.evaluate import protocols, score

@@ -11,7 +11,7 @@ import numpy as np
 from synthjax import files, overlap, progress, stages
 from synthjax.config import schema
 from synthjax.data import sources
-from synthjax.data.sources import Example
+from synthjax.data.formats import Example
 from synthjax.errors import ConfigError
 from synthjax.evaluate import run as evaluate_lib
 from synthjax.verify import decontaminate

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from synthjax import files, locks, progress
-from synthjax.data.sources import Example
+from synthjax.data.formats import Example
 from synthjax.job import Job
 from synthjax.math_study import arms as study_arms
 from synthjax.math_study import settings, splits

@@ -56,17 +56,10 @@ def prepare(job: Job) -> tuple[tokenizers.Tokenizer, dict[pathlib.Path, float]]:
   if multihost.is_first():
     files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
   for (split, source), folder in _caches(job).items():
-    cache.cache(
-      source,
-      job.experiment.data,
-      job.experiment.world,
-      split,
-      tokenizer,
-      folder,
-      job.runner,
-      job.force,
-      left_out=left_out if split == "train" else frozenset(),
-    )
+    corpus = sources.Corpus(source, job.experiment.data, job.experiment.world, tokenizer)
+    if split == "train":
+      corpus = dataclasses.replace(corpus, left_out=left_out)
+    cache.cache(corpus, split, folder, job.runner, job.force)
   return tokenizer, {
     folder: source.rate for (split, source), folder in _caches(job).items() if split == "train"
   }

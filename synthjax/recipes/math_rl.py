@@ -18,7 +18,7 @@ import numpy as np
 from synthjax import files, locks, progress, stats
 from synthjax import job as jobs
 from synthjax.config import schema
-from synthjax.data.sources import Example
+from synthjax.data.formats import Example
 from synthjax.errors import ConfigError
 from synthjax.job import Job
 from synthjax.math_study import arms as study_arms

@@ -19,7 +19,7 @@ from synthjax.config.worlds import Star
 from synthjax.credit import values
 from synthjax.credit.draw import Judge
 from synthjax.credit.pairs import Sampled, Samples
-from synthjax.data.sources import Example
+from synthjax.data.formats import Example
 from synthjax.data.tokenizers import Words
 from synthjax.job import Job
 from synthjax.math_study import preference_data

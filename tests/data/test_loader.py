@@ -3,25 +3,16 @@ import pytest
 
 from synthjax.config import schema
 from synthjax.config.worlds import World
-from synthjax.data import cache, documents, loader, tokenizers
+from synthjax.data import cache, documents, loader, sources, tokenizers
 
 
 @pytest.fixture(scope="module")
 def cached(tmp_path_factory):
-  folder, data, world = (
-    tmp_path_factory.mktemp("loader") / "c",
-    schema.Data(seq_len=64),
-    World(),
-  )
-  cache.cache(
-    schema.Source(count=300),
-    data,
-    world,
-    "train",
-    tokenizers.load(data.tokenizer, world),
-    folder,
-    say=lambda _: None,
-  )
+  folder = tmp_path_factory.mktemp("loader") / "c"
+  data, world = schema.Data(seq_len=64), World()
+  tokenizer = tokenizers.load(data.tokenizer, world)
+  corpus = sources.Corpus(schema.Source(count=300), data, world, tokenizer)
+  cache.cache(corpus, "train", folder, say=lambda _: None)
   return documents.CachedDocuments(folder)
 
 

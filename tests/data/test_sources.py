@@ -10,7 +10,8 @@ import pytest
 from synthjax import config, files
 from synthjax.config import schema
 from synthjax.config.worlds import World
-from synthjax.data import cache, documents, sources, tokenizers
+from synthjax.data import cache, documents, formats, sources, tokenizers
+from synthjax.data.formats import Example
 
 WORLD = World()
 
@@ -18,7 +19,8 @@ WORLD = World()
 def _cache(source, to, split="train", tokenizer=None, **data):
   tokenizer = tokenizer or tokenizers.Bytes()
   data = schema.Data(**{"seq_len": 4096, "too_long": "drop", **data})
-  counts = cache.cache(source, data, WORLD, split, tokenizer, to, say=lambda _: None)
+  corpus = sources.Corpus(source, data, WORLD, tokenizer)
+  counts = cache.cache(corpus, split, to, say=lambda _: None)
   cached = documents.CachedDocuments(to)
   texts = [tokenizer.decode(record[1:]) for record in cached.read(range(len(cached)))]
   return counts, dict(zip(cached.ids(), texts)), cached
@@ -75,7 +77,7 @@ def test_rows_of_another_task_are_told_to_be_that():
       files.DataError,
       match=rf"\(found fields: .*\); rows of .* are task '{meant}': set config.data.task",
     ):
-      sources._MAKERS[said](sources._Row(row, "own.jsonl", 1, "x"))
+      formats.parse(said, formats.RawRow(row, "own.jsonl", 1, "x"))
 
 
 def test_own_problems_need_an_answer_and_for_training_a_solution(tmp_path):
@@ -85,7 +87,7 @@ def test_own_problems_need_an_answer_and_for_training_a_solution(tmp_path):
   source = schema.Source("problems", str(path))
   train, test = (list(sources.read(source, WORLD, split, str(path))) for split in ("train", "test"))
   expected = ("Question: 2 + 3?\nAnswer:", " 2 + 3 = 5\n#### 5", "5", "", "2 + 3?")
-  assert train[0] == sources.Example("problems-own-0", *expected)
+  assert train[0] == Example("problems-own-0", *expected)
   assert (
     train[1].id == "b"
     and train[1].drop == "nothing to train on"
@@ -209,11 +211,13 @@ def test_a_document_too_long_is_an_error_where_the_config_says_so(tmp_path):
 def test_a_second_cache_is_a_no_op_that_imports_neither_tensorflow_nor_beam(tmp_path):
   command = """
 import json, sys
-from synthjax import schema
-from synthjax.data import cache, tokenizers
-from synthjax.generate.worlds import shop
+from synthjax.config import schema
+from synthjax.config.worlds import World
+from synthjax.data import cache, sources, tokenizers
 world, data = World(), schema.Data()
-counts = cache.cache(schema.Source(count=50), data, world, "train", tokenizers.load(data.tokenizer, world), sys.argv[1], say=lambda _: None)
+tokenizer = tokenizers.load(data.tokenizer, world)
+corpus = sources.Corpus(schema.Source(count=50), data, world, tokenizer)
+counts = cache.cache(corpus, "train", sys.argv[1], say=lambda _: None)
 print(json.dumps([counts, "tensorflow" in sys.modules or "apache_beam" in sys.modules]))
 """
   runs = [
