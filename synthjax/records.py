@@ -1,7 +1,8 @@
-"""The project's records: problems, traces and what is known about them, as frozen dataclasses <-> JSONL rows.
+"""The project's records: problems, traces, verdicts, step values, pairs.
 
-The words are the design's: a trace is a solution as a list of steps; a verdict says whether its answer is right; a step value is
-what n rollouts from a prefix say about it; a pair is what preference training learns from.
+Each is a frozen dataclass that is written as one row of a JSONL file. A trace is a solution as a list
+of steps; a verdict says whether its answer is correct; a step value is estimated from n rollouts after
+a prefix of a trace; a pair is what preference training learns from.
 """
 
 import dataclasses
@@ -14,11 +15,14 @@ from synthjax import files
 
 T = TypeVar("T")
 
+Ids = tuple[int, ...]  # token ids
+
 VERDICTS = ("equal", "different", "undecided")
+NO_ANSWER = "no-answer"  # reason of the verdict on a response in which no final answer was found
 
 
 def to_json(record: Any) -> dict:
-  """A JSON object of a dataclass with JSON-like fields; fields that hold their default are left out."""
+  """A dataclass with JSON-like fields as a JSON object, without the fields that hold their default."""
   row = {}
   for field in dataclasses.fields(record):
     value = getattr(record, field.name)
@@ -46,10 +50,10 @@ def from_json(cls: type[T], row: Mapping[str, Any]) -> T:
       raise files.DataError(
         f"{cls.__name__}: field {name!r} is missing; found {', '.join(row) or 'nothing'}"
       )
-  found = {}
+  values = {}
   for name, value in row.items():
-    found[name] = _decode(hints[name], value, f"{cls.__name__}.{name}")
-  return cls(**found)
+    values[name] = _decode(hints[name], value, f"{cls.__name__}.{name}")
+  return cls(**values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +78,8 @@ class Problem(Record):
   question: str  # what the policy is shown
   answer: str  # the final answer in canonical text, "" when unknown
   source: str = ""  # where it comes from: "world", "gsm8k", a file's name
-  metadata: dict = dataclasses.field(
-    default_factory=dict
-  )  # subject, level, number of operations: JSON values
+  # subject, level, number of operations: JSON values
+  metadata: dict = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +100,8 @@ class Trace(Record):
   steps: tuple[Step, ...] = ()  # in order, not overlapping
   answer: str | None = None  # the final answer extracted from the text; None when it has none
   source: str = ""  # teacher or policy that wrote it
-  sampler: dict = dataclasses.field(
-    default_factory=dict
-  )  # temperature, top_p, ... of a sampled trace
+  # temperature, top_p, ... of a sampled trace
+  sampler: dict = dataclasses.field(default_factory=dict)
   seed: int | None = None  # of a sampled trace
   metadata: dict = dataclasses.field(default_factory=dict)
 
@@ -108,18 +110,21 @@ class Trace(Record):
     for number, step in enumerate(self.steps):
       if not previous <= step.start < step.end <= len(self.text):
         raise files.DataError(
-          f"Trace of {self.problem_id!r}: step {number} spans [{step.start}, {step.end}); expected a non-empty span "
-          f"from {previous} on within the {len(self.text)} characters of the text"
+          f"Trace of {self.problem_id!r}: step {number} spans [{step.start}, {step.end}); "
+          f"expected a non-empty span from {previous} on within the {len(self.text)} characters "
+          "of the text"
         )
       previous = step.end
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict(Record):
-  """Three-valued: `equal`, `different`, or `undecided` with a reason. Reward 1 iff equal."""
+  """Whether an answer equals the gold answer: `equal`, `different`, or `undecided` with a reason."""
 
   value: str  # one of VERDICTS
-  reason: str = ""  # of an undecided one, see docs/verify.md: timeout, memory, no-answer, too-long, error: NAME, words-in-prediction, ...
+  # why it is undecided, see docs/verify.md: timeout, memory, no-answer, too-long, error: NAME,
+  # words-in-prediction, ...
+  reason: str = ""
 
   def __post_init__(self):
     if self.value not in VERDICTS:
@@ -132,38 +137,47 @@ class Verdict(Record):
       )
 
   @property
-  def reward(self) -> int:
-    return int(self.value == "equal")
+  def correct(self) -> bool:
+    """Whether the answer is known to be correct; what evaluation counts."""
+    return self.value == "equal"
+
+  @property
+  def reward(self) -> int | None:
+    """What training learns from: 1 for correct, 0 for incorrect, None for undecided.
+
+    A response without an answer is incorrect: nothing about it is in doubt.
+    """
+    if self.value == "undecided" and self.reason != NO_ANSWER:
+      return None
+    return int(self.correct)
 
 
 @dataclasses.dataclass(frozen=True)
 class StepValue(Record):
-  """What n rollouts from the prefix that ends with a step say: c of them were right."""
+  """The value of the prefix of a trace that ends with a step, from n rollouts after it."""
 
   problem_id: str
   trace: int  # index of the trace among those of the job
   step: int  # number of steps in the prefix; 0 is the bare problem
   n: int  # rollouts with a decided verdict
-  c: int  # right ones among them
-  q: (
-    float | None
-  )  # estimated success probability after this prefix; None where too few rollouts were decided
-  advantage: float | None = (
-    None  # q minus the q of the prefix one step shorter; None where one of them is not known, as at step 0
-  )
+  c: int  # correct ones among them
+  # estimated success probability after the prefix; None where too few rollouts were decided
+  q: float | None
+  # q minus the q of the prefix one step shorter; None where one of them is unknown, as at step 0
+  advantage: float | None = None
   undecided: int = 0  # rollouts left out of n
   standard_error: float | None = None  # of q; 0 for the reward of a trace that has ended
 
   def __post_init__(self):
     if not 0 <= self.c <= self.n:
       raise files.DataError(
-        f"StepValue of {self.problem_id!r}: c={self.c} right out of n={self.n} rollouts"
+        f"StepValue of {self.problem_id!r}: c={self.c} correct out of n={self.n} rollouts"
       )
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair(Record):
-  """A preference: after `prefix`, `chosen` is better than `rejected`."""
+  """A preference as text: after `prefix`, `chosen` is better than `rejected`."""
 
   problem_id: str
   prefix: str
@@ -172,6 +186,7 @@ class Pair(Record):
   mode: str  # paper | branch | step | random | distant
   chosen_complete: bool = True  # ends with the end-of-text token
   rejected_complete: bool = True
+  # the sampled tokens with their weights and advantages, see data/pair_trees.py
   metadata: dict = dataclasses.field(default_factory=dict)
 
 
@@ -181,7 +196,11 @@ def read(cls: type[Record], path: files.Path, limit: int | None = None) -> Itera
 
 
 def parse(cls: type[Record], rows: Iterable[dict], path: files.Path) -> Iterator[Any]:
-  """Yields the records of rows that were read from `path`. Raises DataError with file and row number."""
+  """Yields the records of rows that were read from `path`.
+
+  Raises:
+    DataError: a malformed row, with file and row number.
+  """
   for number, row in enumerate(rows, 1):
     try:
       yield cls.from_json(row)
@@ -191,7 +210,7 @@ def parse(cls: type[Record], rows: Iterable[dict], path: files.Path) -> Iterator
 
 def write(path: files.Path, records: Iterable[Record]) -> int:
   """Writes records as JSONL, atomically. Returns their number."""
-  return files.write_jsonl(path, (r.to_json() for r in records))
+  return files.write_jsonl(path, (record.to_json() for record in records))
 
 
 def _is_default(field, value):
@@ -211,7 +230,7 @@ def _encode(value):
 
 
 def _decode(hint, value, name):
-  """`value` as the type `hint` asks for: a nested record, a tuple of them, or a plain JSON value of that type."""
+  """`value` as the type `hint` asks for: a record, a tuple, or a plain JSON value of that type."""
   origin, args = typing.get_origin(hint), typing.get_args(hint)
   if origin is types.UnionType:
     if value is None:
@@ -220,7 +239,8 @@ def _decode(hint, value, name):
   if origin is tuple:
     if not isinstance(value, list):
       raise files.DataError(f"{name} is {value!r}; expected a list")
-    if set(map(type, value)) == {args[0]}:  # the many ids and log-probs of a sample
+    # A short cut for the many ids and log-probs of a sample.
+    if set(map(type, value)) == {args[0]}:
       return tuple(value)
     return tuple(_decode(args[0], v, f"{name}[{i}]") for i, v in enumerate(value))
   if isinstance(hint, type) and dataclasses.is_dataclass(hint):

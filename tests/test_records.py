@@ -66,7 +66,7 @@ def test_files_of_records_come_back_and_a_bad_row_is_named(tmp_path, name):
     (lambda: Trace("p", "ab", (Step(0, 2), Step(1, 2))), "step 1 spans"),
     (lambda: Verdict("maybe"), "expected one of equal, different, undecided"),
     (lambda: Verdict("undecided"), "has a reason"),
-    (lambda: StepValue("p", 0, 1, n=4, c=5, q=1.0), "c=5 right out of n=4"),
+    (lambda: StepValue("p", 0, 1, n=4, c=5, q=1.0), "c=5 correct out of n=4"),
   ],
 )
 def test_records_that_cannot_be_are_refused(make, message):

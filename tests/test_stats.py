@@ -87,7 +87,7 @@ def test_a_paired_difference_is_narrower_than_the_difference_of_two_means():
 def test_the_published_table_of_qwen_math_samples_comes_out(shared_data):
   rows = list(files.read_jsonl(shared_data / "llm_generated/qwen_math_cot_100.jsonl"))
   pairs = [(row["gt"], extract.extract(text, "boxed")) for row in rows for text in row["code"]]
-  rewards = [verdict.reward for verdict in pool.compare_many(pairs)]
+  rewards = [verdict.correct for verdict in pool.compare_many(pairs)]
   ours = np.array(rewards).reshape(100, 8)
   theirs = np.array([row["score"] for row in rows], int)
   for right, expected in ((theirs, (91.0, 93.29, 95.1, 96.0)), (ours, (91.125, 93.54, 95.6, 97.0))):
@@ -164,7 +164,7 @@ def test_few_shot_prompts_hold_their_examples_and_their_hash_tells_them_apart():
   for row in files.read_jsonl(shipped.folder("prompts") / "math_minerva4.jsonl"):
     assert pool.compare_many(
       [(extract.extract(row["solution"], "boxed"), extract.extract(row["solution"], "minerva"))]
-    )[0].reward
+    )[0].correct
 
 
 @pytest.mark.parametrize(

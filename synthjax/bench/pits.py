@@ -13,17 +13,17 @@ from synthjax import job as jobs
 from synthjax.config import schema
 from synthjax.config.credit import Sampling, ValueConfig
 from synthjax.credit import pits, values
-from synthjax.credit.draw import to_value
 from synthjax.credit.schedules import SCHEDULES, Count, pit_of
+from synthjax.credit.traces import PromptedTrace, SampledTrace, traces_to_value
 from synthjax.math_study import cell, preference_data
 from synthjax.records import Verdict
-from synthjax.rollout.requests import Request, Result, Sample
+from synthjax.rollout.requests import Generate, Request, Result, Sample
 
 
 class Simulated(NamedTuple):
   """Traces whose prefixes have known success probabilities."""
 
-  traces: list[values.TokenTrace]
+  traces: list[PromptedTrace]
   success: dict[tuple[int, ...], float]  # of a rollout, by the prefix's ids
   pits: list[int]
 
@@ -66,9 +66,13 @@ def simulate(world: str, count: int, seed: int) -> Simulated:
   for number in range(count):
     steps = int(random.integers(4, 9))
     pit = int(random.integers(1, steps + 1))
-    found.traces.append(
-      values.TokenTrace(str(number), (number,), tuple((i,) for i in range(steps)), reward=0)
+    trace = SampledTrace(
+      problem_id=str(number),
+      text="",
+      steps=tuple((i,) for i in range(steps)),
+      verdict=Verdict("different"),
     )
+    found.traces.append(PromptedTrace((number,), trace))
     found.pits.append(pit)
     for step in range(steps):
       found.success[(number, *range(step))] = float(random.beta(*(before if step < pit else after)))
@@ -172,8 +176,8 @@ def _on_the_world(problems: int) -> None:
     on = cell.open_cell(job, jobs.tokenizer_of(job), problems, 0)
     base = cell.Policy("base", experiment.train.init, cell.Cost(), cell.Cost())
     drawn, _ = on.sample(base, experiment.study.samples)
-    traces = preference_data.token_traces(on, to_value(drawn, 1, right_too=False))
-    right = sum(d.verdict.reward for d in drawn) / len(drawn)
+    traces = preference_data.prompted(on, traces_to_value(drawn, 1, correct_too=False))
+    right = sum(d.verdict.correct for d in drawn) / len(drawn)
     print(
       f"base policy: {len(traces)} wrong traces, one a problem of {problems}; {100 * right:.1f} % of its samples are right"
     )
@@ -182,9 +186,9 @@ def _on_the_world(problems: int) -> None:
 
 
 def _report(
-  traces: Sequence[values.TokenTrace],
-  generate: values.Generate,
-  judge: values.Judge,
+  traces: Sequence[PromptedTrace],
+  generate: Generate,
+  judge: values.RolloutJudge,
   true: Sequence[int | None] | None,
   how: Sampling = Sampling(),
 ) -> None:

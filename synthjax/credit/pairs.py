@@ -21,61 +21,54 @@ import numpy as np
 from synthjax import files
 from synthjax.config.credit import PairConfig
 from synthjax.credit.pits import Evidence, first_pit
+from synthjax.credit.traces import SampledTrace
 from synthjax.data.tokenizers import Tokenizer
 from synthjax.data.trees import Node
-from synthjax.records import Pair, Verdict
+from synthjax.records import Ids, Pair
 
-Ids = tuple[int, ...]
 _KINDS = {1: "right", 0: "wrong", None: "undecided"}  # of traces, by reward
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampled:
-  """A trace, or the continuation of one, as it was sampled."""
+class ValuedTrace:
+  """A sampled trace with what is known of its step values."""
 
-  steps: tuple[Ids, ...]  # ids, without end-of-text
-  verdict: Verdict
-  complete: bool  # the policy ended it
-  q: tuple[
-    float | None, ...
-  ] = ()  # q_0..q_L: of the bare problem and after each of the L steps; None where not known, () where none is
-  # Samples from its prefixes, by the number of steps in the prefix; the right ones may be chosen against its pit.
-  continuations: Mapping[int, Sequence["Sampled"]] = dataclasses.field(default_factory=dict)
-  counts: tuple[
-    Evidence | None, ...
-  ] = ()  # what each q was estimated from; None, or () for all, where it is known exactly
+  trace: SampledTrace
+  # q_0..q_L: of the bare problem and after each of the L steps; None where unknown, () where all are
+  q: tuple[float | None, ...] = ()
+  # what each q was estimated from; None, or () for all, where it is known exactly
+  counts: tuple[Evidence | None, ...] = ()
+  # samples from its prefixes, by the number of steps in the prefix; the correct ones may be chosen
+  # against its pit
+  continuations: Mapping[int, Sequence[SampledTrace]] = dataclasses.field(default_factory=dict)
 
-  def __post_init__(self):
-    if self.q and len(self.q) != len(self.steps) + 1:
+  def __post_init__(self) -> None:
+    steps = len(self.trace.steps)
+    if self.q and len(self.q) != steps + 1:
       raise files.DataError(
-        f"a trace of {len(self.steps)} steps has {len(self.q)} values q; expected {len(self.steps) + 1}: that of the "
+        f"a trace of {steps} steps has {len(self.q)} values q; expected {steps + 1}: that of the "
         "bare problem and one after each step"
       )
     if self.counts and len(self.counts) != len(self.q):
       raise files.DataError(
-        f"a trace of {len(self.q)} values q has {len(self.counts)} counts of rollouts; expected one for each, or none"
+        f"a trace of {len(self.q)} values q has {len(self.counts)} counts of rollouts; expected one "
+        "for each, or none"
       )
 
-  def reward(self) -> int | None:
-    """1 for a right trace, 0 for a wrong one or one without an answer (as in step values), None for another that is undecided."""
-    return (
-      self.verdict.reward
-      if self.verdict.value != "undecided" or self.verdict.reason == "no-answer"
-      else None
-    )
-
   def advantages(self) -> list[float] | None:
-    """q_i - q_(i-1) of every step; None where a value is not known."""
+    """q_i - q_(i-1) of every step; None where a value is unknown."""
     known = [q for q in self.q if q is not None]
-    return np.diff(known).tolist() if len(known) == len(self.steps) + 1 else None
+    if len(known) != len(self.trace.steps) + 1:
+      return None
+    return np.diff(known).tolist()
 
 
 class Samples(NamedTuple):
   """What was sampled for a problem."""
 
   problem_id: str
-  prompt_ids: tuple[int, ...]
-  traces: tuple[Sampled, ...]
+  prompt_ids: Ids
+  traces: tuple[ValuedTrace, ...]
 
 
 class Built(NamedTuple):
@@ -93,7 +86,7 @@ def build(samples: Iterable[Samples], cfg: PairConfig, tokenizer: Tokenizer) -> 
   }
   for of_problem in samples:
     for trace in of_problem.traces:
-      counts["traces"][_KINDS[trace.reward()]] += 1
+      counts["traces"][_KINDS[trace.trace.reward]] += 1
     candidates = list(_candidates(of_problem, cfg, tokenizer.eos_id, counts))
     found = list(_select(of_problem, candidates, cfg, tokenizer, counts["dropped"]))
     counts["problems"]["with pairs" if found else "without pairs"] += 1
@@ -126,7 +119,7 @@ def edit_distance(one: Sequence[int], other: Sequence[int]) -> int:
   return distance
 
 
-def tree(prompt_ids: Sequence[int], traces: Sequence[Sampled], eos_id: int) -> Node:
+def tree(prompt_ids: Sequence[int], traces: Sequence[ValuedTrace], eos_id: int) -> Node:
   """All traces of a problem as one prefix tree: every step is one node, with its advantage; end-of-text is within the last step.
 
   Traces that share a step estimate the same advantage, so the node takes their mean.
@@ -143,7 +136,7 @@ def tree(prompt_ids: Sequence[int], traces: Sequence[Sampled], eos_id: int) -> N
       )
     branches = first
     for step, advantage in zip(
-      _ended(trace.steps, trace.complete, eos_id), advantages, strict=True
+      _ended(trace.trace.steps, trace.trace.complete, eos_id), advantages, strict=True
     ):
       branch = branches.setdefault(step, _Branch([], {}))
       branch.advantages.append(advantage)
@@ -199,10 +192,10 @@ class _Candidate(NamedTuple):
 
 def _candidates(samples: Samples, cfg: PairConfig, eos_id: int, counts) -> Iterator[_Candidate]:
   """All pairs that a problem's traces admit; pits and the traces that have none are counted."""
-  right = [trace for trace in samples.traces if trace.reward() == 1]
+  right = [trace for trace in samples.traces if trace.trace.reward == 1]
   at_pit = cfg.mode in ("branch", "step")
   for number, trace in enumerate(samples.traces):
-    if trace.reward() != 0:
+    if trace.trace.reward != 0:
       continue
     pit, better = None, right
     if cfg.mode not in ("random", "distant"):
@@ -214,10 +207,10 @@ def _candidates(samples: Samples, cfg: PairConfig, eos_id: int, counts) -> Itera
           else "trace: no step values"
         ] += 1
         continue
-      pit = _at(pit, len(trace.steps), number, samples.problem_id, cfg)
+      pit = _at(pit, len(trace.trace.steps), number, samples.problem_id, cfg)
       counts["pits"][pit] += 1
       better = (
-        [other for other in trace.continuations.get(pit - 1, ()) if other.reward() == 1]
+        [ValuedTrace(c) for c in trace.continuations.get(pit - 1, ()) if c.reward == 1]
         if at_pit
         else right
       )
@@ -229,7 +222,7 @@ def _candidates(samples: Samples, cfg: PairConfig, eos_id: int, counts) -> Itera
     rejected = _side(trace, first, pit, None if pit else eos_id)
     for other in better:
       chosen = _side(other, 0, 1, None) if cfg.mode == "step" else _side(other, 0, None, eos_id)
-      yield _Candidate(number, pit, trace.steps[:first], chosen, rejected)
+      yield _Candidate(number, pit, trace.trace.steps[:first], chosen, rejected)
 
 
 def _at(pit: int, steps: int, trace: int, problem_id: str, cfg: PairConfig) -> int:
@@ -243,9 +236,9 @@ def _at(pit: int, steps: int, trace: int, problem_id: str, cfg: PairConfig) -> i
   return steps if cfg.pit == "last" else pit
 
 
-def _side(trace: Sampled, first: int, last: int | None, eos_id: int | None) -> _Side:
+def _side(valued: ValuedTrace, first: int, last: int | None, eos_id: int | None) -> _Side:
   """Steps [first, last) of a trace; an `eos_id` is given to a trace that ended."""
-  advantages = trace.advantages()
+  advantages, trace = valued.advantages(), valued.trace
   steps, complete = trace.steps[first:last], trace.complete and eos_id is not None
   return _Side(_ended(steps, complete, eos_id), complete, advantages and advantages[first:last])
 

@@ -15,34 +15,14 @@ from synthjax import files, progress
 from synthjax.config.credit import Schedule, ValueConfig
 from synthjax.credit import pits
 from synthjax.credit.schedules import SCHEDULES, Count, pit_of
-from synthjax.records import Record, StepValue, Verdict
-from synthjax.rollout.requests import Request, Result, Sample
+from synthjax.credit.traces import PromptedTrace, SampledTrace
+from synthjax.records import NO_ANSWER, Ids, Record, StepValue, Verdict
+from synthjax.rollout.requests import Generate, Request, Result, Sample
 
-Ids = tuple[int, ...]
-Generate = Callable[[Iterable[Request]], Iterator[Result]]
-Judge = Callable[
-  [str, Ids, Sample], Verdict
-]  # (problem id, ids of the steps before the rollout, the rollout); called from several threads
+# (problem id, ids of the steps before the rollout, the rollout); called from several threads
+RolloutJudge = Callable[[str, Ids, Sample], Verdict]
 
 _WAITING = 1024  # results that may wait for their verdicts before the next one is taken
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenTrace(Record):
-  """A trace in the tokens that were sampled."""
-
-  problem_id: str
-  prompt_ids: tuple[int, ...]
-  steps: tuple[tuple[int, ...], ...]
-  complete: bool = True  # it ended by itself: nothing can follow its last step
-  reward: int | None = None  # of a complete one; None where its verdict is undecided
-
-  def __post_init__(self):
-    if self.reward not in (None, 0, 1) or (self.reward is not None and not self.complete):
-      raise files.DataError(
-        f"TokenTrace of {self.problem_id!r}: reward {self.reward!r}, complete {self.complete}; expected 0 or 1 for a "
-        "complete trace, None for one that is cut off or undecided"
-      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +51,7 @@ class Valued(NamedTuple):
 
 
 def estimate(
-  traces: Sequence[TokenTrace], generate: Generate, judge: Judge, cfg: ValueConfig
+  traces: Sequence[PromptedTrace], generate: Generate, judge: RolloutJudge, cfg: ValueConfig
 ) -> Valued:
   """Values of the traces' prefixes and their pits.
 
@@ -85,8 +65,8 @@ def estimate(
     DataError: the engine left a request without an answer, or answered what nobody asked.
   """
   job = _Job(generate, judge, cfg)
-  prefixes = [_prefixes(trace) for trace in traces]
-  counts = [_unknown(trace) for trace in traces]
+  prefixes = [_prefixes(prompted) for prompted in traces]
+  counts = [_unknown(prompted.trace) for prompted in traces]
   unfinished = list(range(len(traces)))
   while unfinished:
     more = {i: SCHEDULES[cfg.schedule](counts[i], cfg) for i in unfinished}
@@ -100,7 +80,10 @@ def estimate(
       counts[i][step] = job.count(prefixes[i][step], rollouts)
     unfinished = [i for i in unfinished if more[i]]
   found = [pit_of(own, cfg) for own in counts]
-  rows = [_rows(i, trace, own, cfg.best_of) for i, (trace, own) in enumerate(zip(traces, counts))]
+  rows = [
+    _rows(number, prompted.trace.problem_id, own, cfg.best_of)
+    for number, (prompted, own) in enumerate(zip(traces, counts))
+  ]
   right = [
     {step: job.right(prefixes[i][step], count.asked) for step, count in enumerate(own) if count.c}
     for i, own in enumerate(counts)
@@ -126,7 +109,7 @@ class Compared(NamedTuple):
 
 
 def compare(
-  traces: Sequence[TokenTrace], generate: Generate, judge: Judge, cfg: ValueConfig
+  traces: Sequence[PromptedTrace], generate: Generate, judge: RolloutJudge, cfg: ValueConfig
 ) -> dict[Schedule, Compared]:
   """Runs every schedule on the same traces: what each spends, and how often its pits agree with the full one's."""
   runs = {
@@ -153,19 +136,14 @@ class _Prefix(NamedTuple):
   key: str
 
 
-def _prefixes(trace: TokenTrace) -> list[_Prefix]:
+def _prefixes(prompted: PromptedTrace) -> list[_Prefix]:
+  prompt_ids, trace = prompted
   found: list[_Prefix] = []
   given: Ids = ()
   for step in ((), *trace.steps):
     given += tuple(step)
-    found.append(
-      _Prefix(
-        trace.problem_id,
-        tuple(trace.prompt_ids),
-        given,
-        files.value_hash([trace.problem_id, *trace.prompt_ids, *given]),
-      )
-    )
+    key = files.value_hash([trace.problem_id, *prompt_ids, *given])
+    found.append(_Prefix(trace.problem_id, tuple(prompt_ids), given, key))
   return found
 
 
@@ -189,7 +167,7 @@ class _Judged(NamedTuple):
 class _Job:
   """What the rollouts said so far: each block is asked for once."""
 
-  def __init__(self, generate: Generate, judge: Judge, cfg: ValueConfig):
+  def __init__(self, generate: Generate, judge: RolloutJudge, cfg: ValueConfig):
     self.generate, self.judge, self.cfg = generate, judge, cfg
     self.known: dict[str, _Judged] = {}  # by request id
     self.spent: collections.Counter[str] = collections.Counter()
@@ -271,9 +249,9 @@ class _Job:
     verdicts = [
       self.judge(prefix.problem_id, prefix.given_ids, sample) for sample in result.samples
     ]
-    unanswered = sum(verdict.reason == "no-answer" for verdict in verdicts)
-    undecided = sum(verdict.value == "undecided" for verdict in verdicts) - unanswered
-    right = [sample for sample, verdict in zip(result.samples, verdicts) if verdict.reward]
+    unanswered = sum(verdict.reason == NO_ANSWER for verdict in verdicts)
+    undecided = sum(verdict.reward is None for verdict in verdicts)
+    right = [sample for sample, verdict in zip(result.samples, verdicts) if verdict.correct]
     return _Judged(
       len(verdicts) - undecided, len(right), undecided, unanswered, tuple(right[: self.cfg.keep])
     )
@@ -283,13 +261,14 @@ class _Job:
     self.spent.update(undecided=self.known[name].undecided, unanswered=self.known[name].unanswered)
 
 
-def _unknown(trace: TokenTrace) -> list[Count]:
+def _unknown(trace: SampledTrace) -> list[Count]:
   """What is known of every prefix of a trace before anything was sampled."""
   ended = trace.complete and bool(trace.steps)
-  return [Count()] * len(trace.steps) + [Count(ended=ended, reward=trace.reward)]
+  reward = trace.reward if trace.complete else None
+  return [Count()] * len(trace.steps) + [Count(ended=ended, reward=reward)]
 
 
-def _rows(number: int, trace: TokenTrace, counts: Sequence[Count], best_of: int) -> list[StepValue]:
+def _rows(number: int, problem_id: str, counts: Sequence[Count], best_of: int) -> list[StepValue]:
   rows = []
   before: float | None = None
   for step, count in enumerate(counts):
@@ -298,7 +277,7 @@ def _rows(number: int, trace: TokenTrace, counts: Sequence[Count], best_of: int)
       advantage = None if q is None or before is None else q - before
       rows.append(
         StepValue(
-          trace.problem_id,
+          problem_id,
           number,
           step,
           count.n,

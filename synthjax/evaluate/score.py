@@ -96,7 +96,7 @@ def score(
         **row.to_json(),
       }
       for row in judged
-      if not row.verdict.reward
+      if not row.verdict.correct
     ),
   )
   files.write_json(out / "results.json", results)
@@ -119,7 +119,7 @@ class _Judged(NamedTuple):
 
 
 def _numbers(problems: list[list[_Judged]], pass_at) -> dict:
-  shares = [sum(row.verdict.reward for row in rows) / len(rows) for rows in problems]
+  shares = [sum(row.verdict.correct for row in rows) / len(rows) for rows in problems]
   rows = [row for problem in problems for row in problem]
   accuracy, error = stats.mean(shares)
   found = {
@@ -136,7 +136,7 @@ def _numbers(problems: list[list[_Judged]], pass_at) -> dict:
   for k in pass_at:
     found[f"pass@{k}"], found[f"pass@{k}_standard_error"] = stats.mean(
       [
-        stats.pass_at(len(problem), sum(row.verdict.reward for row in problem), k)
+        stats.pass_at(len(problem), sum(row.verdict.correct for row in problem), k)
         for problem in problems
       ]
     )
@@ -154,7 +154,7 @@ def _flexible(problems) -> float:
     for row in problem
   ]
   verdicts = [pool.settle(gold, prediction) for gold, prediction in pairs]
-  right = iter([verdict is not None and verdict.reward for verdict in verdicts])
+  right = iter([verdict is not None and verdict.correct for verdict in verdicts])
   return stats.mean([sum(next(right) for _ in problem) / len(problem) for problem in problems])[0]
 
 
@@ -163,7 +163,7 @@ def _majority(rows: list[_Judged]) -> tuple[float, bool]:
   index, tie = stats.majority(
     [None if row.answer is None else fast.key(row.answer) for row in rows]
   )
-  return (0.0 if index is None else float(rows[index].verdict.reward)), tie
+  return (0.0 if index is None else float(rows[index].verdict.correct)), tie
 
 
 def _groups(problems) -> dict:
@@ -171,7 +171,7 @@ def _groups(problems) -> dict:
   members: dict[str, list[float]] = collections.defaultdict(list)
   for rows in problems:
     for group in filter(None, rows[0].problem.group.split(", ")):
-      members[group].append(sum(row.verdict.reward for row in rows) / len(rows))
+      members[group].append(sum(row.verdict.correct for row in rows) / len(rows))
   return (
     {
       "groups": {

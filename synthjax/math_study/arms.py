@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from synthjax.config import schema
 from synthjax.config.credit import PairMode, PitChoice
-from synthjax.credit.draw import Drawn
+from synthjax.credit.traces import SampledTrace
 from synthjax.data import trees
 from synthjax.math_study import clean_picks, preference_data
 from synthjax.math_study.cell import Cell, Cost, Policy, Solution
@@ -134,7 +134,7 @@ class Arms:
     self.found: dict[str, Policy] = {}
     self._teacher: list[Solution] = []
     self._trained_on: dict[str, list[Solution]] = {}  # by the name of an arm trained by likelihood
-    self._drawn: dict[tuple[str, int], tuple[list[Drawn], Cost]] = {}
+    self._drawn: dict[tuple[str, int], tuple[list[SampledTrace], Cost]] = {}
 
   def policy(self, arm: str) -> Policy:
     """The trained policy of an arm, and of all that it stands on.
@@ -189,7 +189,7 @@ class Arms:
       self._teacher = self.cell.teacher()
     return self._teacher
 
-  def drawn(self, policy: Policy, n: int) -> tuple[list[Drawn], Cost]:
+  def drawn(self, policy: Policy, n: int) -> tuple[list[SampledTrace], Cost]:
     """n traces of every problem, and what they took."""
     key = policy.name, n
     if key not in self._drawn:
@@ -240,7 +240,7 @@ class Arms:
       ),
     )
 
-  def _samples_for(self, name: str, policy: Policy) -> tuple[list[Drawn], Cost]:
+  def _samples_for(self, name: str, policy: Policy) -> tuple[list[SampledTrace], Cost]:
     """What an arm learns from, sampled from a policy."""
     equal = name == "rft2_equal" or (name in PAIRED and PAIRED[name].equal)
     return self.drawn(policy, self._equal(policy) if equal else self.cell.study.samples)
@@ -251,7 +251,7 @@ class Arms:
     _, values = preference_data.valued(self.cell, policy, drawn, correct_too=False)
     return math.ceil(self.cell.study.samples * (1 + values.sampled / max(cost.sampled, 1)))
 
-  def _kept(self, arm: str, drawn: Sequence[Drawn]) -> int:
+  def _kept(self, arm: str, drawn: Sequence[SampledTrace]) -> int:
     """Most distinct correct traces of a problem: as many of those sampled under every arm."""
     study = self.cell.study
     if arm == "rft_many":
@@ -262,7 +262,7 @@ class Arms:
     return round(study.kept * times)
 
   def _preference(
-    self, name: str, called: str, start: Policy, drawn: list[Drawn], cost: Cost
+    self, name: str, called: str, start: Policy, drawn: list[SampledTrace], cost: Cost
   ) -> Learn:
     """Values where the arm needs them, then pairs or trees; training goes on from `start`."""
     cell = self.cell

@@ -17,7 +17,7 @@ from synthjax import files, keys, progress, records, stages, workfolder
 from synthjax import job as jobs
 from synthjax.config import schema
 from synthjax.credit import steps
-from synthjax.credit.draw import Drawn, Judge, Splitting, draw, right
+from synthjax.credit.traces import Judge, SampledTrace, Splitting, distinct_correct, sample_traces
 from synthjax.data import trees
 from synthjax.data.documents import TokenDocuments
 from synthjax.data.formats import Example
@@ -193,7 +193,7 @@ class Cell:
     found = [
       Solution(p.id, tuple(self.tokenizer.encode(p.targets)))
       for p in self.problems
-      if verdicts[p.id].reward
+      if verdicts[p.id].correct
     ]
     if not found:
       raise files.DataError(
@@ -272,14 +272,16 @@ class Cell:
     )
     return Policy(name, str(self.folder / name / "checkpoints"), own, cost + own, notes)
 
-  def sample(self, policy: Policy, n: int) -> tuple[list[Drawn], Cost]:
+  def sample(self, policy: Policy, n: int) -> tuple[list[SampledTrace], Cost]:
     """(n traces of every problem, what they took). The first of more are those of fewer."""
     how, name = self.study.sampling, f"draw{n}_{policy.name}"
     seed = self.seed("draw", policy.name)
 
     def work(folder: pathlib.Path) -> dict:
       drawn = list(
-        draw(self.problems, self.sampler(policy, folder), self.judge, how, n, seed, self.splitting)
+        sample_traces(
+          self.problems, self.sampler(policy, folder), self.judge, how, n, seed, self.splitting
+        )
       )
       order = {p.id: i for i, p in enumerate(self.problems)}
       drawn.sort(key=lambda d: order[d.problem_id])
@@ -308,7 +310,7 @@ class Cell:
       work,
     )
     prompts = sum(len(prompt) for prompt in self.prompts.values())
-    drawn = list(records.read(Drawn, self.folder / name / "drawn.jsonl"))
+    drawn = list(records.read(SampledTrace, self.folder / name / "drawn.jsonl"))
     return drawn, Cost(sampled=found["tokens"], read=prompts)
 
   def sampler(self, policy: Policy, folder: pathlib.Path):
@@ -340,10 +342,10 @@ class Cell:
     held = self.held(policy)
     return held.fingerprint if held else policy.identity
 
-  def correct(self, name: str, drawn: Sequence[Drawn], most: int) -> list[Solution]:
+  def correct(self, name: str, drawn: Sequence[SampledTrace], most: int) -> list[Solution]:
     """Distinct correct traces, at most so many a problem; what became of the others is in the manifest of stage `right_NAME`."""
-    kept, distinct = right(drawn, most), right(drawn, len(drawn))
-    every = [d for d in drawn if d.verdict.reward]
+    kept, distinct = distinct_correct(drawn, most), distinct_correct(drawn, len(drawn))
+    every = [d for d in drawn if d.verdict.correct]
     ended = sum(d.complete for d in every)
     counts = {
       "traces": len(drawn),
@@ -359,9 +361,9 @@ class Cell:
     self.stage(f"right_{name}", [counts], lambda _: counts)
     return [Solution(d.problem_id, sum(d.steps, ())) for d in kept]
 
-  def check(self, drawn: Sequence[Drawn], policy: Policy) -> None:
+  def check(self, drawn: Sequence[SampledTrace], policy: Policy) -> None:
     """Raises TooWeakError where pits would be noise."""
-    accuracy = sum(d.verdict.reward for d in drawn) / len(drawn)
+    accuracy = sum(d.verdict.correct for d in drawn) / len(drawn)
     if accuracy < self.study.least_accuracy:
       raise TooWeakError(
         f"{self.folder.name}: {100 * accuracy:.1f} % of the samples of {policy.name!r} are right; below "

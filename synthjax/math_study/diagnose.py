@@ -17,9 +17,8 @@ from synthjax import files, locks, progress, records
 from synthjax import job as jobs
 from synthjax.config import schema
 from synthjax.credit import steps, values
-from synthjax.credit.draw import Drawn, Judge, to_value
 from synthjax.credit.pits import first_pit
-from synthjax.credit.values import Ids, TokenTrace
+from synthjax.credit.traces import Judge, PromptedTrace, SampledTrace, traces_to_value
 from synthjax.credit_phase import diagnose
 from synthjax.credit_phase.diagnose import Budget, Prefix, Problem
 from synthjax.data.tokenizers import Tokenizer
@@ -27,7 +26,7 @@ from synthjax.errors import ConfigError
 from synthjax.job import Job
 from synthjax.math_study import find_arm, preference_data
 from synthjax.math_study.cell import Cell, Cost, Policy, open_cell
-from synthjax.records import StepValue, Verdict
+from synthjax.records import Ids, StepValue, Verdict
 from synthjax.rollout.requests import Sample
 
 _WRONG = 2  # incorrect traces of a problem whose steps are valued; and one correct one
@@ -198,13 +197,13 @@ def _trained_on(study: schema.Study, arm: str) -> int:
   return int(match[1]) if match else max(study.problems)
 
 
-def _valued(drawn: Sequence[Drawn]) -> list[Drawn]:
+def _valued(drawn: Sequence[SampledTrace]) -> list[SampledTrace]:
   """The first incorrect traces of every problem, and its first correct one."""
   seen: collections.Counter[str] = collections.Counter()
   found = []
-  for d in to_value(drawn, _WRONG, right_too=True):
-    seen[d.problem_id] += d.reward() == 1
-    if d.reward() == 0 or seen[d.problem_id] == 1:
+  for d in traces_to_value(drawn, _WRONG, correct_too=True):
+    seen[d.problem_id] += d.reward == 1
+    if d.reward == 0 or seen[d.problem_id] == 1:
       found.append(d)
   return found
 
@@ -222,12 +221,12 @@ class _Noting:
 
   def __call__(self, problem_id: str, given_ids: Ids, sample: Sample) -> Verdict:
     verdict = self.judge(problem_id, given_ids, sample)
-    if verdict.value != "undecided" or verdict.reason == "no-answer":
+    if verdict.reward is not None:
       row = {
         "problem_id": problem_id,
         "given": list(given_ids),
         "next": _first_step(self.cell, sample.ids),
-        "correct": bool(verdict.reward),
+        "correct": verdict.correct,
       }
       with self.lock:
         self.rows.append(row)
@@ -241,7 +240,7 @@ def _first_step(cell: Cell, ids: Sequence[int]) -> str:
 
 
 def _rolled_out(
-  cell: Cell, policy: Policy, wanted: Sequence[Drawn], sampled: Sampled
+  cell: Cell, policy: Policy, wanted: Sequence[SampledTrace], sampled: Sampled
 ) -> pathlib.Path:
   """Folder of the rollouts from every prefix of the traces, and of their values."""
   study = cell.study
@@ -253,7 +252,7 @@ def _rolled_out(
     keep=0,
     best_of=1,
   )
-  traces = preference_data.token_traces(cell, wanted)
+  traces = preference_data.prompted(cell, wanted)
 
   def work(folder: pathlib.Path) -> dict:
     judge = _Noting(cell.judge, cell)
@@ -269,7 +268,7 @@ def _rolled_out(
 
 
 def _looked_at_again(
-  cell: Cell, policy: Policy, wanted: Sequence[Drawn], valued: pathlib.Path, sampled: Sampled
+  cell: Cell, policy: Policy, wanted: Sequence[SampledTrace], valued: pathlib.Path, sampled: Sampled
 ) -> dict[str, list[bool]]:
   """Problem id -> for every pit of its incorrect traces, whether fresh rollouts show a fall as the thresholds ask."""
   study = cell.study
@@ -279,13 +278,12 @@ def _looked_at_again(
   traces = []
   for number, d in enumerate(wanted):
     q, counts = values.evidence([rows[number].get(step) for step in range(len(d.steps) + 1)], 1)
-    pit = first_pit(q, study.pairs.thresholds, counts) if d.reward() == 0 else None
+    pit = first_pit(q, study.pairs.thresholds, counts) if d.reward == 0 else None
     if pit:
       given = cell.prompts[d.problem_id] + sum(d.steps[: pit - 1], ())
       ended = d.complete and pit == len(d.steps)
-      traces.append(
-        TokenTrace(d.problem_id, given, (d.steps[pit - 1],), ended, 0 if ended else None)
-      )
+      pit_alone = dataclasses.replace(d, steps=(d.steps[pit - 1],), complete=ended)
+      traces.append(PromptedTrace(given, pit_alone))
   more = _SECOND_LOOK * sampled.rollouts
   cfg = dataclasses.replace(
     study.values,
@@ -300,7 +298,7 @@ def _looked_at_again(
   def work(folder: pathlib.Path) -> dict:
     found = values.estimate(traces, cell.sampler(policy, folder), cell.judge, cfg)
     confirmed = []
-    for trace, (before, after) in zip(traces, found.values):
+    for prompted, (before, after) in zip(traces, found.values):
       holds = (
         before.q is not None
         and after.q is not None
@@ -308,7 +306,7 @@ def _looked_at_again(
       )
       confirmed.append(
         {
-          "problem_id": trace.problem_id,
+          "problem_id": prompted.trace.problem_id,
           "before": before.q,
           "after": after.q,
           "confirmed": bool(holds),
@@ -331,8 +329,8 @@ def _looked_at_again(
 
 def _problems(
   cell: Cell,
-  drawn: Sequence[Drawn],
-  wanted: Sequence[Drawn],
+  drawn: Sequence[SampledTrace],
+  wanted: Sequence[SampledTrace],
   valued: pathlib.Path,
   pits: dict[str, list[bool]],
 ) -> list[Problem]:
@@ -347,13 +345,13 @@ def _problems(
   )
   for row in files.read_jsonl(valued / "rollouts.jsonl"):
     by_prefix[row["problem_id"]][tuple(row["given"])].append(row)
-  traces: dict[str, list[Drawn]] = collections.defaultdict(list)
+  traces: dict[str, list[SampledTrace]] = collections.defaultdict(list)
   for d in drawn:
-    if d.reward() is not None:
+    if d.reward is not None:
       traces[d.problem_id].append(d)
   return [
     Problem(
-      correct=tuple(d.reward() == 1 for d in traces[problem.id]),
+      correct=tuple(d.reward == 1 for d in traces[problem.id]),
       lengths=tuple(len(d.steps) for d in traces[problem.id]),
       prefixes=tuple(
         _prefix(rows, max(times[problem.id, given], 1))
@@ -377,5 +375,5 @@ def _prefix(rows: Sequence[dict], times: int) -> Prefix:
   )
 
 
-def _hash(traces: Sequence[TokenTrace]) -> str:
+def _hash(traces: Sequence[PromptedTrace]) -> str:
   return files.value_hash([trace.to_json() for trace in traces])

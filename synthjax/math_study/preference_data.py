@@ -8,32 +8,32 @@ from collections.abc import Sequence
 from synthjax import files, records
 from synthjax.config.credit import PairConfig
 from synthjax.credit import pairs, steps, values
-from synthjax.credit.draw import Drawn, to_value
-from synthjax.credit.pairs import Sampled, Samples
+from synthjax.credit.pairs import Samples, ValuedTrace
+from synthjax.credit.traces import PromptedTrace, SampledTrace, traces_to_value
 from synthjax.data import trees
 from synthjax.data.pair_trees import tree_of
 from synthjax.math_study.cell import Cell, Cost, Policy
 from synthjax.records import StepValue, Verdict
 
 
-def unvalued(cell: Cell, drawn: Sequence[Drawn]) -> list[Samples]:
-  """Drawn traces by problem."""
-  return _by_problem(cell, drawn, [Sampled(d.steps, d.verdict, d.complete) for d in drawn])
+def unvalued(cell: Cell, drawn: Sequence[SampledTrace]) -> list[Samples]:
+  """Sampled traces by problem."""
+  return _by_problem(cell, [ValuedTrace(trace) for trace in drawn])
 
 
 def valued(
-  cell: Cell, policy: Policy, drawn: Sequence[Drawn], correct_too: bool
+  cell: Cell, policy: Policy, drawn: Sequence[SampledTrace], correct_too: bool
 ) -> tuple[list[Samples], Cost]:
-  """(drawn traces by problem, the incorrect ones with step values, and the correct ones where asked; what the rollouts took).
+  """(sampled traces by problem, the incorrect ones with step values, and the correct ones where asked; what the rollouts took).
 
   With the correct ones every step of a trace is needed, whatever schedule looks for pits.
   """
   cfg = (
     dataclasses.replace(cell.study.values, schedule="full") if correct_too else cell.study.values
   )
-  wanted = to_value(drawn, cell.study.incorrect, correct_too)
+  wanted = traces_to_value(drawn, cell.study.incorrect, correct_too)
   cfg = dataclasses.replace(cfg, seed=cell.seed("values", policy.name))
-  traces = token_traces(cell, wanted)
+  traces = prompted(cell, wanted)
   name = f"values_{policy.name}" + ("_all" if correct_too else "")
 
   def work(folder: pathlib.Path) -> dict:
@@ -61,65 +61,62 @@ def valued(
     [cell.sampled_by(policy), how, files.value_hash([t.to_json() for t in traces]), cell.judging],
     work,
   )
-  return _by_problem(cell, drawn, _sampled(cell, drawn, wanted, cell.folder / name)), Cost(
+  return _by_problem(cell, _with_values(cell, drawn, wanted, cell.folder / name)), Cost(
     sampled=spent["tokens"], read=spent["read"]
   )
 
 
-def _prefix(trace: values.TokenTrace, step: int) -> int:
+def _prefix(prompted: PromptedTrace, step: int) -> int:
   """Tokens that are read before a rollout after so many steps."""
-  return len(trace.prompt_ids) + sum(map(len, trace.steps[:step]))
+  return len(prompted.prompt_ids) + sum(map(len, prompted.trace.steps[:step]))
 
 
-def token_traces(cell: Cell, drawn: Sequence[Drawn]) -> list[values.TokenTrace]:
-  """Drawn traces as step values take them."""
-  return [
-    values.TokenTrace(
-      d.problem_id,
-      cell.prompts[d.problem_id],
-      d.steps,
-      d.complete,
-      d.reward() if d.complete else None,
-    )
-    for d in drawn
-  ]
+def prompted(cell: Cell, traces: Sequence[SampledTrace]) -> list[PromptedTrace]:
+  """Sampled traces with the ids of their problems."""
+  return [PromptedTrace(cell.prompts[trace.problem_id], trace) for trace in traces]
 
 
-def _sampled(
-  cell: Cell, drawn: Sequence[Drawn], wanted: Sequence[Drawn], folder: pathlib.Path
-) -> list[Sampled]:
-  """Drawn traces with what `folder` holds about the wanted ones."""
+def _with_values(
+  cell: Cell, drawn: Sequence[SampledTrace], wanted: Sequence[SampledTrace], folder: pathlib.Path
+) -> list[ValuedTrace]:
+  """Sampled traces with what `folder` holds about the wanted ones."""
   rows: dict[int, dict[int, StepValue]] = collections.defaultdict(dict)
   for row in records.read(StepValue, folder / "values.jsonl"):
     rows[row.trace][row.step] = row
-  after: dict[int, dict[int, list[Sampled]]] = collections.defaultdict(dict)
+  after: dict[int, dict[int, list[SampledTrace]]] = collections.defaultdict(dict)
   for row in files.read_jsonl(folder / "continuations.jsonl"):
-    after[row["trace"]][row["step"]] = [_continuation(cell, sample) for sample in row["samples"]]
+    problem_id = wanted[row["trace"]].problem_id
+    after[row["trace"]][row["step"]] = [
+      _continuation(cell, problem_id, sample) for sample in row["samples"]
+    ]
   number = {id(d): i for i, d in enumerate(wanted)}
   found = []
   for d in drawn:
     i = number.get(id(d), -1)
     own = [rows[i].get(step) for step in range(len(d.steps) + 1)] if i in rows else []
     q, counts = values.evidence(own, cell.study.values.best_of)
-    found.append(Sampled(d.steps, d.verdict, d.complete, q, after.get(i, {}), counts))
+    found.append(ValuedTrace(d, q, counts, after.get(i, {})))
   return found
 
 
-def _by_problem(cell: Cell, drawn: Sequence[Drawn], sampled: Sequence[Sampled]) -> list[Samples]:
-  grouped: dict[str, list[Sampled]] = collections.defaultdict(list)
-  for d, trace in zip(drawn, sampled, strict=True):
-    grouped[d.problem_id].append(trace)
+def _by_problem(cell: Cell, traces: Sequence[ValuedTrace]) -> list[Samples]:
+  grouped: dict[str, list[ValuedTrace]] = collections.defaultdict(list)
+  for valued_trace in traces:
+    grouped[valued_trace.trace.problem_id].append(valued_trace)
   return [Samples(name, cell.prompts[name], tuple(traces)) for name, traces in grouped.items()]
 
 
-def _continuation(cell: Cell, sample: dict) -> Sampled:
-  """A right rollout."""
+def _continuation(cell: Cell, problem_id: str, sample: dict) -> SampledTrace:
+  """A correct rollout."""
   ids = sample["ids"]
-  spans = steps.spans(cell.tokenizer.decode(ids), cell.splitting.rule, cell.splitting.limit)
-  return Sampled(
-    tuple(map(tuple, steps.token_spans(ids, spans, cell.tokenizer))),
-    Verdict("equal"),
-    sample["complete"],
+  text = cell.tokenizer.decode(ids)
+  spans = steps.spans(text, cell.splitting.rule, cell.splitting.limit)
+  return SampledTrace(
+    problem_id=problem_id,
+    text=text,
+    steps=tuple(tuple(step) for step in steps.token_spans(ids, spans, cell.tokenizer)),
+    verdict=Verdict("equal"),
+    complete=sample["complete"],
   )
 
 
@@ -150,8 +147,7 @@ def paired(
 def merged(cell: Cell, name: str, samples: Sequence[Samples]) -> list[trees.Node]:
   """The traces of every problem as one tree; those with a step that has no value are left out and counted in the stage's manifest."""
   known = [
-    (of, [trace for trace in of.traces if trace.steps and trace.advantages() is not None])
-    for of in samples
+    (of, [t for t in of.traces if t.trace.steps and t.advantages() is not None]) for of in samples
   ]
   counts = {
     "problems": len(samples),

@@ -17,8 +17,8 @@ from typing import NamedTuple
 from synthjax import files, progress, records, stages
 from synthjax.config import schema
 from synthjax.credit import values
-from synthjax.credit.draw import Drawn, right, to_value
 from synthjax.credit.pits import first_pit
+from synthjax.credit.traces import SampledTrace, distinct_correct, traces_to_value
 from synthjax.data import sources
 from synthjax.records import StepValue
 from synthjax.worlds import shop
@@ -148,7 +148,7 @@ class _Cell:
         if policy == "sft" and int(count) == samples:
           yield (
             f"positives of {arm}",
-            [self._judge(questions, d.problem_id, d.text) for d in right(drawn, kept)],
+            [self._judge(questions, d.problem_id, d.text) for d in distinct_correct(drawn, kept)],
           )
     for folder, (split, policy) in self._finished(r"evaluate_(test|dev)_(.+)"):
       asked = {
@@ -173,7 +173,7 @@ class _Cell:
     )
     for folder, (name,) in self._finished(r"values_(.+)"):
       policy, every = name.removesuffix("_all"), name.endswith("_all")
-      drawn = to_value(
+      drawn = traces_to_value(
         self._drawn(self.folder / f"draw{study.samples}_{policy}"), study.incorrect, every
       )
       rows: dict[int, dict[int, StepValue]] = collections.defaultdict(dict)
@@ -193,7 +193,7 @@ class _Cell:
           _Valued(
             judged,
             [row.advantage if row else None for row in own[1:]],
-            _pit(own, study) if d.reward() == 0 else None,
+            _pit(own, study) if d.reward == 0 else None,
           )
           for d, judged, own in zip(drawn, kinds, own_rows)
         ],
@@ -206,8 +206,8 @@ class _Cell:
       if match and not stages.is_kept(folder) and (folder / "manifest.json").exists():
         yield folder, match.groups()
 
-  def _drawn(self, folder: pathlib.Path) -> list[Drawn]:
-    return list(records.read(Drawn, folder / "drawn.jsonl"))
+  def _drawn(self, folder: pathlib.Path) -> list[SampledTrace]:
+    return list(records.read(SampledTrace, folder / "drawn.jsonl"))
 
   def _judge(self, questions, name: str, text: str) -> Judged:
     if name not in questions:

@@ -17,14 +17,14 @@ from synthjax.config import schema
 from synthjax.config.credit import Sampling, ValueConfig
 from synthjax.config.worlds import Star
 from synthjax.credit import values
-from synthjax.credit.draw import Judge
-from synthjax.credit.pairs import Sampled, Samples
+from synthjax.credit.pairs import Samples, ValuedTrace
+from synthjax.credit.traces import Judge, PromptedTrace, SampledTrace
 from synthjax.data.formats import Example
 from synthjax.data.tokenizers import Words
 from synthjax.job import Job
 from synthjax.math_study import preference_data
 from synthjax.math_study.cell import Cell, Cost, Policy, Solution, engine_of
-from synthjax.records import Verdict
+from synthjax.records import Ids, Verdict
 from synthjax.rollout.requests import Request, Sample
 from synthjax.verify import pool
 from synthjax.verify.policy import POLICIES
@@ -202,7 +202,7 @@ def _values(lab: Lab) -> dict:
   problems = {p.id: p for p in lab.cell.problems[study.problems :][: study.valued]}
   words = lab.cell.tokenizer
 
-  def judge(name: str, given_ids: values.Ids, sample: Sample) -> Verdict:
+  def judge(name: str, given_ids: Ids, sample: Sample) -> Verdict:
     return _verdict(words.decode([*given_ids, *sample.ids]) == problems[name].answer)
 
   def work(folder: pathlib.Path) -> dict:
@@ -210,16 +210,16 @@ def _values(lab: Lab) -> dict:
       name: samples[0]
       for name, samples in _sampled(lab, policy, list(problems.values()), 1, 1.0).items()
     }
-    traces = [
-      values.TokenTrace(
-        name,
-        tuple(words.encode(problems[name].inputs)),
-        tuple((i,) for i in sample.ids),
-        sample.finish == "stop",
-        int(sample.text == problems[name].answer) if sample.finish == "stop" else None,
+    traces = []
+    for name, sample in drawn.items():
+      trace = SampledTrace(
+        problem_id=name,
+        text=sample.text,
+        steps=tuple((i,) for i in sample.ids),
+        verdict=_verdict(sample.text == problems[name].answer),
+        complete=sample.finish == "stop",
       )
-      for name, sample in drawn.items()
-    ]
+      traces.append(PromptedTrace(tuple(words.encode(problems[name].inputs)), trace))
     engine = engine_of(lab.cell.experiment, words, policy.checkpoints, policy.identity)
     cfg = ValueConfig(
       rollouts=study.rollouts,
@@ -293,16 +293,22 @@ def _valued(lab: Lab, problem: Example, sampled: Sequence[Sample]) -> Samples:
     if complete:
       q[-1] = float(right)
     rest = {
-      i: (Sampled(_steps(words, path[i:]), _verdict(True), True),)
+      i: (_trace(words, problem.id, path[i:], True, True),)
       for i in range(len(nodes))
       if nodes[:i] == path[:i] != path
     }
-    traces.append(Sampled(_steps(words, nodes), _verdict(right), complete, tuple(q), rest))
+    trace = _trace(words, problem.id, nodes, right, complete)
+    traces.append(ValuedTrace(trace, tuple(q), continuations=rest))
   return Samples(problem.id, lab.cell.prompts[problem.id], tuple(traces))
 
 
-def _steps(words: Any, nodes: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-  return tuple((i,) for i in words.encode(" ".join(nodes)))
+def _trace(
+  words: Any, problem_id: str, nodes: Sequence[str], right: bool, complete: bool
+) -> SampledTrace:
+  """A walk, each node a step."""
+  text = " ".join(nodes)
+  steps = tuple((i,) for i in words.encode(text))
+  return SampledTrace(problem_id, text, steps, _verdict(right), complete)
 
 
 def _trained(lab: Lab, arm: str, name: str, start: Policy, samples: list[Samples]) -> Policy:

@@ -4,7 +4,7 @@ An engine answers every request: with samples, or with an `error` that says what
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, Protocol
 
 from synthjax import files
@@ -62,6 +62,10 @@ class Result(Record):
   samples: tuple[Sample, ...] = ()
   error: str = ""
   prompt_tokens: int = 0
+
+
+# An engine's `generate`, or one that keeps a journal.
+Generate = Callable[[Iterable[Request]], Iterator[Result]]
 
 
 class Engine(Protocol):

@@ -46,7 +46,7 @@ def build(
     of_problem = seen.setdefault((trace.problem_id, verdict.value), _Seen(by_equations, near))
     rule = of_problem.repeats(trace.text)
     if rule:
-      removed[f"{rule}: {'right' if verdict.reward else 'wrong'}"].append(name)
+      removed[f"{rule}: {'right' if verdict.correct else 'wrong'}"].append(name)
     else:
       kept[verdict.value].append(trace)
   report = {

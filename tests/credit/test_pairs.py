@@ -10,7 +10,8 @@ from synthjax import files, records
 from synthjax.config.credit import PairConfig, PairMode, PitChoice, PitThresholds
 from synthjax.config.worlds import World
 from synthjax.credit import pairs
-from synthjax.credit.pairs import Sampled, Samples
+from synthjax.credit.pairs import Samples, ValuedTrace
+from synthjax.credit.traces import SampledTrace
 from synthjax.data import pair_trees, tokenizers, trees
 from synthjax.records import Pair, Verdict
 from synthjax.worlds import shop
@@ -25,20 +26,25 @@ def _trace(text, verdict=WRONG, q=(), complete=True, continuations=None):
   lines = [
     line + (" ;" if i < text.count(" ; ") else "") for i, line in enumerate(text.split(" ; "))
   ]
-  return Sampled(
-    tuple(tuple(WORDS.encode(line)) for line in lines), verdict, complete, q, continuations or {}
-  )
+  steps = tuple(tuple(WORDS.encode(line)) for line in lines)
+  trace = SampledTrace("p", text, steps, verdict, complete)
+  return ValuedTrace(trace, q, continuations=continuations or {})
+
+
+def _changed(valued, **changes):
+  return dataclasses.replace(valued, trace=dataclasses.replace(valued.trace, **changes))
 
 
 GOOD = _trace("11 + 2 = 13 ; 13 - 5 = 8 ; Answer: 8", RIGHT, (0.5, 0.75, 1.0, 1.0))
 LEAP = _trace("11 + 2 - 5 = 8 ; Answer: 8", RIGHT, (0.5, 1.0, 1.0))
-CONTINUATION = _trace("13 - 5 = 8 ; Answer: 8", RIGHT)
+CONTINUATION = _trace("13 - 5 = 8 ; Answer: 8", RIGHT).trace
+BAD_END = _trace("13 - 5 = 7 ; Answer: 7")
 BAD = _trace(
   "11 + 2 = 13 ; 13 - 5 = 9 ; Answer: 9",
   WRONG,
   (0.5, 0.75, 0.0, 0.0),
   True,
-  {0: (GOOD,), 1: (CONTINUATION, BAD_END := _trace("13 - 5 = 7 ; Answer: 7"))},
+  {0: (GOOD.trace,), 1: (CONTINUATION, BAD_END.trace)},
 )
 SAMPLES = Samples("p", PROMPT, (GOOD, BAD))
 
@@ -134,14 +140,14 @@ def test_training_reads_the_sampled_tokens_back_from_a_file(mode, tmp_path):
 
 
 def test_a_trace_that_was_cut_off_is_not_ended():
-  cut = dataclasses.replace(BAD, complete=False, verdict=Verdict("undecided", "no-answer"))
+  cut = _changed(BAD, complete=False, verdict=Verdict("undecided", "no-answer"))
   pair = _one(Samples("p", PROMPT, (GOOD, cut)), "random")
   assert (
     pair.chosen_complete
     and not pair.rejected_complete
     and pair.metadata["rejected_steps"][-1][-1] != EOS
   )
-  unended = dataclasses.replace(GOOD, complete=False)
+  unended = _changed(GOOD, complete=False)
   assert _built(Samples("p", PROMPT, (unended, BAD))).report["dropped"] == {
     "pair: chosen did not end": 1
   }
@@ -173,15 +179,15 @@ def test_only_a_fall_within_the_thresholds_is_a_pit(q, thresholds, pit):
   assert built.report["dropped"] == ({} if pit else {"trace: no pit within the thresholds": 1})
   if pit:
     assert (
-      built.pairs[0].metadata["rejected_steps"] == [list(step) for step in BAD.steps[:pit]]
+      built.pairs[0].metadata["rejected_steps"] == [list(step) for step in BAD.trace.steps[:pit]]
       and built.pairs[0].metadata["pit"] == pit
     )
 
 
 def test_everything_that_makes_no_pair_is_counted():
   unvalued = dataclasses.replace(BAD, q=())
-  nowhere = dataclasses.replace(BAD, continuations={1: (BAD_END,)})
-  undecided = dataclasses.replace(BAD, verdict=Verdict("undecided", "timeout"))
+  nowhere = dataclasses.replace(BAD, continuations={1: (BAD_END.trace,)})
+  undecided = _changed(BAD, verdict=Verdict("undecided", "timeout"))
   traces = (BAD, unvalued, nowhere, undecided, BAD_END, GOOD)
   report = _built(Samples("p", PROMPT, traces), "branch").report
   assert report == {
@@ -212,18 +218,20 @@ def test_pairs_that_teach_nothing_are_dropped_by_reason():
   )
   assert dropped("random", [recovered, GOOD], [BAD]) == (2, {})
   assert dropped("random", [GOOD, GOOD], [BAD, BAD]) == (1, {"pair: the same as another": 3})
-  same = dataclasses.replace(BAD, continuations={1: (_trace("13 - 5 = 9 ; Answer: 8", RIGHT),)})
+  same = dataclasses.replace(
+    BAD, continuations={1: (_trace("13 - 5 = 9 ; Answer: 8", RIGHT).trace,)}
+  )
   assert dropped("step", [], [same]) == (0, {"pair: chosen and rejected are the same": 1})
-  longer = dataclasses.replace(BAD, continuations={1: (_trace("13 - 5 = 9", RIGHT),)})
+  longer = dataclasses.replace(BAD, continuations={1: (_trace("13 - 5 = 9", RIGHT).trace,)})
   assert dropped("step", [], [longer]) == (0, {"pair: one side begins with the other": 1})
   # A trace that stops where the other goes on differs by its end.
   short = _trace("11 + 2 = 13 ;", WRONG)
   assert dropped("random", [GOOD], [short]) == (1, {})
-  assert dropped("random", [GOOD], [dataclasses.replace(short, complete=False)]) == (
+  assert dropped("random", [GOOD], [_changed(short, complete=False)]) == (
     0,
     {"pair: one side begins with the other": 1},
   )
-  assert dropped("random", [GOOD], [Sampled((), WRONG, True)]) == (
+  assert dropped("random", [GOOD], [ValuedTrace(SampledTrace("p", "", (), WRONG))]) == (
     0,
     {"pair: a side has no tokens": 1},
   )
@@ -233,16 +241,17 @@ def _many(problems, right=4, wrong=6, seed=0):
   """Problems with traces of random words; the values fall to 0 at a random step."""
   draw = random.Random(seed)
   line = lambda: tuple(draw.randrange(2, 40) for _ in range(draw.randrange(2, 6)))
+  sampled = lambda verdict, steps: SampledTrace(
+    "", "", tuple(line() for _ in range(steps)), verdict
+  )
   found = []
   for number in range(problems):
-    traces = [
-      Sampled((line(), line(), line()), RIGHT, True, (0.5, 0.6, 0.8, 1.0)) for _ in range(right)
-    ]
+    traces = [ValuedTrace(sampled(RIGHT, 3), (0.5, 0.6, 0.8, 1.0)) for _ in range(right)]
     for _ in range(wrong):
       pit = draw.randrange(1, 4)
       q = (0.5,) + (0.6,) * (pit - 1) + (0.0,) * (4 - pit)
-      after = tuple(Sampled((line(), line()), RIGHT, True) for _ in range(3))
-      traces.append(Sampled((line(), line(), line()), WRONG, True, q, {pit - 1: after}))
+      after = tuple(sampled(RIGHT, 2) for _ in range(3))
+      traces.append(ValuedTrace(sampled(WRONG, 3), q, continuations={pit - 1: after}))
     draw.shuffle(traces)
     found.append(Samples(f"problem {number}", (2, 3, number + 4), tuple(traces)))
   return found
@@ -324,7 +333,7 @@ def test_the_most_distant_pair_comes_first():
   for samples in _many(10):
     pair = _one(samples, "distant", per_problem=1)
     ended = {
-      verdict: [[*flat(t.steps), EOS] for t in samples.traces if t.verdict == verdict]
+      verdict: [[*flat(t.trace.steps), EOS] for t in samples.traces if t.trace.verdict == verdict]
       for verdict in (RIGHT, WRONG)
     }
     furthest = max(_table(a, b) for a in ended[RIGHT] for b in ended[WRONG])
@@ -354,7 +363,8 @@ def test_weights_are_the_size_of_the_advantages():
 
 
 def test_a_tree_holds_every_step_once_with_its_advantage():
-  cut = dataclasses.replace(BAD, steps=BAD.steps[:2], q=(0.5, 0.75, 0.25), complete=False)
+  head = dataclasses.replace(BAD.trace, steps=BAD.trace.steps[:2], complete=False)
+  cut = ValuedTrace(head, (0.5, 0.75, 0.25))
   tree = pairs.tree(PROMPT, [GOOD, BAD, LEAP, cut, GOOD], EOS)
   paths = {}
 
@@ -365,13 +375,13 @@ def test_a_tree_holds_every_step_once_with_its_advantage():
 
   walk(tree, ())
   end = lambda steps: (*steps[:-1], (*steps[-1], EOS))
-  whole = [end(GOOD.steps), end(BAD.steps), end(LEAP.steps), BAD.steps[:2]]
+  whole = [end(GOOD.trace.steps), end(BAD.trace.steps), end(LEAP.trace.steps), BAD.trace.steps[:2]]
   assert set(paths) == {steps[:n] for steps in whole for n in range(1, len(steps) + 1)}
   assert (
     tree.tokens == PROMPT and not tree.predicted and len(list(trees.nodes(tree))) == 1 + len(paths)
   )
-  assert paths[end(GOOD.steps)[:1]] == 0.25 and paths[end(LEAP.steps)[:1]] == 0.5
-  assert paths[BAD.steps[:2]] == pytest.approx((-0.75 - 0.5) / 2), "two estimates of one step"
+  assert paths[end(GOOD.trace.steps)[:1]] == 0.25 and paths[end(LEAP.trace.steps)[:1]] == 0.5
+  assert paths[BAD.trace.steps[:2]] == pytest.approx((-0.75 - 0.5) / 2), "two estimates of one step"
   plan = trees.plan([tree], 64, splittable=True)
   arrays = trees.layout(plan.rows, trees.bounds(plan.rows, 1, 64))
   np.testing.assert_allclose(sorted(arrays["advantage"][0]), sorted(paths.values()), rtol=1e-6)
@@ -381,7 +391,14 @@ def test_a_trace_of_more_steps_than_python_has_frames_becomes_a_tree():
   count = 1200
   steps = tuple((2 + i % 30,) for i in range(count))
   tree = pairs.tree(
-    PROMPT, [Sampled(steps, RIGHT, False, tuple(i / count for i in range(count + 1)))], EOS
+    PROMPT,
+    [
+      ValuedTrace(
+        SampledTrace("p", "", steps, RIGHT, complete=False),
+        tuple(i / count for i in range(count + 1)),
+      )
+    ],
+    EOS,
   )
   assert [node.tokens for node in trees.nodes(tree)] == [PROMPT, *steps]
 

@@ -16,7 +16,7 @@ from synthjax.config.credit import PitThresholds, ValueConfig
 from synthjax.config.worlds import World
 from synthjax.credit import pits, values
 from synthjax.credit.schedules import SCHEDULES, Count
-from synthjax.credit.values import TokenTrace
+from synthjax.credit.traces import PromptedTrace, SampledTrace
 from synthjax.data.tokenizers import Words
 from synthjax.records import StepValue, Verdict
 from synthjax.rollout import journal
@@ -47,15 +47,18 @@ class Recording:
     yield from results
 
 
+VERDICTS = {1: Verdict("equal"), 0: Verdict("different"), None: Verdict("undecided", "timeout")}
+
+
+def _prompted(problem_id, prompt_ids, steps, reward=0, complete=True):
+  trace = SampledTrace(problem_id, "", steps, VERDICTS[reward], complete)
+  return PromptedTrace(prompt_ids, trace)
+
+
 def _trace(name, success, reward=0, complete=True):
   """A trace with these success probabilities after 0, 1, ... steps (its end included where it can be rolled out from)."""
-  trace = TokenTrace(
-    str(name),
-    (name,),
-    tuple((i,) for i in range(len(success) if complete else len(success) - 1)),
-    complete,
-    reward if complete else None,
-  )
+  count = len(success) if complete else len(success) - 1
+  trace = _prompted(str(name), (name,), tuple((i,) for i in range(count)), reward, complete)
   return trace, {(name, *range(i)): p for i, p in enumerate(success)}
 
 
@@ -211,16 +214,14 @@ def test_the_full_schedule_takes_one_call_and_all_rollouts_of_every_prefix():
   found, engine = _run(cases, ValueConfig(rollouts=7, block=3))
   assert engine.calls == 1 and found.spent.rollouts == 7 * sum(len(table) for _, table in cases)
   assert [[row.n for row in rows] for rows in found.values] == [
-    [7] * len(table) + [0] * trace.complete for trace, table in cases
+    [7] * len(table) + [0] * prompted.trace.complete for prompted, table in cases
   ]
 
 
 @schedules
 def test_prefixes_that_traces_of_a_problem_share_are_valued_once(schedule):
-  one = TokenTrace("p", (9,), ((1,), (2, 3), (4,)), reward=0)
-  other = TokenTrace(
-    "p", (9,), ((1,), (2,), (3,), (5,)), reward=0
-  )  # the same tokens in other steps
+  one = _prompted("p", (9,), ((1,), (2, 3), (4,)))
+  other = _prompted("p", (9,), ((1,), (2,), (3,), (5,)))  # the same tokens in other steps
   table = {(9,): 1.0, (9, 1): 0.9, (9, 1, 2): 0.5, (9, 1, 2, 3): 0.2}
   cfg = ValueConfig(schedule=schedule, block=8)
   found, engine = _run([(one, table), (other, table), (one, table)], cfg)
@@ -235,7 +236,7 @@ def test_prefixes_that_traces_of_a_problem_share_are_valued_once(schedule):
 def test_the_same_tokens_of_another_problem_are_other_rollouts():
   (one, table), other = (
     _trace(0, [0.5] * 6),
-    TokenTrace("other", (0,), tuple((i,) for i in range(6)), reward=0),
+    _prompted("other", (0,), tuple((i,) for i in range(6))),
   )
   found, engine = _run([(one, table), (other, table)], ValueConfig(rollouts=16))
   assert len({request.seed for request in engine.asked}) == len(engine.asked) == 2 * 6 * 8
@@ -248,10 +249,10 @@ def test_values_depend_neither_on_the_order_nor_on_the_other_traces(schedule):
     *_noisy(50, 3),
     *(
       (
-        dataclasses.replace(trace, steps=(*trace.steps[:1], (77,)), complete=True, reward=1),
+        _prompted(str(i), (i,), (*prompted.trace.steps[:1], (77,)), reward=1),
         {(i, 0): 0.5, **table},
       )
-      for i, (trace, table) in enumerate(_noisy(20, 3))
+      for i, (prompted, table) in enumerate(_noisy(20, 3))
     ),
   ]
   whole, _ = _run(cases, ValueConfig(schedule=schedule), shuffle=1)
@@ -297,7 +298,7 @@ def test_undecided_verdicts_are_left_out_and_counted_and_a_rollout_without_an_an
       )
 
   found = values.estimate(
-    [TokenTrace("p", (1,), ((2,),), reward=0)],
+    [_prompted("p", (1,), ((2,),))],
     generate,
     lambda name, given, sample: verdicts[sample.ids[0]],
     ValueConfig(rollouts=8, block=4),
@@ -339,7 +340,7 @@ def test_a_trace_that_has_ended_is_not_rolled_out_from(reward):
 
 
 def test_traces_without_steps_have_the_value_of_their_problem():
-  found, _ = _run([(TokenTrace("p", (1,), (), complete=False), {(1,): 1.0})], ValueConfig())
+  found, _ = _run([(_prompted("p", (1,), (), complete=False), {(1,): 1.0})], ValueConfig())
   assert [(row.step, row.q) for row in found.values[0]] == [(0, 1.0)] and found.pits == [None]
 
 
@@ -367,7 +368,7 @@ def test_verification_overlaps_with_sampling():
     return Verdict("equal")
 
   found = values.estimate(
-    [TokenTrace("p", (1,), ((2,), (3,)), reward=1)],
+    [_prompted("p", (1,), ((2,), (3,)), reward=1)],
     generate,
     judge,
     ValueConfig(rollouts=1, block=1),
@@ -571,12 +572,6 @@ def test_settings_out_of_range_are_refused(wrong, message):
     ValueConfig(**wrong)
 
 
-@pytest.mark.parametrize(("reward", "complete"), [(2, True), (0, False)])
-def test_a_reward_that_cannot_be_is_refused(reward, complete):
-  with pytest.raises(files.DataError, match="expected 0 or 1 for a complete trace"):
-    TokenTrace("p", (1,), ((2,),), complete, reward)
-
-
 # A policy of the shop whose lines go on from the line before with a result that may be off by one: two errors may cancel.
 def _lines(question, text):
   """{next line: probability} after a text, {} at its end."""
@@ -641,7 +636,7 @@ def test_in_the_shop_estimates_are_those_of_all_continuations_summed_up(best_of)
   for number, problem in enumerate(problems.values()):
     lines = _draw(problem.question, "", np.random.default_rng(number))
     traces.append(
-      TokenTrace(
+      _prompted(
         problem.id,
         tuple(words.encode(problem.question)),
         tuple(tuple(words.encode(line)) for line in lines),
@@ -650,10 +645,11 @@ def test_in_the_shop_estimates_are_those_of_all_continuations_summed_up(best_of)
     )
   rows = values.estimate(traces, generate, judge, ValueConfig(rollouts=24, best_of=best_of)).values
   error = squared = expected = 0.0
-  for trace, of_trace in zip(traces, rows):
+  for prompted, of_trace in zip(traces, rows):
     for row in of_trace[:-1]:
       p = _success(
-        problems[trace.problem_id], words.decode(itertools.chain(*trace.steps[: row.step]))
+        problems[row.problem_id],
+        words.decode(itertools.chain(*prompted.trace.steps[: row.step])),
       )
       off = row.q - 1 + (1 - p) ** best_of
       error, squared, expected = (
@@ -661,7 +657,7 @@ def test_in_the_shop_estimates_are_those_of_all_continuations_summed_up(best_of)
         squared + off**2,
         expected + _spread(24, best_of, p) ** 2,
       )
-  assert {trace.reward for trace in traces} == {0, 1} and expected > 0
+  assert {prompted.trace.reward for prompted in traces} == {0, 1} and expected > 0
   # Prefixes of different problems are independent; those of one problem are different rollouts.
   assert abs(error) < 3.5 * math.sqrt(expected) and squared == pytest.approx(expected, rel=0.6)
 
@@ -669,13 +665,13 @@ def test_in_the_shop_estimates_are_those_of_all_continuations_summed_up(best_of)
 def test_simulated_traces_have_their_pit_where_their_success_falls():
   found = simulated.simulate("clean", 200, 0)
   falls = [
-    found.success[trace.prompt_ids + tuple(range(pit))]
-    < found.success[trace.prompt_ids + tuple(range(pit - 1))]
-    for trace, pit in zip(found.traces, found.pits)
-    if pit < len(trace.steps)
+    found.success[prompted.prompt_ids + tuple(range(pit))]
+    < found.success[prompted.prompt_ids + tuple(range(pit - 1))]
+    for prompted, pit in zip(found.traces, found.pits)
+    if pit < len(prompted.trace.steps)
   ]
   assert (
     len(falls) > 100
     and all(falls)
-    and {len(trace.steps) for trace in found.traces} == set(range(4, 9))
+    and {len(prompted.trace.steps) for prompted in found.traces} == set(range(4, 9))
   )

@@ -1,4 +1,4 @@
-from synthjax.credit.draw import Drawn
+from synthjax.credit.traces import SampledTrace
 from synthjax.math_study import clean_picks
 from synthjax.records import Verdict
 from synthjax.worlds import shop
@@ -9,7 +9,7 @@ LUCKY = "11 + 2 = 12 ; 12 - 5 = 8 ; Answer: 8"
 
 
 def _drawn(name, text, value="equal"):
-  return Drawn(name, text, ((1,),), Verdict(value))
+  return SampledTrace(name, text, ((1,),), Verdict(value))
 
 
 def test_both_sides_get_as_many_traces_of_a_problem_and_none_has_a_wrong_line():

@@ -6,7 +6,7 @@ import pytest
 from synthjax import config, files, records
 from synthjax.__main__ import main
 from synthjax.config.worlds import World
-from synthjax.credit.draw import Drawn
+from synthjax.credit.traces import SampledTrace
 from synthjax.math_study import spurious
 from synthjax.records import StepValue, Verdict
 from synthjax.worlds import shop
@@ -39,7 +39,7 @@ def _texts(problem):
 
 def _drawn(problem, texts):
   return [
-    Drawn(
+    SampledTrace(
       problem.id,
       text,
       tuple((1,) for _ in text.split(" ; ")),
@@ -75,7 +75,7 @@ def workdir(tmp_path):
         q[step],
         q[step] - q[step - 1] if step else None,
       )
-      for i, d in enumerate(d for d in drawn if not d.verdict.reward)
+      for i, d in enumerate(d for d in drawn if not d.verdict.correct)
       for step in range(5)
     ]
     records.write(_stage(cell / "values_sft", traces=2) / "values.jsonl", rows)

@@ -489,7 +489,7 @@ def test_other_spellings_of_golds_are_accepted(shared_data):
   assert len(cases) > 10_000
   with pool.Pool(STRICT) as judge:
     verdicts = judge.compare_many([(gold, answer) for _, gold, answer in cases])
-  refused = [(case, verdict.value) for case, verdict in zip(cases, verdicts) if not verdict.reward]
+  refused = [(case, verdict.value) for case, verdict in zip(cases, verdicts) if not verdict.correct]
   assert refused == []
 
 
@@ -501,7 +501,7 @@ def test_no_near_miss_is_accepted_that_values_refute(shared_data):
   assert len({name for name, _, _ in cases}) >= 28
   with pool.Pool(STRICT) as judge:
     verdicts = judge.compare_many([(gold, mutant) for _, gold, mutant in cases])
-  accepted = [case for case, verdict in zip(cases, verdicts) if verdict.reward]
+  accepted = [case for case, verdict in zip(cases, verdicts) if verdict.correct]
   false = [
     case
     for case in accepted

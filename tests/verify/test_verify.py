@@ -472,7 +472,7 @@ def test_every_gold_answer_of_math_equals_itself_but_the_two_empty_ones(judge, s
   ]
   verdicts = judge.compare_many([(gold, gold) for gold in golds])
   assert len(golds) == 12_500
-  assert [(g, v.value, v.reason) for g, v in zip(golds, verdicts) if not v.reward] == [
+  assert [(g, v.value, v.reason) for g, v in zip(golds, verdicts) if not v.correct] == [
     ("", "undecided", "no-answer")
   ] * 2
 
@@ -502,7 +502,7 @@ def test_golds_of_other_problems_are_almost_never_equal(judge, shared_data):
     shuffled.shuffle(others)
     pairs += [(a, b) for a, b in zip(golds, others) if a.strip() and b.strip() and a != b]
   assert len(pairs) > 12_000
-  equal = {pair for pair, verdict in zip(pairs, judge.compare_many(pairs)) if verdict.reward}
+  equal = {pair for pair, verdict in zip(pairs, judge.compare_many(pairs)) if verdict.correct}
   assert equal <= SAME_ANSWERS
 
 
@@ -524,7 +524,7 @@ def test_verdicts_on_openais_gsm8k_samples_are_those_of_the_file(judge, shared_d
       )
       for row in rows
     ]
-    rewards = [verdict.reward for verdict in judge.compare_many(pairs)]
+    rewards = [verdict.correct for verdict in judge.compare_many(pairs)]
     assert rewards == [int(row[model]["is_correct"]) for row in rows]
     assert sum(rewards) / len(rows) == pytest.approx(accuracy, abs=5e-4)
 

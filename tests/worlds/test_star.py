@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from synthjax.config.credit import ValueConfig
 from synthjax.config.worlds import Star
 from synthjax.credit import values
+from synthjax.credit.traces import PromptedTrace, SampledTrace
 from synthjax.data.tokenizers import Words
 from synthjax.records import Verdict
 from synthjax.rollout.requests import Result, Sample
@@ -167,12 +168,11 @@ def test_monte_carlo_values_are_those_computed_exactly(name):
     Words(star.vocabulary(knobs)),
     {p.id: p for p in star.problems(knobs, "train", 40)},
   )
-  traces = [
-    values.TokenTrace(
-      p.id, tuple(words.encode(p.question)), tuple((i,) for i in words.encode(p.answer)), reward=1
-    )
-    for p in problems.values()
-  ]
+  traces = []
+  for p in problems.values():
+    steps = tuple((i,) for i in words.encode(p.answer))
+    trace = SampledTrace(p.id, p.answer, steps, Verdict("equal"))
+    traces.append(PromptedTrace(tuple(words.encode(p.question)), trace))
   judge = lambda name, given, sample: Verdict(
     "equal" if words.decode((*given, *sample.ids)) == problems[name].answer else "different"
   )
