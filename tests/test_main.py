@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from synthjax import __main__ as cli
-from synthjax import config, errors
+from synthjax import __main__, cli, config, errors
 
 CONFIG = ["config", "--config", "configs/world_sft.py"]
 
@@ -19,21 +18,21 @@ def _root(monkeypatch, request):
 
 def test_a_key_without_its_value_ends_with_a_hint_at_the_equals_sign(capsys):
   with pytest.raises(SystemExit) as stopped:
-    cli.main([*CONFIG, "--config.train.steps", "5"])
+    __main__.main([*CONFIG, "--config.train.steps", "5"])
   assert stopped.value.code == 2
   assert "--config.train.steps: expected --config.train.steps=VALUE" in capsys.readouterr().err
 
 
 def test_only_our_own_errors_are_one_line(capsys, monkeypatch):
-  assert cli.main([*CONFIG, "--config.train.steps=-1"]) == 1
+  assert __main__.main([*CONFIG, "--config.train.steps=-1"]) == 1
   assert capsys.readouterr().err == "synthjax: config.train.steps is -1; expected int, at least 0\n"
 
   def broken(parsed, overrides):
     raise ValueError("jax says so")
 
-  monkeypatch.setattr(cli, "_config", broken)
+  monkeypatch.setattr(cli.inspect, "show_config", broken)
   with pytest.raises(ValueError, match="jax says so"):
-    cli.main(CONFIG)
+    __main__.main(CONFIG)
 
 
 def test_a_work_folder_that_cannot_be_written_is_said_in_one_line_before_anything_is_read(
@@ -47,7 +46,7 @@ def test_a_work_folder_that_cannot_be_written_is_said_in_one_line_before_anythin
     "--config.data.folder=nowhere",
     "--workdir",
   ]
-  assert cli.main([*run, str(tmp_path / "file/run")]) == 1
+  assert __main__.main([*run, str(tmp_path / "file/run")]) == 1
   said = capsys.readouterr().err
   assert (
     said
@@ -59,7 +58,7 @@ def test_a_work_folder_that_cannot_be_written_is_said_in_one_line_before_anythin
 
   monkeypatch.setattr(pathlib.Path, "write_text", full)
   run[2] = "configs/world_sft.py:smoke"
-  assert cli.main([*run, str(tmp_path / "run")]) == 1
+  assert __main__.main([*run, str(tmp_path / "run")]) == 1
   said = capsys.readouterr().err
   assert (
     said.count("\n") == 1
@@ -70,7 +69,7 @@ def test_a_work_folder_that_cannot_be_written_is_said_in_one_line_before_anythin
 
 def test_a_missing_file_is_said_before_jax_is_loaded():
   code = (
-    "import sys; from synthjax import __main__ as cli; code = cli.main(sys.argv[1:]); "
+    "import sys; from synthjax import __main__; code = __main__.main(sys.argv[1:]); "
     "assert code == 1 and 'jax' not in sys.modules"
   )
   run = [
@@ -145,7 +144,7 @@ def test_a_reader_that_has_enough_gets_no_traceback():
 
 
 def test_fields_are_explained_without_a_config(capsys):
-  assert cli.main(["config", "--explain", "train.keep"]) == 0
+  assert __main__.main(["config", "--explain", "train.keep"]) == 0
   assert "train.keep = 2: int, at least 1" in capsys.readouterr().out
 
 
