@@ -16,7 +16,8 @@ _LABELS = {
   "traces": "S, traces a problem",
   "rollouts": "n, rollouts a value",
 }
-_SCALE = 50  # points at which colours end
+_PANELS_IN_ROW = 4
+_SCALE = 50  # points at which colours saturate
 
 
 def draw(study: CreditPhase, planes: list[Plane], gains: dict, path: files.Path) -> list:
@@ -29,34 +30,16 @@ def draw(study: CreditPhase, planes: list[Plane], gains: dict, path: files.Path)
   from matplotlib.figure import Figure
 
   with matplotlib.rc_context(plots.STYLE):
-    rows = -(-len(planes) // 4)
+    rows = -(-len(planes) // _PANELS_IN_ROW)
     figure = Figure(figsize=(15, 3.6 * rows), layout="constrained")
-    axes = figure.subplots(rows, 4, squeeze=False).ravel()
+    axes = figure.subplots(rows, _PANELS_IN_ROW, squeeze=False).ravel()
     for axis, plane in zip(axes, planes):
       image = _panel(axis, study, plane, gains[plane.name])
     for axis in axes[len(planes) :]:
       axis.set_axis_off()
-    bar = figure.colorbar(image, ax=list(axes), shrink=0.8)
-    bar.set_label("best method with credit less best control, points")
+    colours = figure.colorbar(image, ax=list(axes), shrink=0.8)
+    colours.set_label("best method with credit less best control, points")
     return [plots.write(figure, f"{path}.{suffix}") for suffix in ("png", "svg")]
-
-
-def _border(axis, plane: Plane, survivals: list[float], gains: dict[tuple, Gain]) -> None:
-  """Draws the edges between neighbours of which one pays and the other does not."""
-  for column, value in enumerate(plane.values):
-    for row, u in enumerate(survivals):
-      here = gains.get((value, u))
-      above = gains.get((value, _next(survivals, row)))
-      after = gains.get((_next(plane.values, column), u))
-      if here and above and here.pays != above.pays:
-        axis.plot([column - 0.5, column + 0.5], [row + 0.5, row + 0.5], "k-", linewidth=2)
-      if here and after and here.pays != after.pays:
-        axis.plot([column + 0.5, column + 0.5], [row - 0.5, row + 0.5], "k-", linewidth=2)
-
-
-def _next(values, index: int):
-  """The value after one, None after the last."""
-  return values[index + 1] if index + 1 < len(values) else None
 
 
 def _panel(axis, study: CreditPhase, plane: Plane, gains: dict[tuple, Gain]) -> Any:
@@ -70,13 +53,56 @@ def _panel(axis, study: CreditPhase, plane: Plane, gains: dict[tuple, Gain]) -> 
       points[row, column] = 100 * gain.mean
       if gain.low > 0 or gain.high < 0:
         axis.plot(column, row, "k.", markersize=4)
-  image = axis.imshow(points, origin="lower", aspect="auto", cmap="RdBu", vmin=-_SCALE, vmax=_SCALE)
+  image = axis.imshow(
+    points,
+    origin="lower",
+    aspect="auto",
+    cmap="RdBu",
+    vmin=-_SCALE,
+    vmax=_SCALE,
+  )
   axis.set_facecolor("0.85")
-  _border(axis, plane, survivals, gains)
-  ticks = ["exact" if plane.field == "rollouts" and not v else f"{v:g}" for v in plane.values]
-  axis.set_xticks(range(len(plane.values)), ticks)
+  _draw_border(axis, plane, survivals, gains)
+  axis.set_xticks(range(len(plane.values)), _tick_labels(plane))
   axis.set_yticks(range(len(survivals)), [f"{u:g}" for u in survivals])
   axis.set_xlabel(_LABELS[plane.field])
   axis.set_ylabel("u, survival of a wrong step")
   axis.set_title(plane.name, loc="left")
   return image
+
+
+def _tick_labels(plane: Plane) -> list[str]:
+  labels = [f"{value:g}" for value in plane.values]
+  if plane.field != "rollouts":
+    return labels
+  # No rollouts stand for exact values.
+  return ["exact" if label == "0" else label for label in labels]
+
+
+def _draw_border(axis, plane: Plane, survivals: list[float], gains: dict[tuple, Gain]) -> None:
+  """Draws the edges between neighbours of which one pays and the other does not."""
+  for column, value in enumerate(plane.values):
+    for row, u in enumerate(survivals):
+      left, right = column - 0.5, column + 0.5
+      bottom, top = row - 0.5, row + 0.5
+      here = gains.get((value, u))
+      above = gains.get((value, _next(survivals, row)))
+      beside = gains.get((_next(plane.values, column), u))
+      if _differ(here, above):
+        axis.plot([left, right], [top, top], "k-", linewidth=2)
+      if _differ(here, beside):
+        axis.plot([right, right], [bottom, top], "k-", linewidth=2)
+
+
+def _differ(one: Gain | None, other: Gain | None) -> bool:
+  """Whether both cells exist and only one of them pays."""
+  if one is None or other is None:
+    return False
+  return one.pays != other.pays
+
+
+def _next(values, index: int):
+  """The value after one, None after the last."""
+  if index + 1 < len(values):
+    return values[index + 1]
+  return None

@@ -3,7 +3,7 @@
 Both are linear in the table of log-probs, so a method's data are a sparse matrix of differences
 between chosen and rejected counts, or a table of weights.
 
-Shapes: see chains.py; P pairs, I entries of a sparse matrix, T = R N S traces.
+Shapes: see chains.py; P pairs, I entries of a sparse matrix.
 """
 
 from typing import NamedTuple
@@ -13,36 +13,37 @@ import scipy.sparse
 
 from synthjax.config.credit_phase import Chain
 from synthjax.credit_phase import chains
+from synthjax.credit_phase.chains import ChainTraces
 
-# Their losses ask for the outcome of whole traces alone, or are the controls of those below.
+# Methods that need only the outcome of whole traces, or are the controls of the methods below.
 OUTCOME = ("rft", "chosen_only", "dpo", "dpo_fresh", "rpo")
-CREDIT = ("branch", "step", "weighted", "awr")  # these assign credit to single steps
-OF_INCORRECT = ("branch", "step")  # of CREDIT those that need values of incorrect traces alone
-SAMPLED_MORE = ("rft", "dpo", "rpo")  # of OUTCOME those that could spend the values' rollouts
+CREDIT = ("branch", "step", "weighted", "awr")  # assign credit to single steps
+OF_INCORRECT = ("branch", "step")  # of CREDIT: need the values of incorrect traces alone
+SAMPLED_MORE = ("rft", "dpo", "rpo")  # of OUTCOME: could spend the values' rollouts on traces
 BY_LIKELIHOOD = ("rft", "chosen_only", "awr")
 WITHOUT_BETA = ("rft", "chosen_only")
 LARGEST_WEIGHT = 20.0  # of advantage-weighted RL, the default of schema.Advantage
 
 
-class Data(NamedTuple):
+class TabularData(NamedTuple):
   """What all methods learn from the same traces."""
 
-  traces: chains.Traces
-  pairs: dict[str, "Pairs"]  # of the methods that are trained on pairs
-  weights: dict[str, np.ndarray]  # [K] of the methods without beta
+  traces: ChainTraces
+  pairs: dict[str, "TabularPairs"]  # by method trained on pairs
+  weights: dict[str, np.ndarray]  # [K], by method without beta
 
 
-class Pairs(NamedTuple):
+class TabularPairs(NamedTuple):
   """Pairs of all replicates."""
 
   difference_PK: scipy.sparse.csr_matrix  # weighted counts of the chosen minus the rejected side
   taken_K: np.ndarray  # how often the chosen sides take each entry
   anchor_K: np.ndarray  # the same as a mean over pairs of means over steps, weighted as the pairs
-  weight_P: np.ndarray  # of the pairs: each replicate's sum to V over its mean length
+  weight_P: np.ndarray  # each replicate's sum is V over the mean length of its chosen sides
 
 
 class Sides(NamedTuple):
-  """One side of pairs as entries of a sparse matrix."""
+  """One side of all pairs as entries of a sparse matrix."""
 
   pair_I: np.ndarray
   entry_I: np.ndarray  # context and action, as an index of the table
@@ -51,24 +52,27 @@ class Sides(NamedTuple):
 
 def prepare(
   chain: Chain, wanted: tuple[str, ...], replicates: int, random: np.random.Generator
-) -> Data:
-  """Samples every replicate's traces and makes of them what the methods in `wanted` train on."""
+) -> TabularData:
+  """Samples every replicate's traces and builds what the methods in `wanted` train on."""
   traces = chains.sample(chain, replicates, random)
   pairs = {}
+  # The order of these blocks is part of the results: all of them draw from one generator.
   if {"dpo", "rpo"} & set(wanted):
-    pairs["dpo"] = pairs["rpo"] = whole_pairs(traces, chain, False, random)
+    pairs["dpo"] = whole_pairs(traces, chain, False, random)
+    pairs["rpo"] = pairs["dpo"]
   if "weighted" in wanted:
     pairs["weighted"] = whole_pairs(traces, chain, True, random)
   if "dpo_fresh" in wanted:
     pairs["dpo_fresh"] = fresh_pairs(traces, chain, random)
   if {"branch", "step", "chosen_only"} & set(wanted):
-    action_PL = _continuations(traces, chain, random)
+    num_pits = int((pits(traces) >= 0).sum())
+    action_PL = chains.continuations(chain, num_pits, random)
     pairs["branch"] = pit_pairs(traces, chain, action_PL, False)
     pairs["step"] = pit_pairs(traces, chain, action_PL, True)
   weights = {"rft": successes(traces, chain)}
   if "chosen_only" in wanted:
     weights["chosen_only"] = pairs["branch"].taken_K
-  return Data(traces, pairs, weights)
+  return TabularData(traces, pairs, weights)
 
 
 def entries(contexts: np.ndarray, actions: np.ndarray, chain: Chain) -> np.ndarray:
@@ -76,22 +80,28 @@ def entries(contexts: np.ndarray, actions: np.ndarray, chain: Chain) -> np.ndarr
   return contexts * chain.actions + actions
 
 
-def successes(traces: chains.Traces, chain: Chain) -> np.ndarray:
+def successes(traces: ChainTraces, chain: Chain) -> np.ndarray:
   """RFT: how often each table entry is taken in a correct trace. [K]"""
   entry_MSL = _entries_of(traces, chain)
-  return _counts(entry_MSL[traces.reward_MS], chain, traces)
+  correct_IL = entry_MSL[traces.reward_MS]
+  size = _table_size(traces, chain)
+  return np.bincount(correct_IL.ravel(), minlength=size).astype(float)
 
 
-def advantage_weights(traces: chains.Traces, chain: Chain, beta: float) -> np.ndarray:
+def advantage_weights(traces: ChainTraces, chain: Chain, beta: float) -> np.ndarray:
   """AWR: sums of exp(A / beta), at most LARGEST_WEIGHT each, over all steps of all traces. [K]"""
+  entry_MSL = _entries_of(traces, chain)
   advantage_MSL = np.diff(traces.value_MSQ, axis=-1)
-  weight_MSL = np.exp(np.minimum(advantage_MSL / beta, np.log(LARGEST_WEIGHT)))
-  return _counts(_entries_of(traces, chain), chain, traces, weight_MSL)
+  # Clipped before `exp`, which would overflow for a small beta.
+  log_weight_MSL = np.minimum(advantage_MSL / beta, np.log(LARGEST_WEIGHT))
+  weight_MSL = np.exp(log_weight_MSL)
+  size = _table_size(traces, chain)
+  return np.bincount(entry_MSL.ravel(), weight_MSL.ravel(), minlength=size).astype(float)
 
 
 def whole_pairs(
-  traces: chains.Traces, chain: Chain, weighted: bool, random: np.random.Generator
-) -> Pairs:
+  traces: ChainTraces, chain: Chain, weighted: bool, random: np.random.Generator
+) -> TabularPairs:
   """DPO: each incorrect trace against a correct one of its problem, drawn at random.
 
   With `weighted` every step enters with the absolute value of its advantage, divided by the mean
@@ -102,28 +112,33 @@ def whole_pairs(
   draw_PS = random.random((len(problem_P), chain.traces))
   draw_PS[~traces.reward_MS[problem_P]] = -1
   chosen_P = draw_PS.argmax(axis=1)
+
   entry_MSL = _entries_of(traces, chain)
   weight_MSL = np.ones(entry_MSL.shape)
   if weighted:
-    weight_MSL = np.abs(np.diff(traces.value_MSQ, axis=-1))
-  chosen_PL, rejected_PL = weight_MSL[problem_P, chosen_P], weight_MSL[problem_P, rejected_P]
-  mean_P1 = (chosen_PL + rejected_PL).mean(axis=1, keepdims=True) / 2  # above 0: rewards differ
+    advantage_MSL = np.diff(traces.value_MSQ, axis=-1)
+    weight_MSL = np.abs(advantage_MSL)
+  chosen_PL = weight_MSL[problem_P, chosen_P]
+  rejected_PL = weight_MSL[problem_P, rejected_P]
+  # Above 0: the two rewards differ, so at least one advantage does not vanish.
+  mean_P1 = (chosen_PL + rejected_PL).mean(axis=1, keepdims=True) / 2
   chosen = _whole(entry_MSL[problem_P, chosen_P], chosen_PL / mean_P1)
   rejected = _whole(entry_MSL[problem_P, rejected_P], rejected_PL / mean_P1)
   return _pairs(chosen, rejected, problem_P, chain, traces)
 
 
-def fresh_pairs(traces: chains.Traces, chain: Chain, random: np.random.Generator) -> Pairs:
+def fresh_pairs(traces: ChainTraces, chain: Chain, random: np.random.Generator) -> TabularPairs:
   """DPO with as many fresh positives as `branch` has: incorrect traces against new correct ones."""
   problem_P, rejected_P = np.nonzero(~traces.reward_MS)
   action_PL = chains.continuations(chain, len(problem_P), random)
   chosen_PL = entries(traces.contexts_ML[problem_P], action_PL, chain)
   rejected_PL = _entries_of(traces, chain)[problem_P, rejected_P]
-  one_PL = np.ones(chosen_PL.shape)
-  return _pairs(_whole(chosen_PL, one_PL), _whole(rejected_PL, one_PL), problem_P, chain, traces)
+  chosen = _whole(chosen_PL, np.ones(chosen_PL.shape))
+  rejected = _whole(rejected_PL, np.ones(rejected_PL.shape))
+  return _pairs(chosen, rejected, problem_P, chain, traces)
 
 
-def pits(traces: chains.Traces) -> np.ndarray:
+def pits(traces: ChainTraces) -> np.ndarray:
   """The step (from 0) of the largest fall in value of each incorrect trace, -1 where none falls."""
   fall_MSL = -np.diff(traces.value_MSQ, axis=-1)
   has_pit_MS = ~traces.reward_MS & (fall_MSL.max(axis=-1) > 0)
@@ -131,8 +146,8 @@ def pits(traces: chains.Traces) -> np.ndarray:
 
 
 def pit_pairs(
-  traces: chains.Traces, chain: Chain, action_PL: np.ndarray, first_step: bool
-) -> Pairs:
+  traces: ChainTraces, chain: Chain, action_PL: np.ndarray, first_step: bool
+) -> TabularPairs:
   """Per-step DPO: after the steps before the pit, a correct continuation against the pit.
 
   Args:
@@ -142,23 +157,26 @@ def pit_pairs(
   """
   pit_MS = pits(traces)
   problem_P, trace_P = np.nonzero(pit_MS >= 0)
-  pit_P, pair_P = pit_MS[problem_P, trace_P], np.arange(len(problem_P))
-  entry_PL = entries(traces.contexts_ML[problem_P], action_PL, chain)
+  pit_P = pit_MS[problem_P, trace_P]
   step_L = np.arange(chain.length)
-  kept_PL = step_L == pit_P[:, None] if first_step else step_L >= pit_P[:, None]
-  row_I, column_I = np.nonzero(kept_PL)
-  chosen = Sides(row_I, entry_PL[row_I, column_I], np.ones(len(row_I)))
+  if first_step:
+    is_chosen_PL = step_L == pit_P[:, None]
+  else:
+    is_chosen_PL = step_L >= pit_P[:, None]
+  pair_I, step_I = np.nonzero(is_chosen_PL)
+  entry_PL = entries(traces.contexts_ML[problem_P], action_PL, chain)
+  chosen = Sides(pair_I, entry_PL[pair_I, step_I], np.ones(len(pair_I)))
+
+  num_pairs = len(problem_P)
   entry_P = _entries_of(traces, chain)[problem_P, trace_P, pit_P]
-  return _pairs(chosen, Sides(pair_P, entry_P, np.ones(len(pair_P))), problem_P, chain, traces)
+  rejected = Sides(np.arange(num_pairs), entry_P, np.ones(num_pairs))
+  return _pairs(chosen, rejected, problem_P, chain, traces)
 
 
 def _whole(entry_PL, weight_PL) -> Sides:
-  pair_PL = np.broadcast_to(np.arange(len(entry_PL))[:, None], entry_PL.shape)
+  pair_P1 = np.arange(len(entry_PL))[:, None]
+  pair_PL = np.broadcast_to(pair_P1, entry_PL.shape)
   return Sides(pair_PL.ravel(), entry_PL.ravel(), weight_PL.ravel())
-
-
-def _continuations(traces, chain, random) -> np.ndarray:
-  return chains.continuations(chain, int((pits(traces) >= 0).sum()), random)
 
 
 def _entries_of(traces, chain) -> np.ndarray:
@@ -166,29 +184,27 @@ def _entries_of(traces, chain) -> np.ndarray:
 
 
 def _table_size(traces, chain) -> int:
-  return len(traces.contexts_ML) // chain.problems * chain.contexts * chain.actions
+  replicates = len(traces.contexts_ML) // chain.problems
+  return replicates * chain.contexts * chain.actions
 
 
-def _counts(entry, chain, traces, weight=None) -> np.ndarray:
-  if weight is not None:
-    weight = weight.ravel()
-  return np.bincount(entry.ravel(), weight, minlength=_table_size(traces, chain)).astype(float)
-
-
-def _pairs(chosen: Sides, rejected: Sides, problem_P, chain, traces) -> Pairs:
-  count, size = len(problem_P), _table_size(traces, chain)
+def _pairs(chosen: Sides, rejected: Sides, problem_P, chain, traces) -> TabularPairs:
+  num_pairs = len(problem_P)
+  size = _table_size(traces, chain)
   rows = np.concatenate([chosen.pair_I, rejected.pair_I])
   columns = np.concatenate([chosen.entry_I, rejected.entry_I])
-  signed = np.concatenate([chosen.weight_I, -rejected.weight_I])
-  difference = scipy.sparse.csr_matrix((signed.astype(np.float32), (rows, columns)), (count, size))
-  difference.eliminate_zeros()  # what both sides share
-  length_P = np.bincount(chosen.pair_I, minlength=count)
+  signed = np.concatenate([chosen.weight_I, -rejected.weight_I]).astype(np.float32)
+  difference_PK = scipy.sparse.csr_matrix((signed, (rows, columns)), (num_pairs, size))
+  difference_PK.eliminate_zeros()  # steps that both sides share cancel
+
+  length_P = np.bincount(chosen.pair_I, minlength=num_pairs)
   replicate_P = problem_P // chain.problems
-  steps_R = np.bincount(replicate_P, length_P, minlength=len(traces.contexts_ML) // chain.problems)
+  replicates = len(traces.contexts_ML) // chain.problems
+  steps_R = np.bincount(replicate_P, length_P, minlength=replicates)
   weight_P = chain.contexts / np.maximum(steps_R, 1)[replicate_P]
   share_I = (weight_P / length_P)[chosen.pair_I]
-  return Pairs(
-    difference_PK=difference,
+  return TabularPairs(
+    difference_PK=difference_PK,
     taken_K=np.bincount(chosen.entry_I, minlength=size).astype(float),
     anchor_K=np.bincount(chosen.entry_I, share_I, minlength=size),
     weight_P=weight_P,

@@ -13,93 +13,112 @@ import numpy as np
 
 from synthjax.config.credit_phase import Chain
 from synthjax.credit_phase import chains
-from synthjax.credit_phase.methods import Pairs
+from synthjax.credit_phase.methods import TabularPairs
 
-_BETA1, _BETA2, _EPSILON = 0.9, 0.95, 1e-8  # of Adam, as in schema.Optimizer
+# Of Adam, as in schema.Optimizer.
+_BETA1 = 0.9
+_BETA2 = 0.95
+_EPSILON = 1e-8
 
-Pull = Callable[[np.ndarray], np.ndarray]  # log-probs [K, G] -> what moves each of them up [K, G]
+Pull = Callable[[np.ndarray], np.ndarray]  # log-probs [K, G] -> the ascent direction for them
 
 
-class Settings(NamedTuple):
-  """Of the policies that are trained side by side."""
+class SettingsGrid(NamedTuple):
+  """Settings of the policies that are trained side by side."""
 
   rate_G: np.ndarray
   beta_G: np.ndarray  # ones where a method has none
   steps: int
 
 
-def by_preference(pairs: Pairs, anchor: float, chain: Chain, settings: Settings) -> np.ndarray:
+def by_preference(
+  pairs: TabularPairs, anchor: float, chain: Chain, settings: SettingsGrid
+) -> np.ndarray:
   """Minimises -log sigma(beta h) + anchor * NLL a step of the chosen side. Log-probs [R V, A, G].
 
-  h is the difference of the sums of log-ratios of losses/preference.py; anchor 1 is RPO.
+  h is the difference of the sums of log-ratios, as in losses/preference.py; anchor 1 is RPO.
   """
   pull = pull_of_pairs(pairs, anchor, chain, settings.beta_G)
-  return _train(pull, chain, _reference(chain, len(pairs.anchor_K)), settings)
+  reference_K1 = _reference(chain, len(pairs.anchor_K))
+  return _train(pull, chain, reference_K1, settings)
 
 
-def pull_of_pairs(pairs: Pairs, anchor: float, chain: Chain, beta_G: np.ndarray) -> Pull:
+def pull_of_pairs(pairs: TabularPairs, anchor: float, chain: Chain, beta_G: np.ndarray) -> Pull:
   """Minus the derivative by log-probs of the loss / beta, times the sum of the pairs' weights."""
   beta_G = beta_G.astype(np.float32)
   transposed_KP = pairs.difference_PK.T.tocsr()
   reference_K1 = _reference(chain, len(pairs.anchor_K))
   weight_P1 = pairs.weight_P.astype(np.float32)[:, None]
-  anchor_KG = anchor * pairs.anchor_K.astype(np.float32)[:, None] / beta_G
+  anchor_K1 = pairs.anchor_K.astype(np.float32)[:, None]
+  anchor_KG = anchor * anchor_K1 / beta_G
 
   def pull(log_prob_KG):
     margin_PG = beta_G * (pairs.difference_PK @ (log_prob_KG - reference_K1))
-    pull_PG = weight_P1 / (1 + np.exp(np.minimum(margin_PG, 80)))  # sigma(-beta h)
+    # sigma(-margin); exp overflows float32 above 88.
+    pull_PG = weight_P1 / (1 + np.exp(np.minimum(margin_PG, 80)))
     return transposed_KP @ pull_PG + anchor_KG
 
   return pull
 
 
-def by_likelihood(weight_KG: np.ndarray, chain: Chain, settings: Settings) -> np.ndarray:
+def by_likelihood(weight_KG: np.ndarray, chain: Chain, settings: SettingsGrid) -> np.ndarray:
   """Maximises the mean of weighted log-probs of steps. Log-probs [R V, A, G]."""
-  per_replicate = weight_KG.reshape(-1, chain.contexts * chain.actions, weight_KG.shape[-1])
-  total = np.maximum(per_replicate.sum(axis=1, keepdims=True), 1e-9)
-  share_KG = (chain.contexts * per_replicate / total).reshape(weight_KG.shape).astype(np.float32)
-  reference_K1 = _reference(chain, len(weight_KG))
-  return _train(lambda log_prob_KG: share_KG, chain, reference_K1, settings)
+  table_size = chain.contexts * chain.actions
+  weight = weight_KG.reshape(-1, table_size, weight_KG.shape[-1])
+  total = np.maximum(weight.sum(axis=1, keepdims=True), 1e-9)
+  share = chain.contexts * weight / total
+  share_KG = share.reshape(weight_KG.shape).astype(np.float32)
+
+  def pull(log_prob_KG):
+    return share_KG
+
+  return _train(pull, chain, _reference(chain, len(weight_KG)), settings)
 
 
 def success(log_prob: np.ndarray, chain: Chain) -> np.ndarray:
   """Share of new problems that each policy answers correctly, exactly. [R, G]
 
-  Contexts of a new problem are drawn uniformly and independently, so its chance is the L-th power
-  of the mean over contexts of the probability that a step does no harm.
+  Contexts of a new problem are drawn uniformly and independently, so its probability is the L-th
+  power of the mean over contexts of the probability that a step does no harm.
   """
   correct = np.exp(log_prob[:, chains.CORRECT].astype(float))
   harmless = correct + (1 - correct) * chain.survival
-  return harmless.reshape(-1, chain.contexts, harmless.shape[-1]).mean(axis=1) ** chain.length
+  harmless = harmless.reshape(-1, chain.contexts, harmless.shape[-1])
+  return harmless.mean(axis=1) ** chain.length
 
 
 def _reference(chain, size) -> np.ndarray:
   """Log-probs of the reference as a column [K, 1]."""
-  row = np.full(chain.actions, (1 - chain.correct) / (chain.actions - 1))
-  row[chains.CORRECT] = chain.correct
-  return np.tile(np.log(row), size // chain.actions)[:, None].astype(np.float32)
+  prob_A = np.full(chain.actions, (1 - chain.correct) / (chain.actions - 1))
+  prob_A[chains.CORRECT] = chain.correct
+  log_prob_K = np.tile(np.log(prob_A), size // chain.actions)
+  return log_prob_K[:, None].astype(np.float32)
 
 
 def _train(pull_of: Pull, chain, reference_K1, settings) -> np.ndarray:
   """Gradient ascent on table entries; `pull_of` gives the derivative by log-probs."""
   rate_G = settings.rate_G.astype(np.float32)
   logit_KG = np.repeat(reference_K1, len(rate_G), axis=1)
-  mean_KG, square_KG = np.zeros_like(logit_KG), np.zeros_like(logit_KG)
-  shape = (-1, chain.actions, len(rate_G))
+  mean_KG = np.zeros_like(logit_KG)
+  square_KG = np.zeros_like(logit_KG)
+  by_context = (-1, chain.actions, len(rate_G))
   for step in range(settings.steps):
-    log_prob = _log_softmax(logit_KG.reshape(shape))
-    pull = pull_of(log_prob.reshape(logit_KG.shape)).reshape(shape)
+    log_prob = _log_softmax(logit_KG.reshape(by_context))
+    log_prob_KG = log_prob.reshape(logit_KG.shape)
+    pull = pull_of(log_prob_KG).reshape(by_context)
     gradient = pull - np.exp(log_prob) * pull.sum(axis=1, keepdims=True)
     gradient_KG = gradient.reshape(logit_KG.shape)
     mean_KG += (1 - _BETA1) * (gradient_KG - mean_KG)
     square_KG += (1 - _BETA2) * (gradient_KG**2 - square_KG)
     unbiased_KG = mean_KG / (1 - _BETA1 ** (step + 1))
     scale_KG = np.sqrt(square_KG / (1 - _BETA2 ** (step + 1))) + _EPSILON
-    logit_KG += rate_G * (1 - step / settings.steps) * unbiased_KG / scale_KG
-  return _log_softmax(logit_KG.reshape(shape))
+    remaining = 1 - step / settings.steps
+    logit_KG += rate_G * remaining * unbiased_KG / scale_KG
+  return _log_softmax(logit_KG.reshape(by_context))
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
   """Over the actions, axis 1."""
   above = logits - logits.max(axis=1, keepdims=True)
-  return above - np.log(np.exp(above).sum(axis=1, keepdims=True))
+  total = np.exp(above).sum(axis=1, keepdims=True)
+  return above - np.log(total)

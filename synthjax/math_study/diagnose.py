@@ -20,7 +20,8 @@ from synthjax.credit import steps, values
 from synthjax.credit.pits import first_pit
 from synthjax.credit.traces import Judge, PromptedTrace, SampledTrace, traces_to_value
 from synthjax.credit_phase import diagnose
-from synthjax.credit_phase.diagnose import Budget, Prefix, Problem
+from synthjax.credit_phase.diagnose import Budget, ObservedProblem
+from synthjax.credit_phase.likelihood import ObservedPrefix
 from synthjax.data.tokenizers import Tokenizer
 from synthjax.errors import ConfigError
 from synthjax.job import Job
@@ -96,7 +97,7 @@ def run(job: Job, arm: str, checkpoint: str, sampled: Sampled) -> dict:
   return result
 
 
-def observe(cell: Cell, policy: Policy, sampled: Sampled) -> list[Problem]:
+def observe(cell: Cell, policy: Policy, sampled: Sampled) -> list[ObservedProblem]:
   """What the policy does on the problems of the cell: traces, rollouts, a second look at its pits."""
   drawn, _ = cell.sample(policy, sampled.traces)
   wanted = _valued(drawn)
@@ -333,7 +334,7 @@ def _problems(
   wanted: Sequence[SampledTrace],
   valued: pathlib.Path,
   pits: dict[str, list[bool]],
-) -> list[Problem]:
+) -> list[ObservedProblem]:
   times: collections.Counter[tuple[str, Ids]] = collections.Counter()
   for d in wanted:
     given: Ids = ()
@@ -350,7 +351,7 @@ def _problems(
     if d.reward is not None:
       traces[d.problem_id].append(d)
   return [
-    Problem(
+    ObservedProblem(
       correct=tuple(d.reward == 1 for d in traces[problem.id]),
       lengths=tuple(len(d.steps) for d in traces[problem.id]),
       prefixes=tuple(
@@ -363,11 +364,11 @@ def _problems(
   ]
 
 
-def _prefix(rows: Sequence[dict], times: int) -> Prefix:
+def _prefix(rows: Sequence[dict], times: int) -> ObservedPrefix:
   """What is decided at a prefix is named by its most frequent next step, among correct rollouts where there are any."""
   correct = [row["next"] for row in rows if row["correct"]]
   among = correct or [row["next"] for row in rows]
-  return Prefix(
+  return ObservedPrefix(
     decision=collections.Counter(among).most_common(1)[0][0],
     steps=tuple(row["next"] for row in rows),
     correct=tuple(row["correct"] for row in rows),

@@ -13,8 +13,8 @@ import json
 
 from synthjax import files, progress
 from synthjax.credit_phase import diagram, figure, tables, tuning
-from synthjax.credit_phase.diagram import Cell, Gain
-from synthjax.credit_phase.tuning import Chosen, Outcome
+from synthjax.credit_phase.diagram import Gain, PhaseCell
+from synthjax.credit_phase.tuning import ChosenSetting, Outcome
 from synthjax.job import Job
 
 
@@ -23,7 +23,7 @@ def run(job: Job) -> dict:
   study = job.experiment.credit_phase
   files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
   planes = diagram.planes(study)
-  cells = [Cell(chain, equal_sampling=False) for chain in study.table]
+  cells = [PhaseCell(chain, equal_sampling=False) for chain in study.table]
   cells += [cell for plane in planes for cell in plane.cells.values()]
   with files.Journal(job.workdir / "cells.jsonl", progress.say) as journal:
     outcomes = _outcomes(job, list(dict.fromkeys(cells)), journal)
@@ -41,7 +41,7 @@ def run(job: Job) -> dict:
 
 
 def _outcomes(
-  job: Job, cells: list[Cell], journal: files.Journal
+  job: Job, cells: list[PhaseCell], journal: files.Journal
 ) -> dict[tuple, dict[str, Outcome]]:
   """(chain, methods) -> outcomes, computed where the journal has none with these settings."""
   study, seed = job.experiment.credit_phase, job.experiment.seed
@@ -57,12 +57,12 @@ def _outcomes(
         known[key] = {name: [list(o.chosen), o.success_R] for name, o in outcomes.items()}
         journal.append({"key": key, "chain": dataclasses.asdict(chain), "outcomes": known[key]})
       found[chain, names] = {
-        name: Outcome(Chosen(*chosen), success_R)
+        name: Outcome(ChosenSetting(*chosen), success_R)
         for name, (chosen, success_R) in known[key].items()
       }
       advance(1)
   return found
 
 
-def _gain(cell: Cell, outcomes) -> Gain:
+def _gain(cell: PhaseCell, outcomes) -> Gain:
   return diagram.gain([outcomes[part] for part in diagram.parts(cell)])

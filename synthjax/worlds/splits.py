@@ -1,4 +1,4 @@
-"""What every embedded world does with its drawn problems: distinct ones of one split, in the order in which they come."""
+"""Distinct problems of one split, from the stream of problems that an embedded world draws."""
 
 from collections.abc import Callable, Iterable
 
@@ -25,19 +25,23 @@ def distinct(
     where: what the split is called, and what to do where it holds fewer.
 
   Raises:
-    ValueError: the split holds fewer distinct problems.
+    ConfigError: the split holds fewer distinct problems.
   """
-  found: dict[str, Problem] = {}
+  split, remedy = where
+  kept: dict[str, Problem] = {}
   stale = 0
   for problem in drawn:
-    if len(found) >= count:
+    if len(kept) >= count:
       break
     key = name(problem)
-    stale = stale + 1 if key in found or not inside(key) else 0
-    if stale == 0:
-      found[key] = problem
-    elif stale > _STALE:
+    if key not in kept and inside(key):
+      kept[key] = problem
+      stale = 0
+      continue
+    stale += 1
+    if stale > _STALE:
       raise ConfigError(
-        f"{where[0]} has about {len(found)} distinct problems; {count} were asked for: {where[1]}, or ask for fewer"
+        f"{split} has about {len(kept)} distinct problems; {count} were asked for: "
+        f"{remedy}, or ask for fewer"
       )
-  return list(found.values())
+  return list(kept.values())

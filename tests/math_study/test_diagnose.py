@@ -8,7 +8,8 @@ import pytest
 from synthjax import __main__, files
 from synthjax.config.credit_phase import Chain, Tuning
 from synthjax.credit_phase import diagnose
-from synthjax.credit_phase.diagnose import Budget, Interval, Placed, Prefix, Problem, Setting
+from synthjax.credit_phase.diagnose import Budget, Interval, ObservedProblem, PhasePoint, Placed
+from synthjax.credit_phase.likelihood import ObservedPrefix
 
 TINY = Tuning(
   rates=(0.3,), betas=(0.1,), temperatures=(0.05,), steps=(20,), tuning_replicates=2, replicates=4
@@ -41,7 +42,7 @@ def _of_chain(chain, problems, rollouts, seed, certain=0):
       for place, context in enumerate(contexts):
         if trace < 2 and taken not in prefixes:
           rolled = [rollout(context, harmless, chain.length - place - 1) for _ in range(rollouts)]
-          prefixes[taken] = Prefix(str(context), *zip(*rolled))
+          prefixes[taken] = ObservedPrefix(str(context), *zip(*rolled))
         elif trace < 2:
           prefixes[taken] = prefixes[taken]._replace(times=2)
         action, survives = step()
@@ -49,10 +50,12 @@ def _of_chain(chain, problems, rollouts, seed, certain=0):
       correct.append(harmless)
     for place in range(certain):
       rolled = random.random(rollouts) < chain.success
-      prefixes["certain", place] = Prefix(
+      prefixes["certain", place] = ObservedPrefix(
         f"{number} {place}", ("the same",) * rollouts, tuple(rolled.tolist()), times=2
       )
-    found.append(Problem(tuple(correct), (chain.length + certain,) * 8, tuple(prefixes.values())))
+    found.append(
+      ObservedProblem(tuple(correct), (chain.length + certain,) * 8, tuple(prefixes.values()))
+    )
   return found
 
 
@@ -69,7 +72,7 @@ def test_what_a_chain_was_made_with_lies_within_the_intervals():
   missed = []
   for seed, (chain, certain) in enumerate(chains):
     found = diagnose.estimate(_of_chain(chain, 60, 8, seed, certain), replicates=100).figures
-    for name in Setting._fields:
+    for name in PhasePoint._fields:
       truth, (_, low, high) = getattr(chain, name), found[name]
       if not low - 1e-9 <= truth <= high + 1e-9:
         missed.append((chain, name, found[name]))
@@ -91,14 +94,14 @@ def test_more_problems_narrow_the_intervals():
 
 
 def test_precision_is_the_share_of_the_pits_that_fresh_rollouts_confirm():
-  problems = [Problem((True,), (2,), (), (number % 4 > 0,)) for number in range(40)]
+  problems = [ObservedProblem((True,), (2,), (), (number % 4 > 0,)) for number in range(40)]
   found = diagnose.estimate(problems, replicates=100).figures["precision"]
   assert found.value == 0.75 and found.low < 0.7 and found.high > 0.8
 
 
 def test_where_nothing_repeats_decisions_are_as_many_as_that_allows():
   alone = [
-    Problem((True,), (2,), (Prefix(str(number), ("a", "b"), (True, False)),))
+    ObservedProblem((True,), (2,), (ObservedPrefix(str(number), ("a", "b"), (True, False)),))
     for number in range(30)
   ]
   found = diagnose.estimate(alone, replicates=20)
@@ -108,10 +111,10 @@ def test_where_nothing_repeats_decisions_are_as_many_as_that_allows():
 @pytest.mark.parametrize(
   "setting",
   [
-    Setting(0.3, 0.5, 4.2, 60.0),
-    Setting(0.02, 0.95, 1.0, 1.0),
-    Setting(1.0, 0.0, 0.2, 1e6),
-    Setting(0.0, 0.0, 9.0, 40.0),
+    PhasePoint(0.3, 0.5, 4.2, 60.0),
+    PhasePoint(0.02, 0.95, 1.0, 1.0),
+    PhasePoint(1.0, 0.0, 0.2, 1e6),
+    PhasePoint(0.0, 0.0, 9.0, 40.0),
   ],
 )
 def test_every_estimate_is_a_chain_that_can_be_computed(setting):
@@ -125,7 +128,7 @@ def test_every_estimate_is_a_chain_that_can_be_computed(setting):
 
 
 def test_placed_where_credit_pays_for_equal_traces_it_is_said_to():
-  setting = Setting(success=0.3, survival=0.5, length=6.0, contexts=20.0)
+  setting = PhasePoint(success=0.3, survival=0.5, length=6.0, contexts=20.0)
   found = diagnose.Estimates({}, setting, [setting] * 2, 100)
   placed = diagnose.place(found, Budget(problems=24, traces=8, rollouts=4), draws=2, quick=TINY)
   assert (
