@@ -11,7 +11,8 @@ from synthjax import files, sharding, stages, workfolder
 from synthjax.config import schema
 from synthjax.data import sources, tokenizers
 from synthjax.model.transformer import Params, Transformer, sized
-from synthjax.train import checkpoint, loop
+from synthjax.train import checkpoint, resume
+from synthjax.train.training import Earlier
 
 
 class Job(NamedTuple):
@@ -59,7 +60,7 @@ def load_policy(
     if step is None and not fall_back:
       step = checkpoint.newest_step(source)
     step, params, about = checkpoint.load_params(source, abstract, step)
-    loop.same_tokenizer(about["tokenizer"], tokenizer.fingerprint, source)
+    resume.check_tokenizer(about["tokenizer"], tokenizer.fingerprint, source)
   else:
     params = jax.jit(model.init, out_shardings=everywhere)(jax.random.key(experiment.seed))
   return model, jax.tree.map(lambda x: x.addressable_data(0), params), step
@@ -120,9 +121,9 @@ def identity(checkpoints: str, step: int | None = None) -> str:
   return f"{step}:{files.value_hash(sorted(found))}"
 
 
-def earlier_trainings(job: Job, folder: pathlib.Path, inputs: dict) -> list[loop.Earlier]:
+def earlier_trainings(job: Job, folder: pathlib.Path, inputs: dict) -> list[Earlier]:
   """Kept versions of a training whose inputs differ in the number of steps or in the schedule alone; none where all is forced anew."""
-  found: list[loop.Earlier] = []
+  found: list[Earlier] = []
   if job.force:
     return found
   for each in stages.versions(folder):
@@ -134,7 +135,7 @@ def earlier_trainings(job: Job, folder: pathlib.Path, inputs: dict) -> list[loop
       continue
     steps = each.inputs["train"]["steps"] or (each.result or {}).get("steps", 0)
     cfg = schema.Optimizer(**each.inputs["train"]["optimizer"])
-    found.append(loop.Earlier(each.folder / "checkpoints", cfg, steps))
+    found.append(Earlier(each.folder / "checkpoints", cfg, steps))
   return found
 
 

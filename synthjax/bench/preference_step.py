@@ -84,7 +84,7 @@ def against_trl(vocabulary: int) -> dict[str, Any]:
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4, weight_decay=0.0))
   layout = make_layout(schema.Mesh(), jax.devices()[:1])
   trainer = preference.PreferenceTrainer(
-    model, optimizer, layout, schema.Train(), schema.Objective(loss="step_dpo"), limits.trees
+    model, optimizer, layout, schema.Train(), schema.Objective(loss="step_dpo"), limits
   )
   compiled = trainer.compile(batch)
   found: dict[str, Any] = {

@@ -149,7 +149,8 @@ def batches(
     batch_size: B, over all processes.
     count: number of batches.
     position: rows consumed so far by all processes together.
-    share: which rows of a batch this process holds, ascending (`sharding.Layout.share`); default: all.
+    share: which rows of a batch this process holds, ascending (`sharding.Layout.local_indices`);
+      default: all.
     reading: threads and batches read ahead.
   """
   share, reading = range(batch_size) if share is None else share, reading or Reading()

@@ -9,7 +9,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from synthjax import files
 from synthjax.config import schema
@@ -27,6 +27,17 @@ class Tokenizer(Protocol):
 
   def encode(self, text: str) -> list[int]: ...
   def decode(self, ids: Iterable[int]) -> str: ...
+
+
+class TokenizerInfo(NamedTuple):
+  """What training needs to know of a tokenizer."""
+
+  size: int  # ids are 0..size-1
+  fingerprint: str
+
+
+def info(tokenizer: Tokenizer) -> TokenizerInfo:
+  return TokenizerInfo(tokenizer.size, tokenizer.fingerprint)
 
 
 class Words:

@@ -1,7 +1,7 @@
 """Continuous evaluation: follows a checkpoint folder while training writes to it, and scores every step exactly once.
 
 Its folder holds `results.jsonl`, a row a scored step, which is also what keeps the trainer from deleting a step before it is scored (see
-`train/checkpoint.py`). A watcher that is killed goes on where it was: a step counts as scored when its row is there.
+`train/checkpointer.py`). A watcher that is killed goes on where it was: a step counts as scored when its row is there.
 """
 
 import dataclasses

@@ -18,7 +18,7 @@ from synthjax import job as jobs
 from synthjax.config import schema
 from synthjax.credit import steps
 from synthjax.credit.traces import Judge, SampledTrace, Splitting, distinct_correct, sample_traces
-from synthjax.data import trees
+from synthjax.data import tokenizers, trees
 from synthjax.data.documents import TokenDocuments
 from synthjax.data.formats import Example
 from synthjax.data.tokenizers import Tokenizer
@@ -235,7 +235,7 @@ class Cell:
         experiment,
         TokenDocuments(documents),
         folder,
-        (self.tokenizer.size, self.tokenizer.fingerprint),
+        tokenizers.info(self.tokenizer),
       )
       return {
         **dataclasses.asdict(result),
@@ -409,7 +409,7 @@ class Cell:
         model, params, plan.rows, cfg.batch_size, length, folder / "reference", made_of
       )
       result = policies.on_trees(
-        experiment, plan, reference, folder, (self.tokenizer.size, self.tokenizer.fingerprint)
+        experiment, plan, reference, folder, tokenizers.info(self.tokenizer)
       )
       return {
         **dataclasses.asdict(result),

@@ -1,1 +1,1 @@
-"""The decoder: one description of its parameters, a training forward pass and a decode path."""
+"""The decoder: one description of its parameters, a forward pass for training, a decode path."""

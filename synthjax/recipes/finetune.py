@@ -18,7 +18,7 @@ from synthjax.evaluate import protocols, score
 from synthjax.evaluate import run as evaluate_lib
 from synthjax.evaluate import watch as watch_lib
 from synthjax.job import Job
-from synthjax.train import checkpoint, loop
+from synthjax.train import checkpoint, policies
 from synthjax.verify import extract
 
 _LOOKED_AT = 50  # training documents, before anything is written
@@ -114,13 +114,13 @@ def _train(job, tokenizer, caches) -> dict:
 
   def work(folder: pathlib.Path) -> dict:
     earlier = jobs.earlier_trainings(job, folder, inputs)
-    result = loop.train(
+    result = policies.on_caches(
       job.experiment,
       caches,
       folder,
-      (tokenizer.size, tokenizer.fingerprint),
+      tokenizers.info(tokenizer),
       job.workdir / "cache_test",
-      earlier=earlier,
+      earlier,
     )
     return dataclasses.asdict(result)
 

@@ -192,7 +192,7 @@ def _work(job, tokenizer, plan, folder) -> dict:
     _made_of(job, tokenizer),
   )
   del params
-  about_tokenizer = (tokenizer.size, tokenizer.fingerprint)
+  about_tokenizer = tokenizers.info(tokenizer)
   earlier = jobs.earlier_trainings(job, folder, _inputs(job, tokenizer))
   result = policies.on_trees(experiment, plan, reference, folder, about_tokenizer, earlier)
   return {**dataclasses.asdict(result), "pairs_left_out": len(plan.too_long)}

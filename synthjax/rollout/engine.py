@@ -23,6 +23,7 @@ from synthjax import progress
 from synthjax.config import schema
 from synthjax.data.tokenizers import Tokenizer
 from synthjax.errors import ConfigError
+from synthjax.model.decode import unstack_layers
 from synthjax.model.transformer import Params, Transformer
 from synthjax.rollout import requests, slots
 from synthjax.rollout.prefixes import Page
@@ -507,7 +508,7 @@ def _place(model: Transformer, params: Params, layout: Layout) -> Params:
 
 @functools.lru_cache(8)
 def _unstacked(model: Transformer):
-  return jax.jit(model.unstacked)
+  return jax.jit(functools.partial(unstack_layers, model))
 
 
 def _key(sequence: _Sequence) -> tuple[int, int]:

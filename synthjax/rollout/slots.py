@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from synthjax.model.transformer import Cache, LayerCache, Params, Seen, Transformer
+from synthjax.model.decode import Cache, LayerCache, Seen, decode_step, empty_cache, prefill
+from synthjax.model.transformer import Params, Transformer
 from synthjax.rollout.sampling import Filters, draw
 
 _DATA = (
@@ -96,7 +97,7 @@ def functions(
   """The engine's functions, blocks split over the mesh's data axes.
 
   Args:
-    model: its parameters come from `unstacked`, laid out over the mesh.
+    model: its parameters come from `decode.unstack_layers`, laid out over the mesh.
     shape: `blocks` is divided by the devices that share them.
     mesh: of this process's devices.
     size: number of ids that may be drawn.
@@ -143,7 +144,7 @@ def _empty(model: Transformer, shape: Shape, devices: int) -> State:
     Filters(real(B, N), whole(B, N), real(B, N), real(B, N)),
   )
   return State(
-    model.empty_cache(B, N, W, C),
+    empty_cache(model, B, N, W, C),
     jnp.zeros((B, W, D), dtype),
     whole(B, W),
     whole(B, W),
@@ -168,7 +169,7 @@ def _admit(
   real_P,
 ) -> State:
   """Computes pages and puts each at its (block, place) of this device; a page that is not real goes nowhere."""
-  hidden_PTD, kept = model.prefill(params, tokens_PT, positions_PT, until_PT)
+  hidden_PTD, kept = prefill(model, params, tokens_PT, positions_PT, until_PT)
 
   def put(array, values, page, axis):
     """Writes the page's T values into a block, its places along `axis`."""
@@ -283,8 +284,8 @@ def _step(model: Transformer, size: int, eos_id: int, params: Params, state: Sta
   if window := model.cfg.window:
     shared_BNW &= position_BN[..., None] - state.position_BW[:, None] < window
     own_BNC &= age_11C < window
-  hidden_BND, cache = model.decode(
-    params, token_BN, position_BN, state.cache, Seen(shared_BNW, own_BNC), time % C
+  hidden_BND, cache = decode_step(
+    model, params, token_BN, position_BN, state.cache, Seen(shared_BNW, own_BNC), time % C
   )
   return state._replace(
     cache=cache,

@@ -1,1 +1,1 @@
-"""Training: state, optimizer, step, loop, checkpoints, metrics. Imports neither seqio nor TensorFlow."""
+"""Training: state, step, loop, checkpoints, metrics. Imports neither seqio nor TensorFlow."""

@@ -216,7 +216,7 @@ def _some_pairs(count):
 
 def _trainer_and_batch(mesh, accumulate, loss, rows, seq_len):
   layout = make_layout(mesh, jax.devices()[: int(np.prod(dataclasses.astuple(mesh)))])
-  group_rows = len(rows) // accumulate // layout.row_shards
+  group_rows = len(rows) // accumulate // layout.batch_shards
   limits = trees.bounds(rows, group_rows, seq_len)
   batch = trees.layout(rows, limits)
   batch["reference"] = -3.0 * batch["segment_tokens"]
@@ -224,7 +224,7 @@ def _trainer_and_batch(mesh, accumulate, loss, rows, seq_len):
   objective = schema.Objective(loss=loss, advantage=schema.Advantage(normalise=True))
   model = Transformer(MODEL.cfg, layout.constrain)
   trainer = preference.PreferenceTrainer(
-    model, optimizer.make(cfg.optimizer, 10), layout, cfg, objective, limits.trees
+    model, optimizer.make(cfg.optimizer, 10), layout, cfg, objective, limits
   )
   return trainer, layout.put(batch, len(rows))
 

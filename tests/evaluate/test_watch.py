@@ -73,11 +73,11 @@ def test_a_watcher_killed_ten_times_scores_every_checkpoint_exactly_once(tmp_pat
 def test_a_step_that_a_watcher_has_not_scored_is_kept(tmp_path):
   import jax.numpy as jnp
 
-  from synthjax.train import checkpoint
+  from synthjax.train.checkpointer import Checkpoints
 
   journal = tmp_path / "watch/w/results.jsonl"
   files.write_jsonl(journal, [{"step": 1}])
-  with checkpoint.Checkpoints(tmp_path / "c", 1, tmp_path / "watch") as checkpoints:
+  with Checkpoints(tmp_path / "c", 1, tmp_path / "watch") as checkpoints:
     for step in (1, 2, 3):
       checkpoints.save(step, {"params": {"w": jnp.ones(3)}}, {})
       checkpoints.wait()

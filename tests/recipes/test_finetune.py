@@ -20,7 +20,7 @@ from synthjax.config import schema
 from synthjax.errors import ConfigError
 from synthjax.model.transformer import Transformer, sized
 from synthjax.recipes import finetune
-from synthjax.train import checkpoint, loop
+from synthjax.train import checkpoint, policies
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = [
@@ -78,7 +78,7 @@ def _no_training(*_, **__):
 def test_settings_that_come_back_bring_their_weights_back_to_the_bit_without_training(two):
   workdir, (first, second) = two
   assert not np.array_equal(jax.tree.leaves(first[1])[0], jax.tree.leaves(second[1])[0])
-  with mock.patch.object(loop, "train", _no_training):
+  with mock.patch.object(policies, "on_caches", _no_training):
     for overrides, (step, params) in (([], first), (OTHER, second), ([], first)):
       assert finetune.train(_job(workdir, *overrides))["steps"] == step == 4
       jax.tree.map(np.testing.assert_array_equal, _params(workdir)[1], params)
@@ -89,7 +89,7 @@ def test_settings_that_come_back_bring_their_weights_back_to_the_bit_without_tra
 def test_a_field_that_does_not_change_the_result_restarts_no_training(two, override):
   workdir, _ = two
   finetune.train(_job(workdir))
-  with mock.patch.object(loop, "train", _no_training):
+  with mock.patch.object(policies, "on_caches", _no_training):
     finetune.train(_job(workdir, override))
   assert "." in override and _named(override) in workfolder.RESULT_NEUTRAL_FIELDS
 

@@ -25,7 +25,8 @@ from synthjax.math_study import cell, settings, splits
 from synthjax.math_study.cell import TooWeakError
 from synthjax.model.transformer import Transformer, sized
 from synthjax.recipes import math_rl
-from synthjax.train import checkpoint, loop
+from synthjax.train import checkpoint
+from synthjax.train.training import Result
 from synthjax.verify import sets
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -450,7 +451,7 @@ def test_a_solution_that_comes_twice_is_trained_on_once_and_counted(copied):
     mock.patch.object(cell.Cell, "stage", staticmethod(stage)),
     mock.patch.object(cell.policies, "on_documents") as train,
   ):
-    train.return_value = loop.Result(steps=1, loss=0.0, eval_loss=None, tokens=1)
+    train.return_value = Result(steps=1, loss=0.0, eval_loss=None, tokens=1)
     teacher = [cell.Solution(p.id, tuple(tiny.tokenizer.encode(p.targets))) for p in tiny.problems]
     tiny.by_likelihood("sft", teacher + teacher[:5], tiny.experiment.train, None, cell.Cost())
   assert (

@@ -1,4 +1,6 @@
-"""Losses and gradients of every loss over meshes and micro-batches, by as many processes as the environment says.
+"""Losses and gradients of every loss over meshes and micro-batches.
+
+It runs in as many processes as the environment says.
 
 Usage: python tests/train/matrix.py OUT.npz oracle|COUNT. With `oracle` each loss is computed on one
 device, in one piece; else the first COUNT cases. OUT holds the loss and the gradient of each.
@@ -20,17 +22,25 @@ from synthjax.train.preference import PreferenceTrainer
 from synthjax.train.step import Trainer
 
 MODEL = schema.Model(
-  d_model=16, layers=1, heads=4, kv_heads=4, head_dim=4, mlp_dim=16, vocab_size=64, mlp="relu"
+  d_model=16,
+  layers=1,
+  heads=4,
+  kv_heads=4,
+  head_dim=4,
+  mlp_dim=16,
+  vocab_size=64,
+  mlp="relu",
 )
-ROWS, LENGTH = 16, 32
+BATCH_SIZE, SEQ_LEN = 16, 32
 MESHES = {
   "data": (2, 2, 1, 1),
   "tensor": (1, 1, 4, 1),
   "context": (1, 2, 1, 2),
   "both": (1, 1, 2, 2),
-  "crossed": (1, 4, 1, 1),  # devices in an order that gives a process rows that are not neighbours
+  # Devices in an order that gives a process sequences that are not neighbours.
+  "crossed": (1, 4, 1, 1),
 }
-# (loss, mesh, micro-batches). The first ones are those that differ most in which process holds what.
+# (loss, mesh, micro-batches). The first ones differ most in which process holds what.
 CASES = [
   ("cross_entropy", "tensor", 1),
   ("cross_entropy", "crossed", 4),
@@ -61,77 +71,84 @@ def layout_of(mesh: str) -> Layout:
 
 
 class Documents:
-  """Rows of two documents each."""
+  """Sequences of two documents each."""
 
   def read(self, indices):
-    return packing.layout([[self._document(i, 0), self._document(i, 1)] for i in indices], LENGTH)
+    sequences = [[self._document(index, 0), self._document(index, 1)] for index in indices]
+    return packing.layout(sequences, SEQ_LEN)
 
-  def _document(self, row, number):
-    random = np.random.default_rng([row, number])
+  def _document(self, index, number):
+    random = np.random.default_rng([index, number])
     length = int(random.integers(6, 15))
     return np.concatenate([[length // 3], random.integers(1, 64, length)]).astype(np.int32)
 
 
-def tree_rows(group_rows: int, context: int) -> trees.TreeRows:
-  """Rows of one or two pairs with the sums of a made-up reference."""
+def packed_trees(group_size: int, context: int) -> trees.TreeRows:
+  """Sequences of one or two pairs, with the sums of a made-up reference."""
   random = np.random.default_rng(0)
 
   def steps(count):
     return [random.integers(1, 64, int(random.integers(1, 4))).tolist() for _ in range(count)]
 
-  rows = []
+  rows, reference = [], []
   for number in range(12):
     counts = (2, 1 + number % 2)
     advantages = tuple(random.normal(size=count).tolist() for count in counts)
-    pairs = [
-      trees.pair([1, 2, 3], steps(counts[0]), steps(counts[1]), advantages=advantages)
-      for _ in range(1 + number % 2)
-    ]
+    pairs = []
+    for _ in range(1 + number % 2):
+      chosen, rejected = steps(counts[0]), steps(counts[1])
+      pairs.append(trees.pair([1, 2, 3], chosen, rejected, advantages=advantages))
     rows.append(pairs)
-  reference = [
-    -3.0 * np.ones(sum(node.predicted for tree in row for node in trees.nodes(tree)), np.float32)
-    for row in rows
-  ]
-  return trees.TreeRows(
-    rows, reference, trees.bounds(rows, group_rows, LENGTH, 8 * context), 0, 1.0
-  )
+    segments = sum(counts) * len(pairs)
+    reference.append(-3.0 * np.ones(segments, np.float32))
+  limits = trees.bounds(rows, group_size, SEQ_LEN, 8 * context)
+  return trees.TreeRows(rows, reference, limits, 0, 1.0)
 
 
 def gradient(loss: str, layout: Layout, accumulate: int):
   """(loss, gradient) of the second batch, as every process gets it."""
-  cfg = schema.Train(batch_size=ROWS, accumulate=accumulate)
-  pieces = Transformer(MODEL, layout.constrain), optimizer.make(cfg.optimizer, 10), layout, cfg
+  cfg = schema.Train(batch_size=BATCH_SIZE, accumulate=accumulate)
+  model = Transformer(MODEL, layout.constrain)
+  trainer = Trainer(model, optimizer.make(cfg.optimizer, 10), layout, cfg)
   if loss == "cross_entropy":
-    rows, trainer = Documents(), Trainer(*pieces)
+    source = Documents()
   else:
-    rows = tree_rows(ROWS // accumulate // layout.row_shards, layout.mesh.shape["context"])
+    group_size = BATCH_SIZE // accumulate // layout.batch_shards
+    source = packed_trees(group_size, layout.mesh.shape["context"])
     objective = schema.Objective(loss=loss, advantage=schema.Advantage(normalise=True))
-    trainer = PreferenceTrainer(*pieces, objective, rows.limits.trees)
-  batch = next(loader.batches(rows, ROWS, 1, position=ROWS, share=layout.share(ROWS)))
+    trainer = PreferenceTrainer(model, trainer.optimizer, layout, cfg, objective, source.limits)
+  indices = layout.local_indices(BATCH_SIZE)
+  batch = next(loader.batches(source, BATCH_SIZE, 1, position=BATCH_SIZE, share=indices))
   trainer.check(batch)
   params = trainer.init(jax.random.key(0))["params"]
 
   def compute(params, batch):
-    if loss != "cross_entropy":
-      return trainer.preference_gradients(params, batch)
-    return trainer.gradients(params, batch, batch["weights"].sum())
+    if loss == "cross_entropy":
+      return trainer.gradients(params, batch, batch["weights"].sum())
+    return trainer.preference_gradients(params, batch)
 
-  found, metrics = jax.jit(compute, out_shardings=layout.replicated)(
-    params, layout.put(batch, ROWS)
-  )
-  return jax.device_get((metrics["loss"], found))
+  compute = jax.jit(compute, out_shardings=layout.replicated)
+  grads, metrics = compute(params, layout.put(batch, BATCH_SIZE))
+  return jax.device_get((metrics["loss"], grads))
 
 
-def main(out: str, what: str) -> None:
+def flat_gradient(loss: str, layout: Layout, accumulate: int) -> np.ndarray:
+  """The loss and all entries of its gradient."""
+  value, grads = gradient(loss, layout, accumulate)
+  return np.concatenate([np.ravel(value), *map(np.ravel, jax.tree.leaves(grads))])
+
+
+def main(out: str, which: str) -> None:
   multihost.start(multihost.from_environment())
   results = {}
-  oracle = what == "oracle"
-  for loss, mesh, accumulate in CASES if oracle else CASES[: int(what)]:
-    name = loss if oracle else f"{loss} {mesh} {accumulate}"
-    if name not in results:
-      layout = make_layout(schema.Mesh(), jax.devices()[:1]) if oracle else layout_of(mesh)
-      value, leaves = gradient(loss, layout, 1 if oracle else accumulate)
-      results[name] = np.concatenate([np.ravel(value), *map(np.ravel, jax.tree.leaves(leaves))])
+  if which == "oracle":
+    for loss in dict.fromkeys(loss for loss, _, _ in CASES):
+      one_device = make_layout(schema.Mesh(), jax.devices()[:1])
+      results[loss] = flat_gradient(loss, one_device, 1)
+  else:
+    for loss, mesh, accumulate in CASES[: int(which)]:
+      name = f"{loss} {mesh} {accumulate}"
+      results[name] = flat_gradient(loss, layout_of(mesh), accumulate)
   if multihost.is_first():
     np.savez(out, **results)
   multihost.finish()

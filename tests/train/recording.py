@@ -1,4 +1,7 @@
-"""The command line, with every training row that is read written down: SYNTHJAX_RECORD names the file."""
+"""The command line, with every training sequence that is read written to a file.
+
+SYNTHJAX_RECORD names the file.
+"""
 
 import json
 import os
@@ -11,9 +14,10 @@ _read = loader.Rows.read
 
 
 def _recorded(self, indices):
-  if self.seed is not None:  # held-out rows have no seed
+  if self.seed is not None:  # held-out sequences have no seed
     with open(os.environ["SYNTHJAX_RECORD"], "a") as f:
-      f.writelines(json.dumps([i, self.ids(i)]) + "\n" for i in indices)
+      for index in indices:
+        f.write(json.dumps([index, self.ids(index)]) + "\n")
   return _read(self, indices)
 
 

@@ -1,4 +1,4 @@
-"""Scalars of a run, as they lie on disk."""
+"""Scalars of a training, as they lie on disk."""
 
 import struct
 
@@ -7,34 +7,38 @@ from tensorboardX.proto import event_pb2
 from synthjax import files
 from synthjax.train.metrics import Metrics
 
+# A record of an event file: length (8 bytes), its checksum (4), the event, its checksum (4).
+_BEFORE, _AFTER = 12, 4
+
 
 def _board(folder):
   """(step, name, value) of every scalar in the event files."""
-  found = []
+  scalars = []
   for path in sorted((folder / "tensorboard").glob("events*")):
-    data, at = path.read_bytes(), 0
-    while at < len(data):
-      (length,) = struct.unpack_from("<Q", data, at)
-      event = event_pb2.Event.FromString(
-        data[at + 12 : at + 12 + length]
-      )  # after the length and its check sum
-      found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
-      at += 12 + length + 4
-  return found
+    data = path.read_bytes()
+    start = 0
+    while start < len(data):
+      (length,) = struct.unpack_from("<Q", data, start)
+      end = start + _BEFORE + length
+      event = event_pb2.Event.FromString(data[start + _BEFORE : end])
+      for value in event.summary.value:
+        scalars.append((event.step, value.tag, value.simple_value))
+      start = end + _AFTER
+  return scalars
+
+
+def _write(folder, start, steps):
+  metrics = Metrics(folder, start, print)
+  for step in steps:
+    metrics.write(step, {"loss": step / 4})
+  metrics.close()
 
 
 def test_no_row_is_on_the_board_twice_after_a_resume(tmp_path):
-  for start, steps in (
-    (0, (1, 2, 3)),
-    (0, (1, 2, 3, 4)),
-    (2, (3, 4, 5)),
-  ):  # killed before its first checkpoint, then after step 2's
-    metrics = Metrics(tmp_path, start, print)
-    for step in steps:
-      metrics.write(step, {"loss": step / 4})
-    metrics.close()
-  expected = [(step, "loss", step / 4) for step in range(1, 6)]
-  assert _board(tmp_path) == expected
-  assert [(row["step"], row["loss"]) for row in files.read_jsonl(tmp_path / "metrics.jsonl")] == [
-    (s, v) for s, _, v in expected
-  ]
+  _write(tmp_path, 0, (1, 2, 3))  # killed before its first checkpoint
+  _write(tmp_path, 0, (1, 2, 3, 4))  # killed after the checkpoint of step 2
+  _write(tmp_path, 2, (3, 4, 5))
+  steps = range(1, 6)
+  assert _board(tmp_path) == [(step, "loss", step / 4) for step in steps]
+  rows = files.read_jsonl(tmp_path / "metrics.jsonl")
+  assert [(row["step"], row["loss"]) for row in rows] == [(step, step / 4) for step in steps]

@@ -1,4 +1,4 @@
-"""Preference training as a user runs it: a file of pairs, the command line, the sums of the reference on disk."""
+"""Preference training as a user runs it, and the reference's sums that it keeps on disk."""
 
 import json
 import pathlib
@@ -18,76 +18,74 @@ WORLD = World()
 
 
 def _pairs(count, **metadata):
-  """Clean right traces against traces whose first step is off by one."""
+  """Clean correct traces against traces whose first step is off by one."""
   for problem in shop.problems(WORLD, "train", count):
-    right = shop.clean_trace(problem).text
-    first, _, rest = right.partition(" ;")
+    correct = shop.clean_trace(problem).text
+    first, _, rest = correct.partition(" ;")
     left, _, result = first.rpartition("= ")
-    wrong = f"{left}= {(int(result) + 1) % 21} ;{rest}"
-    yield Pair(problem.id, problem.question, " " + right, " " + wrong, "paper", metadata=metadata)
+    incorrect = f"{left}= {(int(result) + 1) % 21} ;{rest}"
+    yield Pair(
+      problem.id,
+      problem.question,
+      " " + correct,
+      " " + incorrect,
+      "paper",
+      metadata=metadata,
+    )
 
 
-def _run(tmp_path, *more):
-  return __main__.main(
-    [
-      "run",
-      "--config",
-      str(ROOT / "configs/world_dpo.py:smoke"),
-      "--workdir",
-      str(tmp_path / "run"),
-      f"--config.objective.pairs={tmp_path / 'pairs.jsonl'}",
-      *more,
-    ]
-  )
+CONFIG = ["--config", str(ROOT / "configs/world_dpo.py:smoke")]
+
+
+def _run(tmp_path, *more, verb="run"):
+  workdir = ["--workdir", str(tmp_path / "run")]
+  pairs = f"--config.objective.pairs={tmp_path / 'pairs.jsonl'}"
+  return __main__.main([verb, *CONFIG, *workdir, pairs, *more])
+
+
+def _names(folder):
+  return sorted(path.name for path in folder.iterdir())
+
+
+def _loss_rows(tmp_path):
+  rows = files.read_jsonl(tmp_path / "run/train/metrics.jsonl")
+  return [row for row in rows if "loss" in row]
 
 
 def test_pairs_from_a_file_raise_the_margin_and_the_reference_is_computed_once(tmp_path, capsys):
   records.write(tmp_path / "pairs.jsonl", _pairs(200))
   assert _run(tmp_path, "--config.train.log_every=1") == 0
-  rows = [row for row in files.read_jsonl(tmp_path / "run/train/metrics.jsonl") if "loss" in row]
-  assert (
-    rows[0]["loss"] > rows[-1]["loss"]
-    and rows[-1]["margin"] > rows[0]["margin"]
-    and rows[-1]["accuracy"] > 0.9
-  )
-  assert {"chosen_log_prob", "chosen_drift", "rejected_drift"} <= rows[-1].keys()
+  first, *_, last = _loss_rows(tmp_path)
+  assert first["loss"] > last["loss"]
+  assert first["margin"] < last["margin"]
+  assert last["accuracy"] > 0.9
+  assert {"chosen_log_prob", "chosen_drift", "rejected_drift"} <= last.keys()
   results = json.loads((tmp_path / "run/results.json").read_text())
-  assert results["after"]["problems"] == 50 and results["train"]["steps"] == 10
-  made = (tmp_path / "run/reference/sums.npz").stat().st_mtime_ns
-  assert _run(tmp_path, "--config.objective.preference.beta=0.3") == 0, (
-    "another beta in the same folder"
-  )
-  assert (tmp_path / "run/reference/sums.npz").stat().st_mtime_ns == made
+  assert results["after"]["problems"] == 50
+  assert results["train"]["steps"] == 10
+
+  # Another beta in the same folder needs the same reference.
+  sums = tmp_path / "run/reference/sums.npz"
+  written_at = sums.stat().st_mtime_ns
+  assert _run(tmp_path, "--config.objective.preference.beta=0.3") == 0
+  assert sums.stat().st_mtime_ns == written_at
+
   records.write(tmp_path / "pairs.jsonl", _pairs(150))
   assert _run(tmp_path) == 1
-  assert (
-    "these reference log-probs were made with another data; remove the folder"
-    in capsys.readouterr().err
-  )
+  message = "these reference log-probs were made with another data; remove the folder"
+  assert message in capsys.readouterr().err
 
 
-def test_each_verb_follows_the_recipe_and_one_that_it_has_not_is_said(tmp_path, capsys):
+def test_each_verb_follows_the_recipe_and_one_that_it_lacks_is_named(tmp_path, capsys):
   records.write(tmp_path / "pairs.jsonl", _pairs(60))
-  rest = [
-    "--config",
-    str(ROOT / "configs/world_dpo.py:smoke"),
-    "--workdir",
-    str(tmp_path / "run"),
-    f"--config.objective.pairs={tmp_path / 'pairs.jsonl'}",
-    "--config.train.steps=2",
-  ]
-  assert __main__.main(["train", *rest]) == 0
-  assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
-    "config.json",
-    "decontaminate",
-    "reference",
-    "train",
-  ], "pairs were trained on, nothing was cached"
-  assert __main__.main(["cache", *rest]) == 1
-  assert (
+  assert _run(tmp_path, "--config.train.steps=2", verb="train") == 0
+  # Pairs were trained on, and nothing was cached.
+  assert _names(tmp_path / "run") == ["config.json", "decontaminate", "reference", "train"]
+  assert _run(tmp_path, "--config.train.steps=2", verb="cache") == 1
+  message = (
     "recipe 'preference' has no part 'prepare' for the verb 'cache'; its verbs are run, train"
-    in capsys.readouterr().err
   )
+  assert message in capsys.readouterr().err
 
 
 def test_pairs_that_do_not_fit_are_known_before_a_stage_begins(tmp_path, capsys):
@@ -97,7 +95,7 @@ def test_pairs_that_do_not_fit_are_known_before_a_stage_begins(tmp_path, capsys)
   records.write(tmp_path / "pairs.jsonl", _pairs(5))
   assert _run(tmp_path, "--config.data.seq_len=8") == 1
   assert "no pair fits a row of data.seq_len=8 tokens (5 are longer)" in capsys.readouterr().err
-  assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["decontaminate"]
+  assert _names(tmp_path / "run") == ["decontaminate"]
 
 
 def test_a_segment_that_skips_and_an_id_beyond_the_vocabulary_are_named():
@@ -114,64 +112,67 @@ def test_a_segment_that_skips_and_an_id_beyond_the_vocabulary_are_named():
 LOSSES = ["dpo", "ipo", "dpop", "rpo", "kto", "simpo", "orpo", "awr", "filtered_sft"]
 
 
+# Of these losses none reads the weights of steps, which study A's weighted pairs have beside their
+# advantages.
+STEP_VALUES = {
+  "chosen_advantages": [0.5],
+  "rejected_advantages": [-0.5],
+  "chosen_weights": [0.0],
+  "rejected_weights": [2.0],
+}
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_trains_by_its_name(tmp_path, loss):
-  # Of these losses none reads the weights of steps, which study A's weighted pairs have beside their advantages.
-  records.write(
-    tmp_path / "pairs.jsonl",
-    _pairs(
-      60,
-      chosen_advantages=[0.5],
-      rejected_advantages=[-0.5],
-      chosen_weights=[0.0],
-      rejected_weights=[2.0],
-    ),
-  )
-  assert (
-    _run(
-      tmp_path,
-      f"--config.objective.loss={loss}",
-      "--config.evaluate.before=False",
-      "--config.train.steps=4",
-      "--config.train.log_every=1",
-      "--config.objective.preference.orpo_prompt=True",
-    )
-    == 0
-  )
+  records.write(tmp_path / "pairs.jsonl", _pairs(60, **STEP_VALUES))
+  settings = [
+    f"--config.objective.loss={loss}",
+    "--config.evaluate.before=False",
+    "--config.train.steps=4",
+    "--config.train.log_every=1",
+    "--config.objective.preference.orpo_prompt=True",
+  ]
+  assert _run(tmp_path, *settings) == 0
   # A segment is one side of a pair, KTO's response to another problem, or ORPO's prompt.
   segments = {"kto": 4, "orpo": 3}.get(loss, 2)
-  assert len(np.load(tmp_path / "run/reference/sums.npz")["sums"]) == 60 * segments
-  rows = [row for row in files.read_jsonl(tmp_path / "run/train/metrics.jsonl") if "loss" in row]
-  assert len(rows) == 4 and all(np.isfinite(row["loss"]) for row in rows)
+  sums = np.load(tmp_path / "run/reference/sums.npz")["sums"]
+  assert len(sums) == 60 * segments
+  rows = _loss_rows(tmp_path)
+  assert len(rows) == 4
+  assert all(np.isfinite(row["loss"]) for row in rows)
   assert rows[0]["kept"] == (0.5 if loss == "filtered_sft" else 1.0)
   if loss == "awr":
-    assert rows[0]["step_weight"] == pytest.approx(np.cosh(0.5), rel=1e-5), "exp(A) of both sides"
+    mean_of_both_sides = np.cosh(0.5)  # of exp(advantage)
+    assert rows[0]["step_weight"] == pytest.approx(mean_of_both_sides, rel=1e-5)
   if loss == "kto":
-    assert (
-      rows[0]["reference_point"] == pytest.approx(0, abs=1e-4) and "reference_point" in rows[-1]
-    )
+    assert rows[0]["reference_point"] == pytest.approx(0, abs=1e-4)
+    assert "reference_point" in rows[-1]
+
+
+WITHOUT_VALUES = "pair 1 (problem 'world-36ef93ab6565e492') has no step values, and "
 
 
 @pytest.mark.parametrize(
-  ("loss", "settings", "metadata", "says"),
+  ("loss", "settings", "metadata", "message"),
   [
     (
       "awr",
       [],
       {},
-      "pair 1 (problem 'world-36ef93ab6565e492') has no step values, and loss 'awr' trains every step by its advantage",
+      WITHOUT_VALUES + "loss 'awr' trains every step by its advantage",
     ),
     (
       "filtered_sft",
       [],
       {},
-      "pair 1 (problem 'world-36ef93ab6565e492') has no step values, and loss 'filtered_sft' trains",
+      WITHOUT_VALUES + "loss 'filtered_sft' trains",
     ),
     (
       "filtered_sft",
       ["--config.objective.advantage.threshold=0.75"],
       {"chosen_advantages": [0.5], "rejected_advantages": [-0.5]},
-      "loss 'filtered_sft' would train none of the 10 steps; their largest advantage is 0.5, expected one above",
+      "loss 'filtered_sft' would train none of the 10 steps; their largest advantage is 0.5, "
+      "expected one above",
     ),
     (
       "step_dpo",
@@ -182,30 +183,25 @@ def test_every_loss_trains_by_its_name(tmp_path, loss):
   ],
 )
 def test_pairs_that_a_loss_cannot_learn_from_are_refused_before_a_stage_begins(
-  tmp_path, capsys, loss, settings, metadata, says
+  tmp_path, capsys, loss, settings, metadata, message
 ):
   records.write(tmp_path / "pairs.jsonl", _pairs(5, **metadata))
   assert _run(tmp_path, f"--config.objective.loss={loss}", *settings) == 1
-  assert says in capsys.readouterr().err
-  assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["decontaminate"]
+  assert message in capsys.readouterr().err
+  assert _names(tmp_path / "run") == ["decontaminate"]
 
 
 def test_the_recipe_without_pairs_or_start_says_what_it_needs(tmp_path, capsys):
-  assert (
-    __main__.main(
-      ["run", "--config", str(ROOT / "configs/world_dpo.py:smoke"), "--workdir", str(tmp_path)]
-    )
-    == 1
-  )
+  assert __main__.main(["run", *CONFIG, "--workdir", str(tmp_path)]) == 1
   assert "needs config.objective.pairs" in capsys.readouterr().err
 
 
-def test_batches_of_trees_fit_their_bounds_whichever_rows_meet():
+def test_batches_of_trees_fit_their_bounds_in_any_order():
   random = np.random.default_rng(0)
-  rows = [
-    [trees.pair([1], [[2] * random.integers(1, 9)], [[3] * random.integers(1, 9)])]
-    for _ in range(7)
-  ]
+  rows = []
+  for _ in range(7):
+    chosen, rejected = [2] * random.integers(1, 9), [3] * random.integers(1, 9)
+    rows.append([trees.pair([1], [chosen], [rejected])])
   source = trees.TreeRows(rows, None, trees.bounds(rows, 3, 32), 0, 1.0)
   for start in range(0, 30, 3):
     source.read([start, start + 1, start + 2])

@@ -62,9 +62,13 @@ def _shapes(workdir):
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
 
 
+def _rows(workdir):
+  lines = (workdir / "train/metrics.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
 def _losses(workdir):
-  rows = [json.loads(line) for line in (workdir / "train/metrics.jsonl").read_text().splitlines()]
-  return {row["step"]: row["loss"] for row in rows if "loss" in row}
+  return {row["step"]: row["loss"] for row in _rows(workdir) if "loss" in row}
 
 
 @pytest.mark.slow
@@ -76,9 +80,8 @@ def test_a_run_killed_at_ten_random_moments_ends_with_the_bits_of_an_uninterrupt
     try:
       run.wait(moments.uniform(1.5, 6.5))
       assert run.returncode == 0, run.stdout.read()
-      (
-        tmp_path / "killed/train/manifest.json"
-      ).unlink()  # finished before its time: the last steps are killed again
+      # It finished before its time: without a manifest its last steps are killed again.
+      (tmp_path / "killed/train/manifest.json").unlink()
     except subprocess.TimeoutExpired:
       run.send_signal(signal.SIGKILL)
       run.wait()
@@ -103,27 +106,28 @@ def _free_port() -> int:
 
 
 def _together(workdir, processes, devices, record, stop_at=0):
-  """Trains with that many processes; SIGTERM to all of them when the first says that step `stop_at` is done."""
+  """Trains with that many processes.
+
+  SIGTERM goes to all of them when the first says that step `stop_at` is done; 0: it never does.
+  """
   port = _free_port()
-  who = (
-    {"SYNTHJAX_COORDINATOR": f"127.0.0.1:{port}", "SYNTHJAX_PROCESSES": str(processes)}
-    if processes > 1
-    else {}
-  )
-  runs = [
-    _start(
+  environment = {"PYTHONPATH": str(ROOT), "SYNTHJAX_RECORD": str(record)}
+  if processes > 1:
+    environment["SYNTHJAX_COORDINATOR"] = f"127.0.0.1:{port}"
+    environment["SYNTHJAX_PROCESSES"] = str(processes)
+  runs = []
+  for process in range(processes):
+    if processes > 1:
+      environment["SYNTHJAX_PROCESS"] = str(process)
+    run = _start(
       "train",
       workdir,
       "--config.train.log_every=1",
       program=[str(ROOT / "tests/train/recording.py")],
       devices=devices,
-      PYTHONPATH=str(ROOT),
-      SYNTHJAX_RECORD=str(record),
-      **who,
-      **({"SYNTHJAX_PROCESS": str(p)} if who else {}),
+      **environment,
     )
-    for p in range(processes)
-  ]
+    runs.append(run)
   if not stop_at:
     return [_finish(run) for run in runs]
   for line in runs[0].stdout:
@@ -145,10 +149,7 @@ def test_one_process_then_two_with_two_devices_then_one_see_the_same_examples_in
   positions = [0]
   for number, (processes, devices, stop_at) in enumerate(((1, 1, 12), (2, 2, 15), (1, 1, 0))):
     _together(tmp_path / "cut", processes, devices, tmp_path / f"{number}.ids", stop_at)
-    rows = [
-      json.loads(line) for line in (tmp_path / "cut/train/metrics.jsonl").read_text().splitlines()
-    ]
-    positions.append(rows[-1]["position"])
+    positions.append(_rows(tmp_path / "cut")[-1]["position"])
   expected = dict(_records(tmp_path / "whole.ids"))
   for number, (first, last) in enumerate(zip(positions, positions[1:])):
     # What was read ahead but not trained on when the run stopped is read again by the next one.
@@ -160,7 +161,7 @@ def test_one_process_then_two_with_two_devices_then_one_see_the_same_examples_in
   whole, cut = _losses(tmp_path / "whole"), _losses(tmp_path / "cut")
   assert whole.keys() == cut.keys()
   np.testing.assert_allclose([cut[step] for step in whole], list(whole.values()), atol=1e-4)
-  # Up to the first step on two processes nothing differs; that step itself differs by rounding alone.
+  # Nothing differs up to the first step on two processes; that step itself differs by rounding.
   second = positions[1] // 64 + 1
   assert cut[second] == pytest.approx(whole[second], abs=1e-5)
 
@@ -171,7 +172,10 @@ def _records(path):
 
 def _matrix(out, what, processes, devices):
   """Runs tests/train/matrix.py; compiled in a hurry, since nothing there is computed twice."""
-  flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+  flags = (
+    f"--xla_force_host_platform_device_count={devices} "
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+  )
   coordinator = f"127.0.0.1:{_free_port()}"
   runs = []
   for process in range(processes):
@@ -251,7 +255,10 @@ def test_an_error_of_one_process_ends_all_of_them_with_its_sentence(tmp_path):
 
 
 def test_the_held_out_loss_comes_at_its_own_steps_and_is_one_whatever_process_holds_what(tmp_path):
-  """A tensor axis over two processes: both hold every row. No checkpoint falls due where it is measured."""
+  """A tensor axis over two processes: both hold every sequence.
+
+  No checkpoint falls due where the loss is measured.
+  """
   often = [
     "--config.train.steps=3",
     "--config.train.eval_every=2",
@@ -266,11 +273,8 @@ def test_the_held_out_loss_comes_at_its_own_steps_and_is_one_whatever_process_ho
     _finish(run)
   losses = []
   for name in ("one", "two"):
-    rows = [
-      json.loads(line)
-      for line in (tmp_path / name / "train/metrics.jsonl").read_text().splitlines()
-    ]
-    measured = {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
+    rows = [row for row in _rows(tmp_path / name) if "eval_loss" in row]
+    measured = {row["step"]: row["eval_loss"] for row in rows}
     assert list(measured) == [2]
     end = json.loads((tmp_path / name / "train/manifest.json").read_text())["result"]["eval_loss"]
     losses.append([*_losses(tmp_path / name).values(), *measured.values(), end])
@@ -306,7 +310,7 @@ def test_a_signal_ends_a_hanging_start(tmp_path, number, code):
 
 
 @pytest.mark.slow
-def test_preference_training_of_two_processes_one_of_which_is_killed_ends_with_the_bits_of_an_uninterrupted_one(
+def test_a_killed_preference_training_of_two_processes_resumes_to_the_bits_of_a_whole_one(
   tmp_path,
 ):
   pairs, problems = tmp_path / "pairs.jsonl", list(shop.problems(World(), "train", 61))
@@ -358,7 +362,7 @@ def _wait_for_port(port):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_signal_at_a_random_moment_of_a_training_with_rare_lines_is_followed_and_resumed_to_the_bit(
+def test_a_training_with_rare_lines_follows_a_signal_at_any_moment_and_resumes_to_the_bit(
   tmp_path, processes
 ):
   """As the quickstart has it: no line and no checkpoint falls due before the end."""
@@ -368,12 +372,17 @@ def test_a_signal_at_a_random_moment_of_a_training_with_rare_lines_is_followed_a
     "--config.train.steps=300",
     "--config.train.batch_size=8",
   ]
-  begin = _pair if processes == 2 else lambda *arguments: [_start(*arguments)]
-  for run in begin("train", tmp_path / "whole", *rare):
+
+  def begin(workdir):
+    if processes == 2:
+      return _pair("train", workdir, *rare)
+    return [_start("train", workdir, *rare)]
+
+  for run in begin(tmp_path / "whole"):
     _finish(run)
   moments = random.Random(processes)
   for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGTERM, 143)):
-    runs = begin("train", tmp_path / "cut", *rare)
+    runs = begin(tmp_path / "cut")
     for line in runs[0].stdout:
       if line.startswith("compiled the step"):
         break
@@ -385,7 +394,7 @@ def test_a_signal_at_a_random_moment_of_a_training_with_rare_lines_is_followed_a
     assert codes == [code] * processes, outputs
     assert time.monotonic() - asked < 15
     assert all("synthjax: stopped by" in output.splitlines()[-1] for output in outputs), outputs
-  for run in begin("train", tmp_path / "cut", *rare):
+  for run in begin(tmp_path / "cut"):
     _finish(run)
   jax.tree.map(
     np.testing.assert_array_equal, _params(tmp_path / "cut"), _params(tmp_path / "whole")
@@ -436,14 +445,16 @@ def test_a_checkpoint_made_with_another_tokenizer_is_refused(tmp_path):
   assert "the tokenizer has 258 ids" in output.splitlines()[-1]
   run = _start("train", tmp_path, "--config.data.tokenizer.kind=bytes", "--config.data.seq_len=512")
   output, _ = run.communicate(timeout=120)
-  assert (
-    run.returncode == 1
-    and "embedding: the checkpoint has float32[128, 64], this run wants float32[320, 64]" in output
-  )
+  assert run.returncode == 1
+  message = "embedding: the checkpoint has float32[128, 64], this run wants float32[320, 64]"
+  assert message in output
 
 
 @pytest.mark.parametrize("verb", ["run", "plan"])
 def test_what_cannot_work_is_one_line_and_nothing_is_written(tmp_path, verb):
+  workdir = []
+  if verb == "run":
+    workdir = ["--workdir", str(tmp_path / "w")]
   run = subprocess.run(
     [
       sys.executable,
@@ -452,7 +463,7 @@ def test_what_cannot_work_is_one_line_and_nothing_is_written(tmp_path, verb):
       verb,
       *SMALL,
       "--config.mesh.tensor=3",
-      *(["--workdir", str(tmp_path / "w")] if verb == "run" else []),
+      *workdir,
     ],
     cwd=ROOT,
     env={**os.environ, "XLA_FLAGS": ""},
