@@ -1,8 +1,8 @@
 """The project's records: problems, traces, verdicts, step values, pairs.
 
-Each is a frozen dataclass that is written as one row of a JSONL file. A trace is a solution as a list
-of steps; a verdict says whether its answer is correct; a step value is estimated from n rollouts after
-a prefix of a trace; a pair is what preference training learns from.
+Each is a frozen dataclass that is written as one row of a JSONL file. A trace is a solution as a
+list of steps; a verdict says whether its answer is correct; a step value is estimated from n
+rollouts after a prefix of a trace; a pair is what preference training learns from.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ NO_ANSWER = "no-answer"  # reason of the verdict on a response in which no final
 
 
 def to_json(record: Any) -> dict:
-  """A dataclass with JSON-like fields as a JSON object, without the fields that hold their default."""
+  """A JSON object of a dataclass with JSON-like fields; fields at their default are left out."""
   row = {}
   for field in dataclasses.fields(record):
     value = getattr(record, field.name)
@@ -119,7 +119,7 @@ class Trace(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Verdict(Record):
-  """Whether an answer equals the gold answer: `equal`, `different`, or `undecided` with a reason."""
+  """How an answer compares with the gold one: `equal`, `different`, `undecided` with a reason."""
 
   value: str  # one of VERDICTS
   # why it is undecided, see docs/verify.md: timeout, memory, no-answer, too-long, error: NAME,

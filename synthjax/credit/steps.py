@@ -2,13 +2,16 @@
 
 The rules, by name:
 - `world`: a step is a line with the ` ; ` after it, as in the teacher's traces.
-- `gsm8k`: a step is a line with its line break; the final `#### x` line is a step of its own, as `Answer: x` is in the world: writing down
-  another number than the one computed is a mistake of its own.
-- `math`: a step is a sentence or a line, never cut inside LaTeX. A display goes with the words that lead to it, a step does not begin in
-  the middle of a sentence, and a fragment shorter than 12 characters (our choice) joins what follows, at the very end what came before.
+- `gsm8k`: a step is a line with its line break; the final `#### x` line is a step of its own, as
+  `Answer: x` is in the world: writing down another number than the one computed is a mistake of
+  its own.
+- `math`: a step is a sentence or a line, never cut inside LaTeX. A display goes with the words
+  that lead to it, a step does not begin in the middle of a sentence, and a fragment shorter than
+  12 characters (our choice) joins what follows, at the very end what came before.
 
-Steps are found from left to right: the steps of a text that is cut after one of them are the same steps, so traces that share a prefix
-share its steps, and a continuation can be split without it. For the same reason the last step takes what is beyond the limit.
+Steps are found from left to right: the steps of a text that is cut after one of them are the same
+steps, so traces that share a prefix share its steps, and a continuation can be split without it.
+For the same reason the last step takes what is beyond the limit.
 """
 
 import bisect
@@ -91,8 +94,9 @@ def token_spans(
 ) -> list[list[int]]:
   """Steps as lists of the ids that were sampled; nothing is tokenised again.
 
-  A token belongs to the step in which its text begins, a space before a word set aside: ` Thus` begins the next sentence whichever side of
-  the space the step ends on. A step in which no token begins joins the one before it.
+  A token belongs to the step in which its text begins, a space before a word set aside: ` Thus`
+  begins the next sentence whichever side of the space the step ends on. A step in which no token
+  begins joins the one before it.
 
   Args:
     ids: of the response, without end-of-text.
@@ -121,7 +125,8 @@ def token_spans(
 def _begins(text: str, before: str) -> int:
   """Where in the text the token after the decoded prefix `before` begins.
 
-  A prefix that ends inside a character decodes to something else there, so what it has in common with the text counts.
+  A prefix that ends inside a character decodes to something else there, so what it has in common
+  with the text counts.
   """
   at = len(before) if text.startswith(before) else len(os.path.commonprefix([text, before]))
   while at < len(text) and text[at] == " ":

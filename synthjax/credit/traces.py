@@ -1,9 +1,9 @@
-"""Traces sampled from a policy, split into steps and judged: what self-generated data are made of."""
+"""Traces sampled from a policy, split into steps and judged: the source of self-generated data."""
 
 import collections
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from synthjax import files
 from synthjax.config.credit import Sampling
@@ -39,9 +39,9 @@ class PromptedTrace(NamedTuple):
   trace: SampledTrace
 
   def to_json(self) -> dict:
-    """What its step values depend on; part of the inputs of a stage, so the keys stay as they are."""
+    """What its step values depend on; stages hash it, so its keys stay as they are."""
     trace = self.trace
-    row = {
+    row: dict[str, Any] = {
       "problem_id": trace.problem_id,
       "prompt_ids": list(self.prompt_ids),
       "steps": [list(step) for step in trace.steps],

@@ -1,13 +1,13 @@
-"""Step values: what rollouts from every prefix of a trace say about its steps.
+"""Step values: rollouts from every prefix of a trace estimate how likely it is to end correctly.
 
-All traces go through their schedule together, in rounds: one call of the engine a round. Rollouts are judged while others are sampled.
-A rollout is drawn from the job's seed, the problem, the prefix and its number alone: not from its order, nor from the other traces.
+All traces go through their schedule together, in rounds: one call of the engine a round. Rollouts
+are judged while others are sampled. A rollout depends on the job's seed, the problem, the prefix
+and its number alone: not on its order, nor on the other traces.
 """
 
 import collections
 import concurrent.futures
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -32,10 +32,12 @@ class Spent(Record):
   rounds: int = 0  # calls of the engine
   requests: int = 0
   rollouts: int = 0
-  tokens: int = 0  # sampled, end-of-text among them where the engine gives log-probs; engines that give text only count none
+  # sampled, with end-of-text where the engine gives log-probs; 0 from engines that give text only
+  tokens: int = 0
   undecided: int = 0  # rollouts left out of n
-  unanswered: int = 0  # rollouts without an answer: they failed
-  refused: int = 0  # requests that the engine answered with an error; their prefixes have that many rollouts fewer
+  unanswered: int = 0  # rollouts without an answer: they count as incorrect
+  # requests that the engine answered with an error; their prefixes have that many rollouts fewer
+  refused: int = 0
   error: str = ""  # the first of those errors
 
 
@@ -44,59 +46,70 @@ class Valued(NamedTuple):
 
   values: list[list[StepValue]]  # of the prefixes that the schedule visited, in order
   pits: list[int | None]
-  right: list[
-    dict[int, tuple[Sample, ...]]
-  ]  # the first right rollouts after each prefix that has some, by its number of steps
+  # the first correct rollouts after each prefix that has some, by its number of steps
+  correct: list[dict[int, tuple[Sample, ...]]]
   spent: Spent
 
 
 def estimate(
   traces: Sequence[PromptedTrace], generate: Generate, judge: RolloutJudge, cfg: ValueConfig
 ) -> Valued:
-  """Values of the traces' prefixes and their pits.
+  """Estimates the values of the traces' prefixes, and finds their pits.
 
   Args:
     traces: of any problems; prefixes that they share are valued once.
-    generate: an engine's, or one that keeps a journal: the requests of a job are the same each time it is run.
-    judge: whether a rollout is right. One without an answer (`no-answer`) has failed; other undecided ones are left out of n.
+    generate: an engine's, or one that keeps a journal: a job that is run again makes the same
+      requests.
+    judge: whether a rollout is correct. One without an answer (`no-answer`) is incorrect; other
+      undecided ones are left out of n.
     cfg: schedule, number of rollouts, seed.
 
   Raises:
-    DataError: the engine left a request without an answer, or answered what nobody asked.
+    DataError: the engine left a request without an answer, or answered one that was not made.
   """
   job = _Job(generate, judge, cfg)
+  schedule = SCHEDULES[cfg.schedule]
   prefixes = [_prefixes(prompted) for prompted in traces]
   counts = [_unknown(prompted.trace) for prompted in traces]
   unfinished = list(range(len(traces)))
   while unfinished:
-    more = {i: SCHEDULES[cfg.schedule](counts[i], cfg) for i in unfinished}
-    asked = [
-      (i, step, rollouts) for i, of_trace in more.items() for step, rollouts in of_trace.items()
-    ]
-    job.run(
-      [block for i, step, rollouts in asked for block in job.blocks(prefixes[i][step], rollouts)]
-    )
-    for i, step, rollouts in asked:
-      counts[i][step] = job.count(prefixes[i][step], rollouts)
-    unfinished = [i for i in unfinished if more[i]]
-  found = [pit_of(own, cfg) for own in counts]
-  rows = [
-    _rows(number, prompted.trace.problem_id, own, cfg.best_of)
-    for number, (prompted, own) in enumerate(zip(traces, counts))
-  ]
-  right = [
-    {step: job.right(prefixes[i][step], count.asked) for step, count in enumerate(own) if count.c}
-    for i, own in enumerate(counts)
-  ]
-  return Valued(rows, found, right, Spent.from_json({**job.spent, "error": job.error}))
+    wanted = {number: schedule(counts[number], cfg) for number in unfinished}
+    blocks: list[_Block] = []
+    for number, of_trace in wanted.items():
+      for step, rollouts in of_trace.items():
+        blocks += job.blocks(prefixes[number][step], rollouts)
+    job.run(blocks)
+    for number, of_trace in wanted.items():
+      for step, rollouts in of_trace.items():
+        counts[number][step] = job.count(prefixes[number][step], rollouts)
+    unfinished = [number for number in unfinished if wanted[number]]
+  rows = []
+  correct = []
+  for number, prompted in enumerate(traces):
+    rows.append(_rows(number, prompted.trace.problem_id, counts[number], cfg.best_of))
+    correct.append(_kept(job, prefixes[number], counts[number]))
+  return Valued(
+    values=rows,
+    pits=[pit_of(of_trace, cfg) for of_trace in counts],
+    correct=correct,
+    spent=Spent.from_json({**job.spent, "error": job.error}),
+  )
 
 
 def evidence(
   rows: Sequence[StepValue | None], best_of: int
 ) -> tuple[tuple[float | None, ...], tuple[pits.Evidence | None, ...]]:
-  """(values, what each was estimated from) of the prefixes of a trace, as `pits.first_pit` takes them; None where a row is missing."""
-  q = tuple(row.q if row else None for row in rows)
-  return q, tuple(pits.Evidence(row.n, row.c, best_of) if row and row.n else None for row in rows)
+  """(values, what each was estimated from) of the prefixes of a trace, for `pits.first_pit`.
+
+  A missing row gives None twice, and so does the reward of a trace that has ended for what it was
+  estimated from.
+  """
+  values: list[float | None] = []
+  sources: list[pits.Evidence | None] = []
+  for row in rows:
+    values.append(row.q if row else None)
+    sources.append(pits.Evidence(row.n, row.c, best_of) if row and row.n else None)
+  return tuple(values), tuple(sources)
 
 
 class Compared(NamedTuple):
@@ -111,20 +124,17 @@ class Compared(NamedTuple):
 def compare(
   traces: Sequence[PromptedTrace], generate: Generate, judge: RolloutJudge, cfg: ValueConfig
 ) -> dict[Schedule, Compared]:
-  """Runs every schedule on the same traces: what each spends, and how often its pits agree with the full one's."""
-  runs = {
-    name: estimate(traces, generate, judge, dataclasses.replace(cfg, schedule=name))
-    for name in SCHEDULES
-  }
+  """Runs every schedule on the same traces, and compares each with the full one."""
+  runs: dict[Schedule, Valued] = {}
+  for name in SCHEDULES:
+    runs[name] = estimate(traces, generate, judge, dataclasses.replace(cfg, schedule=name))
   reference = runs["full"]
-  return {
-    name: Compared(
-      run,
-      reference.spent.rollouts / max(run.spent.rollouts, 1),
-      *pits.agreement(run.pits, reference.pits),
-    )
-    for name, run in runs.items()
-  }
+  compared = {}
+  for name, run in runs.items():
+    share, error = pits.agreement(run.pits, reference.pits)
+    fewer = reference.spent.rollouts / max(run.spent.rollouts, 1)
+    compared[name] = Compared(run, times_fewer=fewer, agreement=share, standard_error=error)
+  return compared
 
 
 class _Prefix(NamedTuple):
@@ -137,14 +147,15 @@ class _Prefix(NamedTuple):
 
 
 def _prefixes(prompted: PromptedTrace) -> list[_Prefix]:
+  """Of a trace, from the bare problem on."""
   prompt_ids, trace = prompted
-  found: list[_Prefix] = []
+  prefixes = []
   given: Ids = ()
   for step in ((), *trace.steps):
     given += tuple(step)
     key = files.value_hash([trace.problem_id, *prompt_ids, *given])
-    found.append(_Prefix(trace.problem_id, tuple(prompt_ids), given, key))
-  return found
+    prefixes.append(_Prefix(trace.problem_id, tuple(prompt_ids), given, key))
+  return prefixes
 
 
 class _Block(NamedTuple):
@@ -155,20 +166,22 @@ class _Block(NamedTuple):
 
 
 class _Judged(NamedTuple):
-  """What became of a block."""
+  """Verdict counts of one block."""
 
   n: int
-  right: int
+  correct: int
   undecided: int
   unanswered: int
-  kept: tuple[Sample, ...]  # right ones
+  kept: tuple[Sample, ...]  # correct ones
 
 
 class _Job:
-  """What the rollouts said so far: each block is asked for once."""
+  """The rollouts so far, by block; each block is requested once."""
 
   def __init__(self, generate: Generate, judge: RolloutJudge, cfg: ValueConfig):
-    self.generate, self.judge, self.cfg = generate, judge, cfg
+    self.generate = generate
+    self.judge = judge
+    self.cfg = cfg
     self.known: dict[str, _Judged] = {}  # by request id
     self.spent: collections.Counter[str] = collections.Counter()
     self.error = ""
@@ -180,35 +193,34 @@ class _Job:
       n = min(cfg.block, cfg.rollouts - first)
       name = files.value_hash([cfg.seed, prefix.key, first])
       request = Request(
-        f"{name[:32]}-{n}",
+        id=f"{name[:32]}-{n}",
         prompt_ids=prefix.prompt_ids + prefix.given_ids,
         sampling=cfg.sampling,
         n=n,
+        # 31 bits, which fit a signed 32-bit integer
         seed=int(name[-8:], 16) >> 1,
-      )  # 31 bits
+      )
       yield _Block(prefix, request)
 
   def count(self, prefix: _Prefix, rollouts: int) -> Count:
-    """Of the first `rollouts` of a prefix."""
-    found = [self.known[block.request.id] for block in self.blocks(prefix, rollouts)]
+    """Counts of the first `rollouts` of a prefix."""
+    judged = [self.known[block.request.id] for block in self.blocks(prefix, rollouts)]
     return Count(
-      rollouts,
-      sum(f.n for f in found),
-      sum(f.right for f in found),
-      sum(f.undecided for f in found),
+      asked=rollouts,
+      n=sum(block.n for block in judged),
+      c=sum(block.correct for block in judged),
+      undecided=sum(block.undecided for block in judged),
     )
 
-  def right(self, prefix: _Prefix, rollouts: int) -> tuple[Sample, ...]:
-    """The first right ones among the first `rollouts` of a prefix."""
-    kept = (
-      sample
-      for block in self.blocks(prefix, rollouts)
-      for sample in self.known[block.request.id].kept
-    )
-    return tuple(itertools.islice(kept, self.cfg.keep))
+  def correct(self, prefix: _Prefix, rollouts: int) -> tuple[Sample, ...]:
+    """The first correct ones among the first `rollouts` of a prefix, at most `keep`."""
+    kept: list[Sample] = []
+    for block in self.blocks(prefix, rollouts):
+      kept += self.known[block.request.id].kept
+    return tuple(kept[: self.cfg.keep])
 
   def run(self, blocks: Iterable[_Block]) -> None:
-    """Samples and judges those of the blocks that are not known."""
+    """Samples and judges the blocks that are not known yet."""
     left = {block.request.id: block for block in blocks if block.request.id not in self.known}
     if not left:
       return
@@ -223,7 +235,8 @@ class _Job:
         block = left.pop(result.id, None)
         if block is None:
           raise files.DataError(
-            f"the engine answered request {result.id!r}, which is not one of the {len(left)} that are open"
+            f"the engine answered request {result.id!r}, which is not one of the {len(left)} that "
+            "are open"
           )
         self._spend(block, result)
         waiting.append((result.id, threads.submit(self._judged, block.prefix, result)))
@@ -234,7 +247,8 @@ class _Job:
         self._settle(name, judged)
     if left:
       raise files.DataError(
-        f"the engine ended with {len(left)} of {total} requests unanswered, {next(iter(left))!r} among them"
+        f"the engine ended with {len(left)} of {total} requests unanswered, "
+        f"{next(iter(left))!r} among them"
       )
 
   def _spend(self, block: _Block, result: Result) -> None:
@@ -246,47 +260,64 @@ class _Job:
     self.spent.update(requests=1, rollouts=n, tokens=tokens, refused=int(bool(result.error)))
 
   def _judged(self, prefix: _Prefix, result: Result) -> _Judged:
-    verdicts = [
-      self.judge(prefix.problem_id, prefix.given_ids, sample) for sample in result.samples
-    ]
-    unanswered = sum(verdict.reason == NO_ANSWER for verdict in verdicts)
-    undecided = sum(verdict.reward is None for verdict in verdicts)
-    right = [sample for sample, verdict in zip(result.samples, verdicts) if verdict.correct]
+    undecided = unanswered = 0
+    correct = []
+    for sample in result.samples:
+      verdict = self.judge(prefix.problem_id, prefix.given_ids, sample)
+      undecided += verdict.reward is None
+      unanswered += verdict.reason == NO_ANSWER
+      if verdict.correct:
+        correct.append(sample)
     return _Judged(
-      len(verdicts) - undecided, len(right), undecided, unanswered, tuple(right[: self.cfg.keep])
+      n=len(result.samples) - undecided,
+      correct=len(correct),
+      undecided=undecided,
+      unanswered=unanswered,
+      kept=tuple(correct[: self.cfg.keep]),
     )
 
-  def _settle(self, name: str, judged: concurrent.futures.Future[_Judged]) -> None:
-    self.known[name] = judged.result()
-    self.spent.update(undecided=self.known[name].undecided, unanswered=self.known[name].unanswered)
+  def _settle(self, name: str, future: concurrent.futures.Future[_Judged]) -> None:
+    judged = future.result()
+    self.known[name] = judged
+    self.spent.update(undecided=judged.undecided, unanswered=judged.unanswered)
 
 
 def _unknown(trace: SampledTrace) -> list[Count]:
-  """What is known of every prefix of a trace before anything was sampled."""
+  """Counts of every prefix of a trace before anything was sampled."""
   ended = trace.complete and bool(trace.steps)
   reward = trace.reward if trace.complete else None
   return [Count()] * len(trace.steps) + [Count(ended=ended, reward=reward)]
 
 
+def _kept(
+  job: _Job, prefixes: Sequence[_Prefix], counts: Sequence[Count]
+) -> dict[int, tuple[Sample, ...]]:
+  """Number of steps -> the first correct rollouts after them."""
+  kept = {}
+  for step, count in enumerate(counts):
+    if count.c:
+      kept[step] = job.correct(prefixes[step], count.asked)
+  return kept
+
+
 def _rows(number: int, problem_id: str, counts: Sequence[Count], best_of: int) -> list[StepValue]:
+  """Values of the prefixes that have rollouts or an end."""
   rows = []
   before: float | None = None
   for step, count in enumerate(counts):
     q = count.value(best_of)
     if count.asked or count.ended:
-      advantage = None if q is None or before is None else q - before
-      rows.append(
-        StepValue(
-          problem_id,
-          number,
-          step,
-          count.n,
-          count.c,
-          q,
-          advantage,
-          count.undecided,
-          count.standard_error(best_of),
-        )
+      row = StepValue(
+        problem_id=problem_id,
+        trace=number,
+        step=step,
+        n=count.n,
+        c=count.c,
+        q=q,
+        advantage=None if q is None or before is None else q - before,
+        undecided=count.undecided,
+        standard_error=count.standard_error(best_of),
       )
+      rows.append(row)
     before = q
   return rows

@@ -1,4 +1,7 @@
-"""Preference pairs as trees: a record's tokens, checked, with the weights of its steps.
+"""Preference pairs in tokens, and as trees.
+
+`TokenPair` is a pair in memory. On disk it is the `metadata` of a `records.Pair`, which people may
+write by hand, so reading checks it.
 
 `metadata` of a pair may hold
 
@@ -21,20 +24,65 @@ from typing import Any
 from synthjax.data import trees
 from synthjax.data.tokenizers import Tokenizer
 from synthjax.files import DataError
-from synthjax.records import Pair
+from synthjax.records import Ids, Pair
 
 SIDES = ("chosen", "rejected")
 _TOKENS = ("prefix_ids", "chosen_steps", "rejected_steps")
 
 
-def tree_of(pair: Pair, tokenizer: Tokenizer, number: int, weighted: bool = True) -> trees.Node:
-  """A pair as a tree: its prefix, and a chain of steps for each side.
+@dataclasses.dataclass(frozen=True)
+class TokenSide:
+  """One side of a pair, step by step."""
+
+  steps: tuple[Ids, ...]  # end-of-text within the last one where the side is complete
+  complete: bool
+  advantages: Sequence[float] | None = None  # of each step
+  weights: Sequence[float] | None = None  # of each step's log-ratio in the margin of `step_dpo`
+
+  def ids(self) -> Ids:
+    """The tokens of all steps."""
+    return tuple(token for step in self.steps for token in step)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenPair:
+  """A preference in tokens."""
+
+  problem_id: str
+  prefix_ids: Ids
+  chosen: TokenSide
+  rejected: TokenSide
+  # Where a pair of sampled traces comes from; nobody reads them back from a file.
+  trace: int | None = None  # index of the incorrect trace among those of its problem
+  pit: int | None = None  # the step that the pair is about, where its mode has one
+
+  def metadata(self) -> dict:
+    """As `records.Pair` carries it; see the top of this file."""
+    row: dict[str, Any] = {
+      "prefix_ids": list(self.prefix_ids),
+      "chosen_steps": [list(step) for step in self.chosen.steps],
+      "rejected_steps": [list(step) for step in self.rejected.steps],
+      "trace": self.trace,
+    }
+    if self.pit:
+      row["pit"] = self.pit
+    chosen, rejected = self.chosen, self.rejected
+    if chosen.advantages is not None and rejected.advantages is not None:
+      row["chosen_advantages"] = list(chosen.advantages)
+      row["rejected_advantages"] = list(rejected.advantages)
+    if chosen.weights is not None and rejected.weights is not None:
+      row["chosen_weights"] = list(chosen.weights)
+      row["rejected_weights"] = list(rejected.weights)
+    return row
+
+
+def token_pair(pair: Pair, tokenizer: Tokenizer, number: int) -> TokenPair:
+  """The tokens of a pair that was read from a file, checked.
 
   Args:
     pair: see the top of this file for its metadata.
     tokenizer: of the policy.
     number: of the pair in its file, for messages.
-    weighted: whether steps have the weights of the metadata; else each has weight 1.
 
   Raises:
     DataError: prefix and continuation share a token, a side is empty, or the metadata is not as
@@ -46,13 +94,41 @@ def tree_of(pair: Pair, tokenizer: Tokenizer, number: int, weighted: bool = True
   else:
     prefix, chosen, rejected = _tokenised(pair, tokenizer, name)
   counts = len(chosen), len(rejected)
-  weights = _of_steps(known, "weights", counts, name)
+  weights = _of_steps(known, "weights", counts, name) or (None, None)
+  advantages = _of_steps(known, "advantages", counts, name) or (None, None)
+  return TokenPair(
+    problem_id=pair.problem_id,
+    prefix_ids=tuple(prefix),
+    chosen=TokenSide(
+      steps=tuple(tuple(step) for step in chosen),
+      complete=pair.chosen_complete,
+      advantages=advantages[0],
+      weights=weights[0],
+    ),
+    rejected=TokenSide(
+      steps=tuple(tuple(step) for step in rejected),
+      complete=pair.rejected_complete,
+      advantages=advantages[1],
+      weights=weights[1],
+    ),
+  )
+
+
+def tree_of(pair: TokenPair, weighted: bool = True) -> trees.Node:
+  """A pair as a tree: its prefix, and a chain of steps for each side.
+
+  Args:
+    pair: with the weights and advantages of both sides, or of none.
+    weighted: whether steps have the weights of the pair; else each has weight 1.
+  """
+  chosen, rejected = pair.chosen, pair.rejected
+  weights = advantages = None
+  if weighted and chosen.weights is not None and rejected.weights is not None:
+    weights = (chosen.weights, rejected.weights)
+  if chosen.advantages is not None and rejected.advantages is not None:
+    advantages = (chosen.advantages, rejected.advantages)
   return trees.pair(
-    prefix,
-    chosen,
-    rejected,
-    weights=weights if weighted else None,
-    advantages=_of_steps(known, "advantages", counts, name),
+    pair.prefix_ids, chosen.steps, rejected.steps, weights=weights, advantages=advantages
   )
 
 
@@ -64,6 +140,11 @@ def describe(pair: Pair, number: int) -> str:
 def has_advantages(pair: Pair) -> bool:
   """Whether the step values of both sides are known."""
   return "chosen_advantages" in pair.metadata and "rejected_advantages" in pair.metadata
+
+
+def has_weights(pair: Pair) -> bool:
+  """Whether its steps have weights."""
+  return "chosen_weights" in pair.metadata
 
 
 def with_mismatched(roots: Sequence[trees.Node], pairs: Sequence[Pair]) -> list[trees.Node]:

@@ -45,7 +45,7 @@ def valued(
         "step": step,
         "samples": [{"ids": list(s.ids), "complete": s.finish == "stop"} for s in kept],
       }
-      for i, right in enumerate(found.right)
+      for i, right in enumerate(found.correct)
       for step, kept in right.items()
     ]
     files.write_jsonl(folder / "continuations.jsonl", continuations)
@@ -129,7 +129,7 @@ def paired(
   )
 
   def work(folder: pathlib.Path) -> dict:
-    records.write(folder / "pairs.jsonl", built.pairs)
+    records.write(folder / "pairs.jsonl", built.records)
     return built.report
 
   cell.stage(
@@ -137,11 +137,11 @@ def paired(
     [
       dataclasses.asdict(pairing),
       built.report,
-      files.value_hash([p.to_json() for p in built.pairs]),
+      files.value_hash([record.to_json() for record in built.records]),
     ],
     work,
   )
-  return [tree_of(pair, cell.tokenizer, number) for number, pair in enumerate(built.pairs)]
+  return [tree_of(pair) for pair in built.pairs]
 
 
 def merged(cell: Cell, name: str, samples: Sequence[Samples]) -> list[trees.Node]:

@@ -112,7 +112,7 @@ def _trees(job: Job, tokenizer: tokenizers.Tokenizer) -> list[trees.Node]:
   for number in overlap.of_pairs(job.experiment, job.workdir, numbered):
     del numbered[number]
   pairs = list(numbered.values())
-  if objective.loss != "step_dpo" and any("chosen_weights" in pair.metadata for pair in pairs):
+  if objective.loss != "step_dpo" and any(map(pair_trees.has_weights, pairs)):
     progress.say(
       f"{objective.pairs}: loss {objective.loss!r} does not read the weights of the steps "
       "(chosen_weights, rejected_weights); step_dpo does"
@@ -137,7 +137,8 @@ def _tree(pair: Pair, number: int, objective: Objective, tokenizer) -> trees.Nod
       "every step by its advantage; expected chosen_advantages and rejected_advantages in its "
       "metadata, a number a step, or another config.objective.loss"
     )
-  return pair_trees.tree_of(pair, tokenizer, number, weighted=objective.loss == "step_dpo")
+  tokens = pair_trees.token_pair(pair, tokenizer, number)
+  return pair_trees.tree_of(tokens, weighted=objective.loss == "step_dpo")
 
 
 def _more_predicted(objective: Objective) -> str:

@@ -54,7 +54,7 @@ def _built(samples=SAMPLES, mode="paper", **knobs):
 
 
 def _one(samples=SAMPLES, mode="paper", **knobs):
-  (pair,) = _built(samples, mode, **knobs).pairs
+  (pair,) = _built(samples, mode, **knobs).records
   return pair
 
 
@@ -117,10 +117,12 @@ def test_each_mode_has_its_prefix_its_sides_and_its_ends(mode, prefix, chosen, r
 @pytest.mark.parametrize("mode", typing.get_args(PairMode))
 def test_training_reads_the_sampled_tokens_back_from_a_file(mode, tmp_path):
   built = _built(mode=mode, weighted=mode in ("paper", "random"))
-  records.write(tmp_path / "pairs.jsonl", built.pairs)
+  records.write(tmp_path / "pairs.jsonl", built.records)
   (pair,) = records.read(Pair, tmp_path / "pairs.jsonl")
-  assert pair == built.pairs[0]
-  tree = pair_trees.tree_of(pair, WORDS, 0)
+  assert pair == built.records[0]
+  tokens = pair_trees.token_pair(pair, WORDS, 0)
+  tree = pair_trees.tree_of(tokens)
+  assert tree == pair_trees.tree_of(built.pairs[0])
   sides = {node.side: [] for node in trees.nodes(tree)}
   for node in trees.nodes(tree):
     sides[node.side].append(list(node.tokens))
@@ -175,12 +177,12 @@ def test_a_trace_that_was_cut_off_is_not_ended():
 )
 def test_only_a_fall_within_the_thresholds_is_a_pit(q, thresholds, pit):
   built = _built(Samples("p", PROMPT, (LEAP, dataclasses.replace(BAD, q=q))), thresholds=thresholds)
-  assert built.report["pits"] == ({str(pit): 1} if pit else {}) and len(built.pairs) == bool(pit)
+  assert built.report["pits"] == ({str(pit): 1} if pit else {}) and len(built.records) == bool(pit)
   assert built.report["dropped"] == ({} if pit else {"trace: no pit within the thresholds": 1})
   if pit:
     assert (
-      built.pairs[0].metadata["rejected_steps"] == [list(step) for step in BAD.trace.steps[:pit]]
-      and built.pairs[0].metadata["pit"] == pit
+      built.records[0].metadata["rejected_steps"] == [list(step) for step in BAD.trace.steps[:pit]]
+      and built.records[0].metadata["pit"] == pit
     )
 
 
@@ -269,11 +271,13 @@ def test_caps_hold_and_what_is_beyond_them_is_counted(mode):
     built = pairs.build(
       samples, PairConfig(mode=mode, per_problem=per_problem, per_trace=per_trace), WORDS
     )
-    assert set(collections.Counter(pair.problem_id for pair in built.pairs).values()) == {expected}
+    assert set(collections.Counter(pair.problem_id for pair in built.records).values()) == {
+      expected
+    }
     assert (
       max(
         collections.Counter(
-          (pair.problem_id, pair.metadata["trace"]) for pair in built.pairs
+          (pair.problem_id, pair.metadata["trace"]) for pair in built.records
         ).values()
       )
       <= per_trace
@@ -287,11 +291,11 @@ def test_caps_hold_and_what_is_beyond_them_is_counted(mode):
 def test_pairs_of_a_problem_depend_on_the_seed_and_not_on_the_other_problems(mode):
   samples, cfg = _many(12), PairConfig(mode=mode, per_problem=4, seed=3)
   forwards, backwards = pairs.build(samples, cfg, WORDS), pairs.build(samples[::-1], cfg, WORDS)
-  by_problem = lambda built: sorted((p.to_json() for p in built.pairs), key=str)
+  by_problem = lambda built: sorted((p.to_json() for p in built.records), key=str)
   assert by_problem(forwards) == by_problem(backwards) and forwards.report == backwards.report
   assert by_problem(forwards) == by_problem(pairs.build(samples, cfg, WORDS))
   alone = pairs.build(samples[5:6], cfg, WORDS)
-  assert alone.pairs == [p for p in forwards.pairs if p.problem_id == "problem 5"]
+  assert alone.records == [p for p in forwards.records if p.problem_id == "problem 5"]
   assert by_problem(forwards) != by_problem(
     pairs.build(samples, dataclasses.replace(cfg, seed=4), WORDS)
   )
@@ -299,7 +303,7 @@ def test_pairs_of_a_problem_depend_on_the_seed_and_not_on_the_other_problems(mod
   drawn = {
     tuple(
       pair.rejected
-      for pair in pairs.build([samples[0]._replace(problem_id=str(n))], cfg, WORDS).pairs
+      for pair in pairs.build([samples[0]._replace(problem_id=str(n))], cfg, WORDS).records
     )
     for n in range(9)
   }

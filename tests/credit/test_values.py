@@ -260,7 +260,7 @@ def test_values_depend_neither_on_the_order_nor_on_the_other_traces(schedule):
   unnumbered = lambda rows: [dataclasses.replace(row, trace=0) for row in rows]
   assert (
     list(map(unnumbered, whole.values)) == list(map(unnumbered, backwards.values[::-1]))
-    and whole.right == backwards.right[::-1]
+    and whole.correct == backwards.correct[::-1]
   )
   table = {key: p for _, of_case in cases for key, p in of_case.items()}
   for number in (0, 7, 60):
@@ -346,11 +346,13 @@ def test_traces_without_steps_have_the_value_of_their_problem():
 
 def test_the_first_right_rollouts_of_each_prefix_come_back():
   found, _ = _run([_trace(0, [0.5, 0.0, 0.9])], ValueConfig(keep=2))
-  assert {step: [sample.ids for sample in samples] for step, samples in found.right[0].items()} == {
+  assert {
+    step: [sample.ids for sample in samples] for step, samples in found.correct[0].items()
+  } == {
     0: [(1,)] * 2,
     2: [(1,)] * 2,
   }
-  assert _run([_trace(0, [0.5, 0.0])], ValueConfig(keep=0))[0].right[0] == {0: ()}
+  assert _run([_trace(0, [0.5, 0.0])], ValueConfig(keep=0))[0].correct[0] == {0: ()}
 
 
 def test_verification_overlaps_with_sampling():
@@ -523,7 +525,9 @@ def test_the_posterior_is_that_of_draws(best_of):
     before, after = (1 - (1 - rng.beta(k + 0.5, n - k + 0.5, 200_000)) ** best_of for k in (c, d))
     q = [Count(n, n, k).value(best_of) for k in (c, d)]
     found = pits.credible(
-      (q[0], pits.Evidence(n, c, best_of)), (q[1], pits.Evidence(n, d, best_of)), PitThresholds()
+      pits.ValueEstimate(q[0], pits.Evidence(n, c, best_of)),
+      pits.ValueEstimate(q[1], pits.Evidence(n, d, best_of)),
+      PitThresholds(),
     )
     assert found == pytest.approx(
       (np.mean(before >= 0.3), np.mean(after <= 0.5 * before)), abs=0.01

@@ -18,11 +18,12 @@ def _pair(**metadata):
   return Pair("p", "x", "a", "b", "step", metadata=metadata)
 
 
+def _tree(pair, number=0, weighted=True):
+  return pair_trees.tree_of(pair_trees.token_pair(pair, TOKENIZER, number), weighted)
+
+
 def _steps(pair, number=0):
-  return [
-    (n.tokens, n.side, n.weight, n.advantage)
-    for n in trees.nodes(pair_trees.tree_of(pair, TOKENIZER, number))
-  ]
+  return [(n.tokens, n.side, n.weight, n.advantage) for n in trees.nodes(_tree(pair, number))]
 
 
 def test_sampled_tokens_are_taken_as_they_are_with_the_weight_and_the_advantage_of_every_step():
@@ -45,9 +46,7 @@ def test_sampled_tokens_are_taken_as_they_are_with_the_weight_and_the_advantage_
 
 def test_weights_are_left_out_where_the_loss_reads_none():
   pair = _pair(**SAMPLED, chosen_weights=[0.0, 3.0], rejected_weights=[2.0])
-  assert {
-    node.weight for node in trees.nodes(pair_trees.tree_of(pair, TOKENIZER, 1, weighted=False))
-  } == {1.0}
+  assert {node.weight for node in trees.nodes(_tree(pair, weighted=False))} == {1.0}
 
 
 def test_texts_are_one_step_a_side_and_take_one_weight_and_one_advantage():
@@ -142,7 +141,7 @@ def test_texts_whose_boundary_is_within_a_token_and_empty_ones_are_refused():
   with pytest.raises(
     files.DataError, match="pair 7 .* the tokens of its prefix are not the first tokens"
   ):
-    pair_trees.tree_of(TEXT, Merging(), 7)
+    pair_trees.token_pair(TEXT, Merging(), 7)
   with pytest.raises(files.DataError, match="pair 7 .* or the response is empty"):
     _steps(dataclasses.replace(TEXT, rejected=""), 7)
   with pytest.raises(files.DataError, match="pair 7 .* its prefix has no tokens"):
@@ -152,7 +151,7 @@ def test_texts_whose_boundary_is_within_a_token_and_empty_ones_are_refused():
 def test_each_pair_is_given_the_responses_to_the_next_other_problem_and_none_of_its_own():
   names = "aabcca"
   pairs = [Pair(name, "?", f"w{i}", f"l{i}", "paper", False, False) for i, name in enumerate(names)]
-  plain = [pair_trees.tree_of(pair, TOKENIZER, i) for i, pair in enumerate(pairs)]
+  plain = [_tree(pair) for pair in pairs]
   found = pair_trees.with_mismatched(plain, pairs)
   for root, before, other in zip(found, plain, (2, 2, 3, 5, 5, 2), strict=True):
     assert root.children[:2] == before.children and root.tokens == before.tokens
@@ -164,7 +163,7 @@ def test_each_pair_is_given_the_responses_to_the_next_other_problem_and_none_of_
 
 
 def test_a_predicted_prompt_is_one_segment_on_neither_side_without_its_first_token():
-  plain = pair_trees.tree_of(_pair(**SAMPLED), TOKENIZER, 1)
+  plain = _tree(_pair(**SAMPLED))
   root, prompt, *rest = trees.nodes(pair_trees.with_predicted_prompt(plain))
   assert (root.tokens, root.predicted) == ((1,), False)
   assert (prompt.tokens, prompt.predicted, prompt.side, prompt.weight) == ((2,), True, 0, 0.0)
@@ -185,7 +184,7 @@ def test_a_pair_of_1200_steps_a_side_is_laid_out_with_the_advantage_of_each():
     "rejected_advantages": advantages,
   }
   pairs = [Pair(name, "?", "", "", "random", metadata=metadata) for name in "ab"]
-  roots = [pair_trees.tree_of(pair, TOKENIZER, i) for i, pair in enumerate(pairs)]
+  roots = [_tree(pair) for pair in pairs]
   for trees_, length in (
     (roots, 2 * count + 2),
     (pair_trees.with_mismatched(roots, pairs), 4 * count + 2),
