@@ -1,7 +1,8 @@
 """Which path a kernel takes, said once with its reason.
 
-`auto` is XLA on every platform today: the Pallas kernels are proven in interpret mode, but no GPU or TPU has timed them yet, and a path is
-chosen for its measured speed. `pallas` asks for them: compiled on a GPU or TPU, interpreted (slowly) on a CPU.
+`auto` is XLA on every platform today: the Pallas kernels are proven in interpret mode, but no GPU
+or TPU has timed them yet, and a path is chosen for its measured speed. `pallas` asks for them:
+compiled on a GPU or TPU, interpreted (slowly) on a CPU.
 """
 
 import functools
@@ -17,23 +18,17 @@ from synthjax.kernels.pallas_attention import Flash
 
 
 @functools.cache
-def _path(kernels: str, what: str) -> str:
-  """`xla`, `pallas` or `interpret`; printed the first time."""
+def _path(kernels: str, name: str) -> str:
+  """`xla`, `pallas` or `interpret` for the kernel of that name; printed the first time."""
   platform = jax.default_backend()
-  if kernels == "pallas":
-    path, why = (
-      ("interpret", "a CPU runs Pallas in interpret mode")
-      if platform == "cpu"
-      else ("pallas", "the config asks for it")
-    )
-  else:
-    path, why = (
-      "xla",
-      "the config asks for it"
-      if kernels == "xla"
-      else f"no Pallas path has been timed on a {platform} yet",
-    )
-  progress.say(f"{what}: {path}, because {why}")
+  path, reason = "xla", f"no Pallas path has been timed on a {platform} yet"
+  if kernels == "xla":
+    reason = "the config asks for it"
+  elif kernels == "pallas" and platform == "cpu":
+    path, reason = "interpret", "a CPU runs Pallas in interpret mode"
+  elif kernels == "pallas":
+    path, reason = "pallas", "the config asks for it"
+  progress.say(f"{name}: {path}, because {reason}")
   return path
 
 
@@ -44,37 +39,36 @@ def attention(kernels: str, window: int, soft_cap: float) -> Callable:
     return functools.partial(
       interval_attention.interval_attention, window=window, soft_cap=soft_cap
     )
-  return functools.partial(
-    pallas_attention.attention,
-    how=Flash(window=window, soft_cap=soft_cap, interpret=path == "interpret"),
-  )
+  options = Flash(window=window, soft_cap=soft_cap, interpret=path == "interpret")
+  return functools.partial(pallas_attention.attention, options=options)
 
 
 def head(
-  kernels: str, how: Head, split: Split | None
+  kernels: str, options: Head, split: Split | None
 ) -> Callable[[jax.Array, jax.Array, jax.Array], LogProbs]:
   """`linear_logprob(hidden, head, targets)` by the path of the config.
 
   Raises:
-    ValueError: the Pallas path is asked for what it cannot express: a mesh, the entropy.
+    ConfigError: the Pallas path is asked for what it cannot express: a mesh, the entropy.
   """
   path = _path(kernels, "head")
   if path == "xla":
-    return lambda hidden_ND, head, targets_N: linear_logprob.linear_logprob(
-      hidden_ND, head, targets_N, how, split
-    )
-  if split is not None or how.entropy:
+    return functools.partial(linear_logprob.linear_logprob, options=options, split=split)
+  if split is not None or options.entropy:
     raise ConfigError(
-      "config.model.kernels is 'pallas', whose head knows neither a mesh nor the entropy; set it to 'xla'"
+      "config.model.kernels is 'pallas', whose head knows neither a mesh nor the entropy; set it "
+      "to 'xla'"
     )
 
   def log_probs(hidden_ND, head, targets_N):
-    head_DV = head.T if how.transposed else head
+    head_DV = head
+    if options.transposed:
+      head_DV = head.T
     tile = _divisor(len(hidden_ND)), _divisor(head_DV.shape[1])
-    return LogProbs(
-      *pallas_logprob.linear_logprob(hidden_ND, head_DV, targets_N, how, tile, path == "interpret"),
-      None,
+    log_prob_N, log_sum_exp_N = pallas_logprob.linear_logprob(
+      hidden_ND, head_DV, targets_N, options, tile, interpret=path == "interpret"
     )
+    return LogProbs(log_prob_N, log_sum_exp_N, entropy=None)
 
   return log_probs
 
