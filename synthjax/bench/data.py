@@ -109,7 +109,7 @@ def _loader(seconds) -> None:
       data, where = schema.Data(seq_len=seq_len), f"{folder}/{source.task}"
       corpus = sources.Corpus(source, data, world, tokenizer)
       cache.cache(corpus, "train", where, say=lambda _: None)
-      rows = loader.Rows(documents.CachedDocuments(where), seq_len, 0)
+      rows = loader.PackedDocuments(documents.CachedDocuments(where), seq_len, 0)
       wall, cpu, count = time.monotonic(), time.process_time(), 0
       for batch in loader.batches(rows, 64, 1 << 30):
         count += len(batch["tokens"])

@@ -1,9 +1,9 @@
 """The loader: planned rows of a cache, in one global order that does not depend on who reads it.
 
-The order is a function of (cache, seed, row length): epoch by epoch, documents are permuted, packed
-and the rows permuted again. A position is one integer, the number of rows consumed by all hosts
-together, so it survives a change of the number of hosts or of the batch size. Grain reads ahead in
-threads.
+A row is a packed sequence. The order is a function of (cache, seed, sequence length): epoch by
+epoch, documents are permuted, packed and the rows permuted again. A position is one integer, the
+number of rows consumed by all hosts together, so it survives a change of the number of hosts or of
+the batch size. Grain reads ahead in threads.
 
 Shapes: B rows of the global batch, T tokens of a row.
 """
@@ -11,7 +11,7 @@ Shapes: B rows of the global batch, T tokens of a row.
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Protocol
 
 import grain
 import numpy as np
@@ -23,7 +23,13 @@ _KEPT_EPOCHS = 2  # plans in memory: the one being read and the one being read a
 ORDER = 2  # version of the order: a checkpoint's position means nothing in another one
 
 
-class Rows:
+class Readable(Protocol):
+  """A global order of rows: `PackedDocuments`, `Mixture` or `trees.PackedTrees`."""
+
+  def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]: ...
+
+
+class PackedDocuments:
   """The global order of a cache's rows, over as many epochs as asked for.
 
   Every epoch has equally many rows, and its plan needs none of the others.
@@ -39,7 +45,7 @@ class Rows:
     self.packing = packing.Packing(documents.lengths, seq_len)
     self.plan = functools.lru_cache(_KEPT_EPOCHS)(self._plan)
 
-  def _plan(self, epoch: int) -> packing.Plan:
+  def _plan(self, epoch: int) -> packing.PackingPlan:
     """The rows of one epoch."""
     if self.seed is None:
       return self.packing.plan(None)
@@ -55,7 +61,7 @@ class Rows:
 
   @property
   def fill(self) -> float:
-    """Share of the positions that hold a token."""
+    """Share of the positions that holds a token."""
     return self.packing.fill
 
   def ids(self, index: int) -> list[int]:
@@ -64,58 +70,76 @@ class Rows:
     return self.plan(epoch).row(row).tolist()
 
   def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-    """Rows of the global order as arrays [len(indices), T]; every document is read once, in one call."""
-    ids = [self.ids(i) for i in indices]
+    """Rows of the global order as arrays [len(indices), T] (see `packing.layout`)."""
+    ids = [self.ids(index) for index in indices]
+    # All documents of the batch in one call, not one call for each.
     records = iter(self.documents.read([i for row in ids for i in row]))
-    return packing.layout([[next(records) for _ in row] for row in ids], self.seq_len)
+    rows = []
+    for row in ids:
+      rows.append([next(records) for _ in row])
+    return packing.layout(rows, self.seq_len)
 
 
 class Mixture:
-  """Several caches as one global order: each part's rows in its own order, interleaved so that every prefix holds the shares asked for.
+  """Several caches as one global order, of which every prefix holds the shares asked for.
 
-  The k-th row of a part with share r stands at time (k + 1/2) / r; rows are sorted by time. So after n rows a part has given r * n of them,
-  to within one, whatever n is.
+  Each part's rows stay in their own order. The k-th row of a part with share r stands at time
+  (k + 1/2) / r, and rows are sorted by time: so after n rows a part has given r * n of them, to
+  within one, whatever n is.
 
   Args:
-    parts: one `Rows` a cache, of one row length.
-    rates: relative rates, above 0, one a part.
+    parts: one `PackedDocuments` per cache, all of one sequence length.
+    rates: relative rates, above 0, one per part.
     rows: length of the order.
   """
 
-  def __init__(self, parts: Sequence[Rows], rates: Sequence[float], rows: int):
-    self.parts, shares = parts, np.asarray(rates, float) / np.sum(rates)
+  def __init__(self, parts: Sequence[PackedDocuments], rates: Sequence[float], rows: int):
+    self.parts = parts
+    shares = np.asarray(rates, float) / np.sum(rates)
+    # One more than its share: rounding may give a part a row more than r * n.
     counts = np.ceil(shares * rows).astype(int) + 1
-    times = np.concatenate([(np.arange(n) + 0.5) / share for n, share in zip(counts, shares)])
-    first = np.argsort(times, kind="stable")[:rows]
+    indices = [np.arange(count) for count in counts]
+    times = [(index + 0.5) / share for index, share in zip(indices, shares)]
+    # Stable, so that parts with the same time come in the order of the config.
+    first = np.argsort(np.concatenate(times), kind="stable")[:rows]
     self._part = np.repeat(np.arange(len(parts)), counts)[first]
-    self._index = np.concatenate([np.arange(n) for n in counts])[first]
+    self._index = np.concatenate(indices)[first]
     self.fill = float(np.dot(shares, [part.fill for part in parts]))
+
+  def _locate(self, index: int) -> tuple[int, int]:
+    """(part, row of the part) of a row of the global order."""
+    return int(self._part[index]), int(self._index[index])
 
   def ids(self, index: int) -> list[str]:
     """The documents of one row of the global order, as `part:id`."""
-    part = self._part[index]
-    return [f"{part}:{i}" for i in self.parts[part].ids(int(self._index[index]))]
+    part, row = self._locate(index)
+    return [f"{part}:{i}" for i in self.parts[part].ids(row)]
 
   def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
     """Rows of the global order as arrays [len(indices), T]."""
-    found = [self.parts[self._part[i]].read([int(self._index[i])]) for i in indices]
-    return {name: np.concatenate([row[name] for row in found]) for name in found[0]}
+    rows = []
+    for index in indices:
+      part, row = self._locate(index)
+      rows.append(self.parts[part].read([row]))
+    arrays = {}
+    for name in rows[0]:
+      arrays[name] = np.concatenate([row[name] for row in rows])
+    return arrays
 
   def token_shares(self, rows: int) -> list[float]:
-    """What each part gives of the tokens of the first `rows` rows."""
-    given = np.bincount(self._part[:rows], minlength=len(self.parts)) * [
-      part.fill for part in self.parts
-    ]
-    return (given / given.sum()).tolist()
+    """The share of each part in the tokens of the first `rows` rows."""
+    rows_of_part = np.bincount(self._part[:rows], minlength=len(self.parts))
+    tokens = rows_of_part * [part.fill for part in self.parts]
+    return (tokens / tokens.sum()).tolist()
 
 
 class _Batches:
   """Batch k as this process reads it: what grain reads by index."""
 
   def __init__(
-    self, rows: Any, batch_size: int, share: Sequence[int] | np.ndarray, position: int, batches: int
+    self, rows: Readable, batch_size: int, share: Sequence[int], position: int, batches: int
   ):
-    self.rows, self.batch_size, self.share = rows, batch_size, np.asarray(share).tolist()
+    self.rows, self.batch_size, self.share = rows, batch_size, share
     self.position, self.batches = position, batches
 
   def __len__(self) -> int:
@@ -135,7 +159,7 @@ class Reading:
 
 
 def batches(
-  rows: Any,
+  rows: Readable,
   batch_size: int,
   count: int,
   position: int = 0,
@@ -145,15 +169,18 @@ def batches(
   """`count` batches from `position` on: this process's rows of each.
 
   Args:
-    rows: the global order: something with `read(indices)`, such as `Rows` or `Mixture`.
+    rows: the global order.
     batch_size: B, over all processes.
     count: number of batches.
     position: rows consumed so far by all processes together.
     share: which rows of a batch this process holds, ascending (`sharding.Layout.local_indices`);
-      default: all.
+      None: all.
     reading: threads and batches read ahead.
   """
-  share, reading = range(batch_size) if share is None else share, reading or Reading()
-  source = _Batches(rows, batch_size, share, position, count)
+  if share is None:
+    share = range(batch_size)
+  reading = reading or Reading()
+  offsets = np.asarray(share).tolist()
+  source = _Batches(rows, batch_size, offsets, position, count)
   options = grain.ReadOptions(num_threads=reading.threads, prefetch_buffer_size=reading.prefetch)
   yield from grain.MapDataset.source(source).to_iter_dataset(options)

@@ -88,14 +88,15 @@ def token_pair(pair: Pair, tokenizer: Tokenizer, number: int) -> TokenPair:
     DataError: prefix and continuation share a token, a side is empty, or the metadata is not as
       described; the message names the pair.
   """
-  name, known = describe(pair, number), pair.metadata
-  if any(key in known for key in _TOKENS):
-    prefix, chosen, rejected = _sampled(known, tokenizer.size, name)
+  name, metadata = describe(pair, number), pair.metadata
+  if any(key in metadata for key in _TOKENS):
+    prefix, chosen, rejected = _sampled(metadata, tokenizer.size, name)
   else:
     prefix, chosen, rejected = _tokenised(pair, tokenizer, name)
   counts = len(chosen), len(rejected)
-  weights = _of_steps(known, "weights", counts, name) or (None, None)
-  advantages = _of_steps(known, "advantages", counts, name) or (None, None)
+  # Checked even where the loss reads none: a malformed file is an error under every loss.
+  weights = _of_steps(metadata, "weights", counts, name) or (None, None)
+  advantages = _of_steps(metadata, "advantages", counts, name) or (None, None)
   return TokenPair(
     problem_id=pair.problem_id,
     prefix_ids=tuple(prefix),
@@ -180,15 +181,15 @@ def _next_of_another_problem(pairs: Sequence[Pair]) -> list[int]:
       f"KTO's reference point needs responses to other problems, but all {count} pairs are of one; "
       "add pairs of others, or set config.objective.preference.kto_reference='matched'"
     )
-  found = [0] * count
-  following = 0
+  others = [0] * count
+  other = 0
   # Backwards and twice around: only the second time is it known what follows the last pairs.
-  for place in reversed(range(2 * count)):
-    this, after = place % count, (place + 1) % count
+  for index in reversed(range(2 * count)):
+    this, after = index % count, (index + 1) % count
     if pairs[this].problem_id != pairs[after].problem_id:
-      following = after
-    found[this] = following
-  return found
+      other = after
+    others[this] = other
+  return others
 
 
 def _responses(root: trees.Node) -> tuple[trees.Node, ...]:
@@ -253,6 +254,7 @@ def _check_ids(ids: Any, key: str, vocabulary: int, name: str) -> None:
       f"{name}: metadata.{key} is {reprlib.repr(ids)}; expected a list of token ids, at least one"
     )
   for place, i in enumerate(ids):
+    # A bool is an int to Python.
     if type(i) is not int or not 0 <= i < vocabulary:
       raise DataError(
         f"{name}: metadata.{key}[{place}] is {reprlib.repr(i)}; expected a token id from 0 to "
@@ -261,15 +263,17 @@ def _check_ids(ids: Any, key: str, vocabulary: int, name: str) -> None:
 
 
 def _of_steps(
-  metadata: dict[str, Any], what: str, counts: tuple[int, int], name: str
+  metadata: dict[str, Any], quantity: str, counts: tuple[int, int], name: str
 ) -> tuple[list[float], list[float]] | None:
   """The weights or advantages of the steps of both sides; None where there are none."""
-  chosen, rejected = f"chosen_{what}", f"rejected_{what}"
+  chosen, rejected = f"chosen_{quantity}", f"rejected_{quantity}"
   missing = [key for key in (chosen, rejected) if key not in metadata]
   if len(missing) == 2:
     return None
   if missing:
-    raise DataError(f"{name}: metadata has no {missing[0]}; expected {what} for both sides or none")
+    raise DataError(
+      f"{name}: metadata has no {missing[0]}; expected {quantity} for both sides or none"
+    )
   for key, count in zip((chosen, rejected), counts):
     _check_numbers(metadata[key], key, count, name)
   return metadata[chosen], metadata[rejected]
@@ -277,7 +281,9 @@ def _of_steps(
 
 def _check_numbers(values: Any, key: str, count: int, name: str) -> None:
   if not isinstance(values, list) or len(values) != count:
-    found = f"{len(values)} values" if isinstance(values, list) else reprlib.repr(values)
+    found = reprlib.repr(values)
+    if isinstance(values, list):
+      found = f"{len(values)} values"
     raise DataError(
       f"{name}: metadata.{key} has {found}; expected {count}, a number for each step of the side "
       "(a side given as text is one step; several are given as chosen_steps, rejected_steps)"

@@ -1,14 +1,14 @@
 """Tokenizers without TensorFlow: one small protocol, five formats.
 
-Text in data is always ordinary text: the literal `<|endoftext|>` inside a document never becomes a special id. Padding carries no loss
-weight anywhere, so a tokenizer without a pad id pads with 0.
+Text in data is always ordinary text: the literal `<|endoftext|>` inside a document never becomes a
+special id. Padding carries no loss weight anywhere, so a tokenizer without a pad id pads with 0.
 """
 
 import gzip
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from synthjax import files
@@ -22,7 +22,7 @@ class Tokenizer(Protocol):
 
   size: int  # ids are 0..size-1
   eos_id: int  # ends a document
-  pad_id: int  # fills rows; never predicted
+  pad_id: int  # fills sequences; never predicted
   fingerprint: str  # hash of what defines it; checkpoints keep it
 
   def encode(self, text: str) -> list[int]: ...
@@ -56,7 +56,8 @@ class Words:
     for position, word in enumerate(pieces):
       if self._ids.get(word, 0) < 2:
         raise files.DataError(
-          f"word {position} of {text[:80]!r} is {word!r}, which this word-level tokenizer does not know"
+          f"word {position} of {text[:80]!r} is {word!r}, which this word-level tokenizer does not "
+          "know"
         )
     return [self._ids[word] for word in pieces]
 
@@ -89,11 +90,10 @@ class SentencePiece:
       self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
     except RuntimeError as e:
       raise files.DataError(f"{path}: not a SentencePiece model ({e})") from e
-    self.size, self.eos_id, self.pad_id = (
-      self._model.vocab_size(),
-      self._model.eos_id(),
-      max(self._model.pad_id(), 0),
-    )
+    self.size = self._model.vocab_size()
+    self.eos_id = self._model.eos_id()
+    # A model without a pad id says -1.
+    self.pad_id = max(self._model.pad_id(), 0)
     self.fingerprint = hashlib.sha256(data).hexdigest()
 
   def encode(self, text: str) -> list[int]:
@@ -104,7 +104,9 @@ class SentencePiece:
 
 
 def train_sentencepiece(texts: Iterable[str], path: files.Path, size: int) -> None:
-  """Trains a model that round-trips any text exactly (no normalisation, byte fallback, digits apart) and writes it, atomically.
+  """Trains a SentencePiece model that round-trips any text exactly, and writes it atomically.
+
+  Text is not normalised, unknown characters become bytes, and digits are pieces of their own.
 
   Raises:
     DataError: the texts do not support that many pieces.
@@ -113,11 +115,11 @@ def train_sentencepiece(texts: Iterable[str], path: files.Path, size: int) -> No
 
   import sentencepiece
 
-  found = io.BytesIO()
+  model = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=iter(texts),
-      model_writer=found,
+      model_writer=model,
       vocab_size=size,
       model_type="bpe",
       byte_fallback=True,
@@ -130,8 +132,11 @@ def train_sentencepiece(texts: Iterable[str], path: files.Path, size: int) -> No
       eos_id=1,
       unk_id=2,
       bos_id=-1,
+      # So that a newline is one piece, whatever follows it.
       user_defined_symbols=["\n"],
+      # The default of 4,192 bytes leaves longer documents out in silence.
       max_sentence_length=1 << 20,
+      # The same model on any number of cores.
       num_threads=1,
       minloglevel=2,
     )
@@ -141,15 +146,16 @@ def train_sentencepiece(texts: Iterable[str], path: files.Path, size: int) -> No
       "change config.data.tokenizer.vocab_size"
     ) from e
   with files.replacing(path, "wb") as f:
-    f.write(found.getvalue())
+    f.write(model.getvalue())
 
 
 class HuggingFace:
   """A `tokenizer.json` (or `.json.gz`), or GPT-2's pair of files, through the `tokenizers` package."""
 
   def __init__(self, model, eos: str, fingerprint: str):
-    self._model, self.fingerprint = model, fingerprint
+    self._model = model
     self._model.encode_special_tokens = True  # special tokens written in a text are text
+    self.fingerprint = fingerprint
     self.size = model.get_vocab_size(with_added_tokens=True)
     self.eos_id = model.token_to_id(eos)
     self.pad_id = 0
@@ -184,7 +190,10 @@ def _declared_eos(path: pathlib.Path) -> str:
   if not path.exists():
     return ""
   declared = files.read_json(path).get("eos_token") or ""
-  return declared if isinstance(declared, str) else declared.get("content", "")
+  # Some files have the text, others an object of it and its flags.
+  if isinstance(declared, str):
+    return declared
+  return declared.get("content", "")
 
 
 def _gpt2(cfg: schema.Tokenizer) -> HuggingFace:
@@ -192,9 +201,11 @@ def _gpt2(cfg: schema.Tokenizer) -> HuggingFace:
 
   folder = pathlib.Path(cfg.path)
   encoder, merges = _read(folder / "encoder.json"), _read(folder / "vocab.bpe")
-  pairs = [
-    (a, b) for a, b in (line.split(" ") for line in merges.decode().splitlines()[1:] if line)
-  ]
+  pairs: list[tuple[str, str]] = []
+  for line in merges.decode().splitlines()[1:]:  # the first line is a version
+    if line:
+      left, right = line.split(" ")
+      pairs.append((left, right))
   model = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=json.loads(encoder), merges=pairs))
   model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
   model.decoder = tokenizers.decoders.ByteLevel()
@@ -202,19 +213,30 @@ def _gpt2(cfg: schema.Tokenizer) -> HuggingFace:
 
 
 def load(cfg: schema.Tokenizer, world: World) -> Tokenizer:
-  """The tokenizer of a config. Raises DataError where its files are missing or not what they should be."""
-  kinds: dict[str, Callable[[], Tokenizer]] = {
-    "world": lambda: Words(shop.vocabulary(world)),
-    "bytes": Bytes,
-    "sentencepiece": lambda: SentencePiece(cfg.path),
-    "hf": lambda: _hugging_face(cfg),
-    "gpt2": lambda: _gpt2(cfg),
-  }
-  return kinds[cfg.kind]()
+  """The tokenizer of a config.
+
+  Raises:
+    DataError: its files are missing, or are no tokenizer of that kind.
+  """
+  match cfg.kind:
+    case "world":
+      return Words(shop.vocabulary(world))
+    case "bytes":
+      return Bytes()
+    case "sentencepiece":
+      return SentencePiece(cfg.path)
+    case "hf":
+      return _hugging_face(cfg)
+    case "gpt2":
+      return _gpt2(cfg)
+  raise KeyError(cfg.kind)
 
 
 def _read(path: files.Path) -> bytes:
   path = pathlib.Path(path)
   if not path.is_file():
     raise files.DataError(f"{path}: no such tokenizer file; set config.data.tokenizer.path")
-  return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+  content = path.read_bytes()
+  if path.suffix == ".gz":
+    return gzip.decompress(content)
+  return content

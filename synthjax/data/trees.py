@@ -1,16 +1,19 @@
-"""Trees of rollouts in one row: what branches share is read once.
+"""Trees of rollouts packed into rows: what branches share is read once.
 
-A tree is laid out depth first; `until` of a node's tokens is where its subtree ends, so every token sees exactly its ancestors (the one
-mask). Positions count by depth. A token is predicted from the token before it on its path, so the last token of a shared prefix predicts
-the first token of every branch: predictions are a list of (source place, target id, segment), not a shifted copy of the row. A segment is
-a step.
+A tree is laid out depth first; `until` of a node's tokens is where its subtree ends, so every token
+sees exactly its ancestors (the one mask). Positions count by depth. A token is predicted from the
+token before it on its path, so the last token of a shared prefix predicts the first token of every
+branch: predictions are a list of (source index, target id, segment), not a shifted copy of the row.
+A segment is a step.
 
-Neighbouring rows form a group: the rows of a batch that one device computes together. Lists of predictions, segments and trees belong to
-a group and count from 0 in it, so a mesh shares groups out as it does rows, and a micro-batch is some of the groups.
+Neighbouring rows form a group: the rows of a batch that one device computes together. Lists of
+predictions, segments and trees belong to a group and count from 0 in it, so a mesh shares groups
+out as it does rows, and a micro-batch is some of the groups.
 
-Tokens are those that were sampled: nodes are spans of the sampled sequence, and nothing is tokenised again here.
+Tokens are those that were sampled: nodes are spans of the sampled sequence, and nothing is
+tokenised again here.
 
-Shapes: B rows, T places of a row, M groups, E predictions, S segments, P trees (pairs) of a group.
+Shapes: B rows, T tokens of a row, M groups, E predictions, S segments, P trees (pairs) of a group.
 """
 
 import dataclasses
@@ -23,11 +26,13 @@ import numpy as np
 from synthjax.data import packing
 from synthjax.errors import Error
 
-_EVEN = 8  # predictions of a group are a multiple of it: blocks of a kernel divide them
+# The predictions of a group are padded to a multiple of this, so that blocks of a kernel divide
+# them.
+_EVEN = 8
 
 
 class TreeError(Error, ValueError):
-  """Trees that cannot be laid out; the message names the tree and what is wrong."""
+  """Trees that cannot be laid out; the message names the tree and the problem."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +41,8 @@ class Node:
 
   tokens: tuple[int, ...]
   children: tuple["Node", ...] = ()
-  predicted: bool = (
-    True  # a step of a policy: its tokens are targets, and it is a segment; False for a prompt
-  )
+  # True for a step of a policy: its tokens are targets, and it is a segment. False for a prompt.
+  predicted: bool = True
   side: int = 0  # +1 on the chosen side of a pair, -1 on the rejected one
   weight: float = 1.0  # how much the step counts in its loss
   advantage: float = 0.0  # of the step
@@ -46,6 +50,16 @@ class Node:
   def size(self) -> int:
     """Tokens of the whole subtree."""
     return sum(len(node.tokens) for node in nodes(self))
+
+
+def nodes(root: Node) -> Iterator[Node]:
+  """A subtree's nodes, depth first."""
+  # A stack of its own: a chain may have more steps than Python has frames.
+  stack = [root]
+  while stack:
+    node = stack.pop()
+    yield node
+    stack += node.children[::-1]
 
 
 def chosen_alone(root: Node) -> Node:
@@ -57,7 +71,8 @@ def chosen_alone(root: Node) -> Node:
 def _chosen_chain(node: Node) -> Node:
   below: tuple[Node, ...] = ()
   for step in reversed(list(nodes(node))):
-    below = (dataclasses.replace(step, children=below, side=0, advantage=1.0, weight=1.0),)
+    step = dataclasses.replace(step, children=below, side=0, advantage=1.0, weight=1.0)
+    below = (step,)
   return below[0]
 
 
@@ -68,7 +83,7 @@ def pair(
   weights: tuple[Sequence[float], Sequence[float]] | None = None,
   advantages: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Node:
-  """A pair as a tree: prefix, then both sides as chains of steps.
+  """A pair as a tree: the prefix, then both sides as chains of steps.
 
   Args:
     prefix: tokens that both sides go on from; not predicted.
@@ -77,26 +92,33 @@ def pair(
     weights: of the steps of both sides; 1 where None.
     advantages: of the steps of both sides; 0 where None.
   """
-  children: list[Node] = []
-  for number, (side, steps) in enumerate(((1, chosen), (-1, rejected))):
-    side_weights = weights[number] if weights else [1.0] * len(steps)
-    side_advantages = advantages[number] if advantages else [0.0] * len(steps)
-    children += _chain(steps, side, side_weights, side_advantages)
-  return Node(tuple(prefix), tuple(children), predicted=False)
+  if weights is None:
+    weights = [1.0] * len(chosen), [1.0] * len(rejected)
+  if advantages is None:
+    advantages = [0.0] * len(chosen), [0.0] * len(rejected)
+  children = (
+    *_chain(chosen, 1, weights[0], advantages[0]),
+    *_chain(rejected, -1, weights[1], advantages[1]),
+  )
+  return Node(tuple(prefix), children, predicted=False)
 
 
-def _chain(steps, side, weights, advantages) -> tuple[Node, ...]:
+def _chain(
+  steps: Sequence[Sequence[int]], side: int, weights: Sequence[float], advantages: Sequence[float]
+) -> tuple[Node, ...]:
   """The steps as a chain, each the only child of the one before it; () where there are none."""
   rest: tuple[Node, ...] = ()
   for tokens, weight, advantage in list(zip(steps, weights, advantages, strict=True))[::-1]:
-    rest = (Node(tuple(tokens), rest, side=side, weight=weight, advantage=advantage),)
+    step = Node(tuple(tokens), rest, side=side, weight=weight, advantage=advantage)
+    rest = (step,)
   return rest
 
 
 def split(tree: Node, seq_len: int) -> list[Node] | None:
-  """The tree in pieces that fit a row, each with the path above it; None where one path alone is too long.
+  """The tree in pieces that fit a row, each with the path above it.
 
-  Pieces are cut at branches only. What stands above a cut is predicted in the first piece alone: no step counts twice.
+  Pieces are cut at branches only. What stands above a cut is predicted in the first piece alone: no
+  step counts twice. The result is None where one path alone is too long.
   """
   if tree.size() <= seq_len:
     return [tree]
@@ -109,57 +131,71 @@ def split(tree: Node, seq_len: int) -> list[Node] | None:
     return None
   pieces: list[Node] = []
   for child in spine[-1].children:
-    found = split(child, room)
-    if found is None:
+    parts = split(child, room)
+    if parts is None:
       return None
-    pieces += found
-  groups: list[list[Node]] = []
+    pieces += parts
+  siblings = _fill_in_order(pieces, room)
+  return [_under(spine, children, number == 0) for number, children in enumerate(siblings)]
+
+
+def _fill_in_order(pieces: Sequence[Node], room: int) -> list[list[Node]]:
+  """Neighbouring pieces together, as many as fit the room."""
+  filled: list[list[Node]] = []
   for piece in pieces:
-    if groups and sum(p.size() for p in groups[-1]) + piece.size() <= room:
-      groups[-1].append(piece)
+    if filled and sum(p.size() for p in filled[-1]) + piece.size() <= room:
+      filled[-1].append(piece)
     else:
-      groups.append([piece])
-  return [_under(spine, tuple(group), number == 0) for number, group in enumerate(groups)]
+      filled.append([piece])
+  return filled
 
 
-def _under(spine: Sequence[Node], children: tuple[Node, ...], first: bool) -> Node:
+def _under(spine: Sequence[Node], children: Sequence[Node], first: bool) -> Node:
   """A chain of nodes with other children at its end; it is predicted in the first piece alone."""
+  below = tuple(children)
   for node in spine[::-1]:
     predicted = node.predicted and first
-    children = (dataclasses.replace(node, children=children, predicted=predicted),)
-  return children[0]
+    below = (dataclasses.replace(node, children=below, predicted=predicted),)
+  return below[0]
 
 
-class Plan(NamedTuple):
-  """Trees by row, and what found no place."""
+class TreePlan(NamedTuple):
+  """Trees by row, and those that fit no row."""
 
   rows: list[list[Node]]
   split: int  # trees that were split at a branch
   too_long: list[int]  # indices of trees with a path, or (pairs) a whole, longer than a row
-  fill: float
+  fill: float  # share of the rows' tokens that is no padding
 
 
-def plan(trees: Sequence[Node], seq_len: int, splittable: bool) -> Plan:
+def plan(trees: Sequence[Node], seq_len: int, splittable: bool) -> TreePlan:
   """Packs trees into rows.
 
   Args:
     trees: any number of them.
     seq_len: T.
-    splittable: a tree longer than a row may be split at a branch; a pair may not: its two sides belong into one margin.
+    splittable: a tree longer than a row may be split at a branch. A pair may not: both of its sides
+      enter one margin.
   """
   pieces: list[Node] = []
-  too_long, divided = [], 0
+  too_long: list[int] = []
+  divided = 0
   for number, tree in enumerate(trees):
-    found = split(tree, seq_len) if splittable else ([tree] if tree.size() <= seq_len else None)
-    if found is None:
+    parts: list[Node] | None = None
+    if splittable:
+      parts = split(tree, seq_len)
+    elif tree.size() <= seq_len:
+      parts = [tree]
+    if parts is None:
       too_long.append(number)
-    else:
-      divided += len(found) > 1
-      pieces += found
+      continue
+    divided += len(parts) > 1
+    pieces += parts
   packed = packing.pack(np.array([piece.size() for piece in pieces], int), seq_len)
-  return Plan(
-    [[pieces[i] for i in packed.row(r)] for r in range(len(packed))], divided, too_long, packed.fill
-  )
+  rows = []
+  for number in range(len(packed)):
+    rows.append([pieces[i] for i in packed.row(number)])
+  return TreePlan(rows, divided, too_long, packed.fill)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +212,9 @@ class Bounds:
 def bounds(
   rows: Sequence[Sequence[Node]], group_rows: int, seq_len: int, even: int = _EVEN
 ) -> Bounds:
-  """Bounds that hold for any group of `TreeRows`: those of the largest rows together, each as often as a group can hold it.
+  """Bounds that hold for any group of `PackedTrees`.
+
+  They are those of the largest rows together, each as often as a group can hold it.
 
   Args:
     rows: of a plan.
@@ -184,26 +222,29 @@ def bounds(
     seq_len: T.
     even: E is a multiple of it.
   """
-  counts = np.sort(np.array([_counts(row) for row in rows]), axis=0)[::-1]
-  repeats = (
-    -(-(group_rows - 1) // len(rows)) + 1
-  )  # a group may go over the ends of epochs, and each epoch has every row
-  predictions, segments, trees = np.repeat(counts, repeats, axis=0)[:group_rows].sum(axis=0)
-  return Bounds(group_rows, seq_len, -(-int(predictions) // even) * even, int(segments), int(trees))
+  largest_first = np.sort(np.array([_counts(row) for row in rows]), axis=0)[::-1]
+  # A group may go over the ends of epochs, and each epoch has every row.
+  repeats = -(-(group_rows - 1) // len(rows)) + 1
+  most = np.repeat(largest_first, repeats, axis=0)[:group_rows].sum(axis=0)
+  predictions, segments, trees = (int(count) for count in most)
+  return Bounds(
+    rows=group_rows,
+    seq_len=seq_len,
+    predictions=-(-predictions // even) * even,
+    segments=segments,
+    trees=trees,
+  )
 
 
-def _counts(row) -> tuple[int, int, int]:
-  steps = [node for tree in row for node in nodes(tree) if node.predicted]
-  return sum(len(node.tokens) for node in steps), len(steps), len(row)
-
-
-def nodes(node: Node) -> Iterator[Node]:
-  """A subtree's nodes, depth first."""
-  waiting = [node]
-  while waiting:
-    found = waiting.pop()
-    yield found
-    waiting += found.children[::-1]
+def _counts(row: Sequence[Node]) -> tuple[int, int, int]:
+  """(predictions, segments, trees) of a row."""
+  predictions = segments = 0
+  for tree in row:
+    for node in nodes(tree):
+      if node.predicted:
+        predictions += len(node.tokens)
+        segments += 1
+  return predictions, segments, len(row)
 
 
 def layout(rows: Sequence[Sequence[Node]], limits: Bounds) -> dict[str, np.ndarray]:
@@ -211,23 +252,36 @@ def layout(rows: Sequence[Sequence[Node]], limits: Bounds) -> dict[str, np.ndarr
 
   Returns:
     [B, T]: `tokens`, `positions`, `until`.
-    [M, E]: `source` (place r * T + t of the group's rows whose hidden state predicts), `targets`, `segment` (S for padding).
+    [M, E]: `source` (index r * T + t, in the group's rows, of the hidden state that predicts),
+      `targets`, `segment` (S for padding).
     [M, S]: `tree` (P for padding), `side`, `weight` (0 for padding), `advantage`, `segment_tokens`.
 
   Raises:
-    TreeError: a tree does not fit the bounds; a predicted node at the root (nothing comes before it); an empty node.
+    TreeError: a tree does not fit the bounds; a predicted node at the root (nothing comes before
+      it); an empty node.
   """
-  groups = []
+  groups: list[dict[str, np.ndarray]] = []
   for start in range(0, len(rows), limits.rows):
-    group = _Group(limits)
+    arrays_of_group = _Group(limits)
     tree = 0
     for row, members in enumerate(rows[start : start + limits.rows]):
-      group.begin_row(row)
+      arrays_of_group.begin_row(row)
       for root in members:
-        group.add(root, tree)
+        arrays_of_group.add(root, tree)
         tree += 1
-    groups.append(group.arrays)
-  return {name: np.concatenate([arrays[name] for arrays in groups]) for name in groups[0]}
+    groups.append(arrays_of_group.arrays)
+  arrays = {}
+  for name in groups[0]:
+    arrays[name] = np.concatenate([group[name] for group in groups])
+  return arrays
+
+
+class _Visit(NamedTuple):
+  """A node that waits to be laid out."""
+
+  node: Node
+  before: int | None  # index in the row of the token before it on its path; None for a root
+  depth: int  # of its first token
 
 
 class _Group:
@@ -235,7 +289,8 @@ class _Group:
 
   def __init__(self, limits: Bounds):
     self.limits = limits
-    B, T, E, S, P = dataclasses.astuple(limits)
+    B, T = limits.rows, limits.seq_len
+    E, S, P = limits.predictions, limits.segments, limits.trees
     alone_T = np.arange(1, T + 1, dtype=np.int32)  # padding sees itself
     self.arrays = {
       "tokens": np.zeros((B, T), np.int32),
@@ -245,89 +300,99 @@ class _Group:
       "targets": np.zeros((1, E), np.int32),
       "segment": np.full((1, E), S, np.int32),
       "tree": np.full((1, S), P, np.int32),
-      **{
-        name: np.zeros((1, S), np.float32)
-        for name in ("side", "weight", "advantage", "segment_tokens")
-      },
+      "side": np.zeros((1, S), np.float32),
+      "weight": np.zeros((1, S), np.float32),
+      "advantage": np.zeros((1, S), np.float32),
+      "segment_tokens": np.zeros((1, S), np.float32),
     }
-    self.row = self.at = self.predictions = self.segments = 0
+    self.row = 0
+    self.end = 0  # of what is laid out in this row
+    self.predictions = 0
+    self.segments = 0
 
   def begin_row(self, row: int) -> None:
-    self.row, self.at = row, 0
+    self.row, self.end = row, 0
 
   def add(self, root: Node, tree: int) -> None:
     """Lays a tree out, depth first."""
-    # (node, place of the token before it, depth); or (place of its first token, None, 0) once its subtree is laid out
-    waiting: list[tuple[Node | slice, int | None, int]] = [(root, None, 0)]
-    while waiting:
-      node, before, depth = waiting.pop()
-      if isinstance(node, slice):
-        self.arrays["until"][self.row, node] = self.at
+    # A slice of the row stands for a node whose subtree is laid out by the time it is popped.
+    stack: list[_Visit | slice] = [_Visit(root, None, 0)]
+    while stack:
+      visit = stack.pop()
+      if isinstance(visit, slice):
+        self.arrays["until"][self.row, visit] = self.end
         continue
-      places = self._place(node, before, depth, tree)
-      waiting.append((places, None, 0))
-      below = depth + len(node.tokens)
-      waiting += [(child, places.stop - 1, below) for child in node.children[::-1]]
+      span = self._place(visit, tree)
+      stack.append(span)
+      below = visit.depth + len(visit.node.tokens)
+      for child in visit.node.children[::-1]:
+        stack.append(_Visit(child, span.stop - 1, below))
 
-  def _place(self, node: Node, before: int | None, depth: int, tree: int) -> slice:
-    """Lays one node out; returns its places in the row. `before` is the place of the token before it on its path."""
-    count, start, limits = len(node.tokens), self.at, self.limits
-    if count == 0:
-      raise TreeError(f"tree {tree}: a node without tokens at depth {depth}")
+  def _place(self, visit: _Visit, tree: int) -> slice:
+    """Lays one node out; returns its span of the row."""
+    node, before, depth = visit
+    self._check(visit, tree)
+    span = slice(self.end, self.end + len(node.tokens))
+    self.arrays["tokens"][self.row, span] = node.tokens
+    self.arrays["positions"][self.row, span] = depth + np.arange(len(node.tokens))
+    if node.predicted:
+      self._predict(node, before, span, tree)
+    self.end = span.stop
+    return span
+
+  def _check(self, visit: _Visit, tree: int) -> None:
+    node, limits = visit.node, self.limits
+    if len(node.tokens) == 0:
+      raise TreeError(f"tree {tree}: a node without tokens at depth {visit.depth}")
     if min(node.tokens) < 0 or node.weight < 0:
       raise TreeError(
-        f"tree {tree}: at depth {depth} a token is {min(node.tokens)} and the step's weight {node.weight}; expected 0 and "
-        "more of both: which side a step is on is said by `side`, not by the sign of its weight"
+        f"tree {tree}: at depth {visit.depth} a token is {min(node.tokens)} and the step's weight "
+        f"{node.weight}; expected 0 or more for both: `side` says which side a step is on, not the "
+        "sign of its weight"
       )
-    if start + count > limits.seq_len or tree >= limits.trees:
+    end = self.end + len(node.tokens)
+    if end > limits.seq_len or tree >= limits.trees:
       raise TreeError(
-        f"tree {tree}: place {start + count} of row {self.row} is beyond its {limits.seq_len} places, or the tree beyond "
-        f"the group's {limits.trees}"
+        f"tree {tree}: it ends at token {end} of row {self.row}, which takes {limits.seq_len}, or "
+        f"it is beyond the {limits.trees} trees of its group"
       )
-    if node.predicted and before is None:
+    if node.predicted and visit.before is None:
       raise TreeError(
-        f"tree {tree}: its first node is to be predicted, but nothing comes before it; begin with a prompt"
+        f"tree {tree}: its first node is to be predicted, but nothing comes before it; begin with "
+        "a prompt"
       )
-    places = slice(start, start + count)
-    self.arrays["tokens"][self.row, places] = node.tokens
-    self.arrays["positions"][self.row, places] = depth + np.arange(count)
-    if node.predicted:
-      self._predict(node, before, start, tree)
-    self.at += count
-    return places
 
-  def _predict(self, node, before, start, tree) -> None:
-    count, first, limits = len(node.tokens), self.predictions, self.limits
-    if first + count > limits.predictions or self.segments >= limits.segments:
+  def _predict(self, node: Node, before: int | None, span: slice, tree: int) -> None:
+    """Makes the node's tokens predictions, and the node a segment."""
+    count, limits, arrays = len(node.tokens), self.limits, self.arrays
+    predictions = slice(self.predictions, self.predictions + count)
+    if predictions.stop > limits.predictions or self.segments >= limits.segments:
       raise TreeError(
-        f"tree {tree}: {first + count} predictions and {self.segments + 1} segments in this group, bounds are "
-        f"{limits.predictions} and {limits.segments}"
+        f"tree {tree}: {predictions.stop} predictions and {self.segments + 1} segments in this "
+        f"group, bounds are {limits.predictions} and {limits.segments}"
       )
-    entries, row = slice(first, first + count), self.row * limits.seq_len
-    self.arrays["source"][0, entries] = row + np.concatenate(
-      [[before], np.arange(start, start + count - 1)]
-    )
-    self.arrays["targets"][0, entries] = node.tokens
-    self.arrays["segment"][0, entries] = self.segments
-    about = {
-      "tree": tree,
-      "side": node.side,
-      "weight": node.weight,
-      "advantage": node.advantage,
-      "segment_tokens": count,
-    }
-    for name, value in about.items():
-      self.arrays[name][0, self.segments] = value
-    self.predictions += count
+    sources = np.concatenate([[before], np.arange(span.start, span.stop - 1)])
+    arrays["source"][0, predictions] = self.row * limits.seq_len + sources
+    arrays["targets"][0, predictions] = node.tokens
+    arrays["segment"][0, predictions] = self.segments
+    arrays["tree"][0, self.segments] = tree
+    arrays["side"][0, self.segments] = node.side
+    arrays["weight"][0, self.segments] = node.weight
+    arrays["advantage"][0, self.segments] = node.advantage
+    arrays["segment_tokens"][0, self.segments] = count
+    self.predictions = predictions.stop
     self.segments += 1
 
 
-class TreeRows:
-  """Planned rows of trees in one global order, as `loader.Rows` has them for documents: epoch by epoch, rows permuted by the seed.
+class PackedTrees:
+  """Planned rows of trees in one global order, as `loader.PackedDocuments` has them for documents.
+
+  Epoch by epoch, the rows are permuted by the seed.
 
   Args:
     rows: of a plan.
-    reference: the reference's log-prob sum of every segment, an array a row in depth-first order; None where no loss reads it.
+    reference: the reference's log-prob sum of every segment, an array per row in depth-first order;
+      None where no loss reads it.
     limits: from `bounds`.
     seed: of the permutations.
     fill: of the plan.
@@ -342,14 +407,17 @@ class TreeRows:
     fill: float,
   ):
     self.rows, self.reference, self.limits, self.fill = rows, reference, limits, fill
-    self._order = functools.lru_cache(2)(
-      lambda epoch: np.random.default_rng([seed, epoch]).permutation(len(rows))
-    )
+
+    def order(epoch: int) -> np.ndarray:
+      return np.random.default_rng([seed, epoch]).permutation(len(rows))
+
+    # A batch may reach into the next epoch.
+    self._order = functools.lru_cache(2)(order)
 
   def ids(self, index: int) -> list[int]:
-    """The row of the plan that stands at a place of the global order."""
-    epoch, place = divmod(index, len(self.rows))
-    return [int(self._order(epoch)[place])]
+    """The row of the plan that stands at this index of the global order."""
+    epoch, index_in_epoch = divmod(index, len(self.rows))
+    return [int(self._order(epoch)[index_in_epoch])]
 
   def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
     """The arrays of some rows, whole groups of them (see `layout`), with `reference` [M, S]."""
@@ -359,8 +427,7 @@ class TreeRows:
     if self.reference is not None:
       for group, sums_S in enumerate(sums_MS):
         first = group * self.limits.rows
-        found = np.concatenate(
-          [self.reference[i] for i in chosen[first : first + self.limits.rows]]
-        )
-        sums_S[: len(found)] = found
+        of_group = chosen[first : first + self.limits.rows]
+        sums = np.concatenate([self.reference[i] for i in of_group])
+        sums_S[: len(sums)] = sums
     return {**arrays, "reference": sums_MS}

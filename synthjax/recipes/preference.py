@@ -43,7 +43,7 @@ def train(job: Job) -> dict:
   return _train(job, *_begin(job))
 
 
-def _begin(job) -> tuple[tokenizers.Tokenizer, trees.Plan | None]:
+def _begin(job) -> tuple[tokenizers.Tokenizer, trees.TreePlan | None]:
   """The tokenizer and the rows of pairs, None where the training is finished.
 
   Pairs that cannot be used are known here, before a stage begins.
@@ -80,7 +80,7 @@ def _train(job, tokenizer, plan) -> dict:
   )
 
 
-def _plan(job, tokenizer) -> trees.Plan:
+def _plan(job, tokenizer) -> trees.TreePlan:
   objective, length = job.experiment.objective, job.experiment.data.seq_len
   plan = trees.plan(_trees(job, tokenizer), length, splittable=False)
   left_out = len(plan.too_long)
@@ -150,7 +150,7 @@ def _more_predicted(objective: Objective) -> str:
   return ""
 
 
-def _check_trains(plan: trees.Plan, objective: Objective) -> None:
+def _check_trains(plan: trees.TreePlan, objective: Objective) -> None:
   """Raises DataError where the loss has no gradient for any step, before anything is computed."""
   roots = [root for row in plan.rows for root in row]
   steps = [node for root in roots for node in trees.nodes(root) if node.predicted]

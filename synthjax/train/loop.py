@@ -193,7 +193,7 @@ def held_out_loss(trainer: Trainer, training: Training, params: Params) -> float
   """Cross-entropy on held-out documents, nats per target token."""
   assert training.held_out is not None
   documents = CachedDocuments(training.held_out)
-  sequences = loader.Rows(documents, training.experiment.data.seq_len, None)
+  sequences = loader.PackedDocuments(documents, training.experiment.data.seq_len, None)
   batch_size = training.experiment.train.batch_size
   total = sequences.count(1)
   indices = trainer.layout.local_indices(batch_size)

@@ -72,7 +72,7 @@ def on_documents(
     tokenizer: of the policy.
   """
   cfg = experiment.train
-  sequences = loader.Rows(documents, experiment.data.seq_len, experiment.seed)
+  sequences = loader.PackedDocuments(documents, experiment.data.seq_len, experiment.seed)
   steps = cfg.steps or math.ceil(sequences.count(cfg.epochs) / cfg.batch_size)
   training = Training(experiment, tokenizer, sequences, steps, folder=pathlib.Path(folder))
   return loop.run(build.build_trainer(experiment, tokenizer.size, steps), training)
@@ -80,7 +80,7 @@ def on_documents(
 
 def on_trees(
   experiment: schema.Experiment,
-  plan: trees.Plan,
+  plan: trees.TreePlan,
   reference: Sequence[np.ndarray],
   folder: files.Path,
   tokenizer: TokenizerInfo,
@@ -102,7 +102,7 @@ def on_trees(
   training = Training(
     experiment=experiment,
     tokenizer=tokenizer,
-    sequences=trees.TreeRows(plan.rows, reference, trainer.limits, experiment.seed, plan.fill),
+    sequences=trees.PackedTrees(plan.rows, reference, trainer.limits, experiment.seed, plan.fill),
     steps=steps,
     folder=pathlib.Path(folder),
     trunk=resume.longest_trunk(experiment, steps, earlier),
@@ -115,7 +115,7 @@ def _cached_sequences(
   caches: Mapping[pathlib.Path, float],
   tokenizer: TokenizerInfo,
   say: Callable[[str], None],
-) -> tuple[loader.Rows | loader.Mixture, int]:
+) -> tuple[loader.PackedDocuments | loader.Mixture, int]:
   """(the global order of the training sequences, number of steps)."""
   cfg = experiment.train
   parts = []
@@ -123,7 +123,9 @@ def _cached_sequences(
     documents = CachedDocuments(folder)
     resume.check_tokenizer(documents.counts["tokenizer"], tokenizer.fingerprint, str(folder))
     # A seed of its own, so that alike caches are not read in the same order.
-    parts.append(loader.Rows(documents, experiment.data.seq_len, experiment.seed + number))
+    parts.append(
+      loader.PackedDocuments(documents, experiment.data.seq_len, experiment.seed + number)
+    )
   if len(parts) == 1:
     return parts[0], cfg.steps or math.ceil(parts[0].count(cfg.epochs) / cfg.batch_size)
   count = cfg.steps * cfg.batch_size

@@ -18,7 +18,7 @@ class TrainingStopped(Error, RuntimeError):
 
 
 class SequenceSource(Protocol):
-  """A global order of packed sequences: `loader.Rows`, `loader.Mixture`, or trees of rollouts."""
+  """A global order of packed sequences: `loader.PackedDocuments`, `loader.Mixture`, or trees of rollouts."""
 
   @property
   def fill(self) -> float: ...

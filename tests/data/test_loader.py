@@ -21,23 +21,25 @@ def _ids(rows, first, last):
 
 
 def test_every_epoch_holds_every_document_once_in_another_order(cached):
-  rows = loader.Rows(cached, 64, seed=3)
+  rows = loader.PackedDocuments(cached, 64, seed=3)
   ends = [0, rows.count(1), rows.count(2)]
   epochs = [_ids(rows, first, last) for first, last in zip(ends, ends[1:])]
   assert [sorted(epoch) for epoch in epochs] == [list(range(300))] * 2 and epochs[0] != epochs[1]
-  assert _ids(loader.Rows(cached, 64, seed=4), 0, ends[1]) != epochs[0]
+  assert _ids(loader.PackedDocuments(cached, 64, seed=4), 0, ends[1]) != epochs[0]
 
 
 def test_the_rows_of_a_batch_do_not_depend_on_hosts_or_on_how_the_run_was_cut(cached):
   """One process for 3 batches of 8, then two processes with 5 batches of 4, then four with batches of 16: one sequence."""
-  rows = loader.Rows(cached, 64, seed=0)
+  rows = loader.PackedDocuments(cached, 64, seed=0)
   found, position = [], 0
   for size, processes, count in ((8, 1, 3), (4, 2, 5), (16, 4, 2)):
     parts = []
     for process in range(processes):
       share = range(process * size // processes, (process + 1) * size // processes)
       parts.append(
-        list(loader.batches(loader.Rows(cached, 64, seed=0), size, count, position, share))
+        list(
+          loader.batches(loader.PackedDocuments(cached, 64, seed=0), size, count, position, share)
+        )
       )
     found += [part[k]["tokens"] for k in range(count) for part in parts]
     position += size * count
@@ -46,7 +48,7 @@ def test_the_rows_of_a_batch_do_not_depend_on_hosts_or_on_how_the_run_was_cut(ca
 
 
 def test_a_late_epoch_is_planned_without_those_before_it(cached):
-  rows, planned = loader.Rows(cached, 64, seed=0), []
+  rows, planned = loader.PackedDocuments(cached, 64, seed=0), []
   plan = rows.packing.plan
   rows.packing.plan = lambda random: planned.append(random) or plan(random)
   late = 1000 * rows.count(1) + 3
@@ -56,7 +58,7 @@ def test_a_late_epoch_is_planned_without_those_before_it(cached):
 
 @pytest.mark.parametrize("rates", [(1, 1), (0.3, 0.7), (2, 3, 5), (0.01, 0.99)])
 def test_every_prefix_of_a_mixture_holds_the_shares_asked_for_to_within_a_row(cached, rates):
-  parts = [loader.Rows(cached, 64, seed) for seed in range(len(rates))]
+  parts = [loader.PackedDocuments(cached, 64, seed) for seed in range(len(rates))]
   mixture = loader.Mixture(parts, rates, 500)
   part = np.array([int(mixture.ids(i)[0].split(":")[0]) for i in range(500)])
   shares = np.array(rates) / sum(rates)
@@ -66,7 +68,7 @@ def test_every_prefix_of_a_mixture_holds_the_shares_asked_for_to_within_a_row(ca
 
 
 def test_a_longer_mixture_begins_with_the_shorter_one_and_reads_its_parts_in_their_order(cached):
-  parts = [loader.Rows(cached, 64, seed) for seed in (0, 1)]
+  parts = [loader.PackedDocuments(cached, 64, seed) for seed in (0, 1)]
   short, long = loader.Mixture(parts, (1, 2), 60), loader.Mixture(parts, (1, 2), 600)
   assert [short.ids(i) for i in range(60)] == [long.ids(i) for i in range(60)]
   second = [ids for i in range(60) if (ids := short.ids(i))[0].startswith("1:")]

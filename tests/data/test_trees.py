@@ -151,7 +151,7 @@ def test_every_batch_fits_its_bounds_where_epochs_meet_too(count, batch):
     [Node((1, 2), tuple(Node((3,) * 4) for _ in range(1 + i)), False)] * (1 + 3 * (i == 0))
     for i in range(count)
   ]
-  source = trees.TreeRows(rows, None, trees.bounds(rows, batch, 128), 0, 1.0)
+  source = trees.PackedTrees(rows, None, trees.bounds(rows, batch, 128), 0, 1.0)
   for start in range(0, 30 * batch, batch):
     held = source.read(list(range(start, start + batch)))
     assert (held["segment"] < source.limits.segments).sum() > 0

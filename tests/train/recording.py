@@ -10,7 +10,7 @@ import sys
 from synthjax import __main__
 from synthjax.data import loader
 
-_read = loader.Rows.read
+_read = loader.PackedDocuments.read
 
 
 def _recorded(self, indices):
@@ -21,5 +21,5 @@ def _recorded(self, indices):
   return _read(self, indices)
 
 
-loader.Rows.read = _recorded
+loader.PackedDocuments.read = _recorded
 sys.exit(__main__.main())
