@@ -1,4 +1,7 @@
-"""Shapes: B rows, T places, E predictions, S segments."""
+"""Trees in rows: planned, laid out, and trained on as their paths would be alone.
+
+Shapes: B rows, T tokens of a row, E predictions, S segments.
+"""
 
 import dataclasses
 
@@ -25,83 +28,94 @@ MODEL = Transformer(
     d_model=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_dim=64, vocab_size=50, mlp="relu"
   )
 )
+SEEDS = st.integers(0, 10**6)
 
 
 def _random_tree(random, depth=3, predicted=False):
-  children = (
-    tuple(_random_tree(random, depth - 1, True) for _ in range(random.integers(0, 4)))
-    if depth
-    else ()
-  )
-  tokens = tuple(random.integers(1, 50, random.integers(1, 6)).tolist())
+  children = []
+  if depth:
+    for _ in range(random.integers(0, 4)):
+      children.append(_random_tree(random, depth - 1, True))
   return Node(
-    tokens,
-    children,
-    predicted,
+    tokens=tuple(random.integers(1, 50, random.integers(1, 6)).tolist()),
+    children=tuple(children),
+    predicted=predicted,
     side=int(random.integers(-1, 2)),
     weight=float(random.random()),
     advantage=float(random.normal()),
   )
 
 
-def _paths(node, before=(), steps=()):
+def _paths(node, before=(), spans=()):
   """(tokens of the path, spans of its predicted nodes) of every leaf."""
-  span = [(len(before), len(before) + len(node.tokens))] if node.predicted else [None]
-  path, steps = before + node.tokens, steps + tuple(span)
+  path = before + node.tokens
+  if node.predicted:
+    spans += ((len(before), len(path)),)
   if not node.children:
-    yield path, steps
+    yield path, spans
   for child in node.children:
-    yield from _paths(child, path, steps)
+    yield from _paths(child, path, spans)
 
 
-def _limits(rows, B, T):
-  return trees.bounds(rows, B, T)
+def _predicted(roots):
+  """The predicted nodes of some trees."""
+  return [node for root in roots for node in trees.nodes(root) if node.predicted]
+
+
+def _steps(roots):
+  return sorted((node.tokens, node.weight, node.advantage) for node in _predicted(roots))
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10**6), st.booleans())
+@given(SEEDS, st.booleans())
 def test_plans_fit_their_rows_lose_no_step_and_count_what_they_split(seed, splittable):
   random = np.random.default_rng(seed)
   forest = [_random_tree(random) for _ in range(8)]
   plan = trees.plan(forest, 40, splittable)
-  assert all(sum(tree.size() for tree in row) <= 40 for row in plan.rows)
-  steps = lambda nodes: sorted(
-    (n.tokens, n.weight, n.advantage) for root in nodes for n in trees.nodes(root) if n.predicted
-  )
+  for row in plan.rows:
+    assert sum(tree.size() for tree in row) <= 40
   kept = [tree for number, tree in enumerate(forest) if number not in plan.too_long]
-  assert steps(tree for row in plan.rows for tree in row) == steps(kept)
+  assert _steps(tree for row in plan.rows for tree in row) == _steps(kept)
   whole = [tree for tree in forest if tree.size() <= 40]
-  if splittable:
-    assert plan.split == len(kept) - len(whole)
-    assert all(
-      max(len(path) for path, _ in _paths(forest[number])) > 40 for number in plan.too_long
-    )
-  else:
-    assert plan.split == 0 and len(kept) == len(whole)
+  if not splittable:
+    assert plan.split == 0
+    assert len(kept) == len(whole)
+    return
+  assert plan.split == len(kept) - len(whole)
+  for number in plan.too_long:
+    assert max(len(path) for path, _ in _paths(forest[number])) > 40
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 10**6))
+@given(SEEDS)
 def test_arrays_are_well_formed(seed):
   random = np.random.default_rng(seed)
   plan = trees.plan([_random_tree(random) for _ in range(6)], 64, True)
   if not plan.rows:
     return
-  limits = _limits(plan.rows, len(plan.rows), 64)
+  limits = trees.bounds(plan.rows, len(plan.rows), 64)
   arrays = trees.layout(plan.rows, limits)
   check_until(arrays["until"])
   check_targets(arrays["targets"], 50)
   segment_E, tokens_S = arrays["segment"][0], arrays["segment_tokens"][0]
-  real = segment_E < limits.segments
-  check_segments(segment_E[real])
-  largest = trees.bounds(plan.rows, 1, 64).predictions
-  most = max(
-    sum(len(n.tokens) for tree in row for n in trees.nodes(tree) if n.predicted)
-    for row in plan.rows
-  )
-  assert largest % 8 == 0 and 0 <= largest - most < 8, "bounds are rounded up, no further"
-  assert real[: real.sum()].all() and tokens_S.sum() == real.sum()
-  np.testing.assert_array_equal(np.bincount(segment_E[real], minlength=limits.segments), tokens_S)
+  real_E = segment_E < limits.segments
+  check_segments(segment_E[real_E])
+  assert real_E[: real_E.sum()].all(), "padding comes last"
+  counts_S = np.bincount(segment_E[real_E], minlength=limits.segments)
+  np.testing.assert_array_equal(counts_S, tokens_S)
+
+
+@settings(max_examples=20, deadline=None)
+@given(SEEDS)
+def test_bounds_are_rounded_up_no_further_than_they_must(seed):
+  random = np.random.default_rng(seed)
+  plan = trees.plan([_random_tree(random) for _ in range(6)], 64, True)
+  if not plan.rows:
+    return
+  bound = trees.bounds(plan.rows, 1, 64).predictions
+  largest = max(sum(len(node.tokens) for node in _predicted(row)) for row in plan.rows)
+  assert bound % 8 == 0
+  assert 0 <= bound - largest < 8
 
 
 @pytest.mark.parametrize("groups", [3, 6, 256])
@@ -114,9 +128,8 @@ def test_groups_of_rows_are_laid_out_as_each_would_be_alone(groups):
   for group in range(groups):
     alone = trees.layout(rows[2 * group : 2 * group + 2], limits)
     for name, array in alone.items():
-      np.testing.assert_array_equal(
-        together[name][len(array) * group :][: len(array)], array, err_msg=name
-      )
+      part = together[name][len(array) * group :][: len(array)]
+      np.testing.assert_array_equal(part, array, err_msg=name)
 
 
 def test_a_chain_of_more_steps_than_python_has_frames_is_planned_split_and_laid_out():
@@ -125,36 +138,50 @@ def test_a_chain_of_more_steps_than_python_has_frames_is_planned_split_and_laid_
   assert pair.size() == 2402
   plan = trees.plan([pair], 2402, splittable=False)
   arrays = trees.layout(plan.rows, trees.bounds(plan.rows, 1, 2402))
-  assert arrays["segment_tokens"].sum() == 2400 and arrays["positions"].max() == 1201
+  assert arrays["segment_tokens"].sum() == 2400
+  assert arrays["positions"].max() == 1201
   halves = trees.split(pair, 1202)
   assert [half.size() for half in halves] == [1202, 1202]
   assert trees.split(pair, 1201) is None, "a path alone is too long"
-
-
-def _sums_apart(params, tree):
-  """Step -> log-prob sum, from each path in a row of its own."""
-  found = {}
-  for path, spans in _paths(tree):
-    n = len(path)
-    hidden = MODEL.hidden(params, jnp.array([path]), jnp.arange(n)[None], jnp.full((1, n), n))
-    log_prob = jax.nn.log_softmax(MODEL.logits(params, hidden))[0]
-    for span in filter(None, spans):
-      found[path[: span[1]], span] = sum(log_prob[i - 1, path[i]] for i in range(*span))
-  return found
 
 
 @given(st.integers(1, 7), st.integers(1, 9))
 @settings(max_examples=40, deadline=None)
 def test_every_batch_fits_its_bounds_where_epochs_meet_too(count, batch):
   """A batch that goes over the end of an epoch may hold its largest row twice."""
-  rows = [
-    [Node((1, 2), tuple(Node((3,) * 4) for _ in range(1 + i)), False)] * (1 + 3 * (i == 0))
-    for i in range(count)
-  ]
-  source = trees.PackedTrees(rows, None, trees.bounds(rows, batch, 128), 0, 1.0)
+  rows = []
+  for number in range(count):
+    tree = Node((1, 2), tuple(Node((3,) * 4) for _ in range(1 + number)), False)
+    rows.append([tree])
+  rows[0] *= 4
+  order = trees.PackedTrees(rows, None, trees.bounds(rows, batch, 128), 0, 1.0)
   for start in range(0, 30 * batch, batch):
-    held = source.read(list(range(start, start + batch)))
-    assert (held["segment"] < source.limits.segments).sum() > 0
+    arrays = order.read(list(range(start, start + batch)))
+    assert (arrays["segment"] < order.limits.segments).any()
+
+
+def _sums_alone(params, tree):
+  """(path up to a step, its span) -> log-prob sum of the step, from each path in its own row."""
+  sums = {}
+  for path, spans in _paths(tree):
+    T = len(path)
+    hidden = MODEL.hidden(params, jnp.array([path]), jnp.arange(T)[None], jnp.full((1, T), T))
+    log_prob = jax.nn.log_softmax(MODEL.logits(params, hidden))[0]
+    for first, last in spans:
+      step = sum(log_prob[i - 1, path[i]] for i in range(first, last))
+      # A step that several paths share has the same sum in each.
+      sums.setdefault((path[:last], (first, last)), step)
+  return sums
+
+
+def _depth_first(node, sums, before=()):
+  path = before + node.tokens
+  values = []
+  if node.predicted:
+    values.append(sums[path, (len(before), len(path))])
+  for child in node.children:
+    values += _depth_first(child, sums, path)
+  return values
 
 
 def test_a_tree_in_one_row_gives_the_log_probs_and_gradients_of_its_paths_apart():
@@ -162,36 +189,24 @@ def test_a_tree_in_one_row_gives_the_log_probs_and_gradients_of_its_paths_apart(
   forest = [_random_tree(random, depth=2) for _ in range(2)]
   params = MODEL.init(jax.random.key(0))
   plan = trees.plan(forest, 128, False)
-  batch = trees.layout(plan.rows, _limits(plan.rows, len(plan.rows), 128))
-  order = [tree for row in plan.rows for tree in row]
+  batch = trees.layout(plan.rows, trees.bounds(plan.rows, len(plan.rows), 128))
 
   def in_rows(params):
     return preference.segment_log_probs(MODEL, params, batch)[0]
 
-  def apart(params):
+  def alone(params):
     values = []
-    for tree in order:
-      sums = _sums_apart(params, tree)
-      seen = {}
-      for path, spans in _paths(tree):
-        for span in filter(None, spans):
-          seen.setdefault((path[: span[1]], span), sums[path[: span[1]], span])
-      values += _depth_first(tree, seen)
+    for row in plan.rows:
+      for tree in row:
+        values += _depth_first(tree, _sums_alone(params, tree))
     return jnp.stack(values)
 
-  sums = [jax.jit(f)(params) for f in (in_rows, apart)]
-  np.testing.assert_allclose(*sums, atol=1e-5)
-  weights = jnp.asarray(random.normal(size=len(sums[0])), jnp.float32)
-  one, other = (jax.jit(jax.grad(lambda p, f=f: weights @ f(p)))(params) for f in (in_rows, apart))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), one, other)
-
-
-def _depth_first(node, sums, before=()):
-  path = before + node.tokens
-  found = [sums[path, (len(before), len(path))]] if node.predicted else []
-  for child in node.children:
-    found += _depth_first(child, sums, path)
-  return found
+  sums = jax.jit(in_rows)(params)
+  np.testing.assert_allclose(sums, jax.jit(alone)(params), atol=1e-5)
+  weights = jnp.asarray(random.normal(size=len(sums)), jnp.float32)
+  found = jax.jit(jax.grad(lambda params: weights @ in_rows(params)))(params)
+  expected = jax.jit(jax.grad(lambda params: weights @ alone(params)))(params)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected)
 
 
 def _some_pairs(count):
@@ -203,15 +218,16 @@ def _some_pairs(count):
   def advantages(number):
     return random.normal(size=number).tolist()
 
-  return [
-    trees.pair(
+  pairs = []
+  for number in range(count):
+    pair = trees.pair(
       random.integers(1, 50, 6).tolist(),
       steps(2, 4),
       steps(1, 2 + number % 3),
       advantages=(advantages(2), advantages(1)),
     )
-    for number in range(count)
-  ]
+    pairs.append(pair)
+  return pairs
 
 
 def _trainer_and_batch(mesh, accumulate, loss, rows, seq_len):
@@ -221,46 +237,49 @@ def _trainer_and_batch(mesh, accumulate, loss, rows, seq_len):
   batch = trees.layout(rows, limits)
   batch["reference"] = -3.0 * batch["segment_tokens"]
   cfg = schema.Train(batch_size=len(rows), accumulate=accumulate)
-  objective = schema.Objective(loss=loss, advantage=schema.Advantage(normalise=True))
-  model = Transformer(MODEL.cfg, layout.constrain)
   trainer = preference.PreferenceTrainer(
-    model, optimizer.make(cfg.optimizer, 10), layout, cfg, objective, limits
+    Transformer(MODEL.cfg, layout.constrain),
+    optimizer.make(cfg.optimizer, 10),
+    layout,
+    cfg,
+    schema.Objective(loss=loss, advantage=schema.Advantage(normalise=True)),
+    limits,
   )
   return trainer, layout.put(batch, len(rows))
 
 
-_THREE, _SIX = (
-  (1, 3, 1, 1),
-  (1, 6, 1, 1),
-)  # numbers of row shards; other meshes are in tests/train/matrix.py
-_SHARDED = [("step_dpo", [_SIX]), *((loss, [_THREE]) for loss in ("kto", "orpo", "awr"))]
+# Row shards; other meshes are in tests/train/matrix.py.
+SHARDS = [("step_dpo", 6), ("kto", 3), ("orpo", 3), ("awr", 3)]
 
 
-@pytest.mark.parametrize(("loss", "meshes"), _SHARDED)
+@pytest.mark.parametrize(("loss", "shards"), SHARDS)
 def test_neither_packing_nor_sharding_nor_accumulation_changes_a_preference_loss_or_its_gradient(
-  loss, meshes
+  loss, shards
 ):
   pairs = _some_pairs(12)
-  alone, params = [[pair] for pair in pairs], MODEL.init(jax.random.key(1))
+  alone = [[pair] for pair in pairs]
   packed = trees.plan(pairs[::-1], 64, False).rows
-  cases = [(schema.Mesh(1, 1, 1, 1), 1, packed, 64)]
-  cases += [(schema.Mesh(*mesh), 12 // mesh[1] // 2, alone, 24) for mesh in meshes]
-  expected = None
-  for mesh, accumulate, rows, seq_len in cases:
+  params = MODEL.init(jax.random.key(1))
+
+  def gradient_and_loss(mesh, accumulate, rows, seq_len):
     trainer, batch = _trainer_and_batch(mesh, accumulate, loss, rows, seq_len)
-    gradient, metrics = jax.jit(trainer.preference_gradients)(
-      jax.device_put(params, trainer.layout.replicated), batch
-    )
-    expected = expected or (gradient, metrics)
-    assert float(metrics["loss"]) == pytest.approx(float(expected[1]["loss"]), abs=1e-6)
-    assert float(optax.global_norm(gradient)) > 1e-4
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), gradient, expected[0])
+    replicated = jax.device_put(params, trainer.layout.replicated)
+    gradient, metrics = jax.jit(trainer.preference_gradients)(replicated, batch)
+    return gradient, float(metrics["loss"])
+
+  expected, expected_loss = gradient_and_loss(schema.Mesh(1, 1, 1, 1), 1, packed, 64)
+  assert float(optax.global_norm(expected)) > 1e-4
+  mesh = schema.Mesh(1, shards, 1, 1)
+  found, found_loss = gradient_and_loss(mesh, 12 // shards // 2, alone, 24)
+  assert found_loss == pytest.approx(expected_loss, abs=1e-6)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, expected)
 
 
 def test_an_identical_pair_gives_log_2():
   same = [[3, 4], [5, 6]]
   rows = [[trees.pair([1, 2], same, same)]]
-  batch = {k: jnp.asarray(v) for k, v in trees.layout(rows, trees.bounds(rows, 1, 16)).items()}
+  arrays = trees.layout(rows, trees.bounds(rows, 1, 16))
+  batch = jax.tree.map(jnp.asarray, arrays)
   sums_S = preference.segment_log_probs(MODEL, MODEL.init(jax.random.key(0)), batch)[0]
   segments = Segments(
     reference_S=jnp.zeros_like(sums_S),
@@ -275,18 +294,31 @@ def test_an_identical_pair_gives_log_2():
     assert float(loss) == pytest.approx(np.log(2))
 
 
-def test_what_does_not_fit_is_named():
-  tree = trees.pair([1, 2], [[3, 4]], [[5]])
-  limits = trees.bounds([[tree]], 1, 8)
-  with pytest.raises(trees.TreeError, match="bounds are 2 and 2"):
-    trees.layout([[tree]], dataclasses.replace(limits, predictions=2))
-  with pytest.raises(trees.TreeError, match="is beyond its 4 places"):
-    trees.layout([[tree]], dataclasses.replace(limits, seq_len=4))
-  with pytest.raises(trees.TreeError, match="nothing comes before it"):
-    trees.layout([[Node((1, 2))]], limits)
-  with pytest.raises(trees.TreeError, match=r"the step's weight -1.0; expected 0 and more"):
-    trees.layout([[trees.pair([1, 2], [[3, 4]], [[5]], weights=([-1.0], [1.0]))]], limits)
-  with pytest.raises(trees.TreeError, match="a token is -5"):
-    trees.layout([[trees.pair([1, -5], [[3, 4]], [[5]])]], limits)
-  with pytest.raises(trees.TreeError, match="without tokens"):
-    trees.layout([[Node((), predicted=False)]], limits)
+PAIR = trees.pair([1, 2], [[3, 4]], [[5]])
+
+
+@pytest.mark.parametrize(
+  ("smaller", "message"),
+  [({"predictions": 2}, "bounds are 2 and 2"), ({"seq_len": 4}, "ends at token 5 .* takes 4")],
+)
+def test_a_tree_beyond_the_bounds_is_named(smaller, message):
+  limits = dataclasses.replace(trees.bounds([[PAIR]], 1, 8), **smaller)
+  with pytest.raises(trees.TreeError, match=message):
+    trees.layout([[PAIR]], limits)
+
+
+@pytest.mark.parametrize(
+  ("tree", "message"),
+  [
+    (Node((1, 2)), "nothing comes before it"),
+    (
+      trees.pair([1, 2], [[3, 4]], [[5]], weights=([-1.0], [1.0])),
+      "the step's weight -1.0; expected 0 or more",
+    ),
+    (trees.pair([1, -5], [[3, 4]], [[5]]), "a token is -5"),
+    (Node((), predicted=False), "without tokens"),
+  ],
+)
+def test_a_tree_that_cannot_be_laid_out_is_named(tree, message):
+  with pytest.raises(trees.TreeError, match=message):
+    trees.layout([[tree]], trees.bounds([[PAIR]], 1, 8))

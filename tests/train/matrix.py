@@ -83,13 +83,8 @@ class Documents:
     return np.concatenate([[length // 3], random.integers(1, 64, length)]).astype(np.int32)
 
 
-<<<<<<< HEAD
 def packed_trees(group_size: int, context: int) -> trees.PackedTrees:
   """Sequences of one or two pairs, with the sums of a made-up reference."""
-=======
-def tree_rows(group_rows: int, context: int) -> trees.PackedTrees:
-  """Rows of one or two pairs with the sums of a made-up reference."""
->>>>>>> 70cae88 (data/ in the plain style; PackedDocuments, PackedTrees, PackingPlan, TreePlan)
   random = np.random.default_rng(0)
 
   def steps(count):
@@ -104,20 +99,10 @@ def tree_rows(group_rows: int, context: int) -> trees.PackedTrees:
       chosen, rejected = steps(counts[0]), steps(counts[1])
       pairs.append(trees.pair([1, 2, 3], chosen, rejected, advantages=advantages))
     rows.append(pairs)
-<<<<<<< HEAD
     segments = sum(counts) * len(pairs)
     reference.append(-3.0 * np.ones(segments, np.float32))
   limits = trees.bounds(rows, group_size, SEQ_LEN, 8 * context)
   return trees.PackedTrees(rows, reference, limits, 0, 1.0)
-=======
-  reference = [
-    -3.0 * np.ones(sum(node.predicted for tree in row for node in trees.nodes(tree)), np.float32)
-    for row in rows
-  ]
-  return trees.PackedTrees(
-    rows, reference, trees.bounds(rows, group_rows, LENGTH, 8 * context), 0, 1.0
-  )
->>>>>>> 70cae88 (data/ in the plain style; PackedDocuments, PackedTrees, PackingPlan, TreePlan)
 
 
 def gradient(loss: str, layout: Layout, accumulate: int):

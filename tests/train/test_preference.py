@@ -198,19 +198,11 @@ def test_the_recipe_without_pairs_or_start_says_what_it_needs(tmp_path, capsys):
 
 def test_batches_of_trees_fit_their_bounds_in_any_order():
   random = np.random.default_rng(0)
-<<<<<<< HEAD
   rows = []
   for _ in range(7):
     chosen, rejected = [2] * random.integers(1, 9), [3] * random.integers(1, 9)
     rows.append([trees.pair([1], [chosen], [rejected])])
   source = trees.PackedTrees(rows, None, trees.bounds(rows, 3, 32), 0, 1.0)
-=======
-  rows = [
-    [trees.pair([1], [[2] * random.integers(1, 9)], [[3] * random.integers(1, 9)])]
-    for _ in range(7)
-  ]
-  source = trees.PackedTrees(rows, None, trees.bounds(rows, 3, 32), 0, 1.0)
->>>>>>> 70cae88 (data/ in the plain style; PackedDocuments, PackedTrees, PackingPlan, TreePlan)
   for start in range(0, 30, 3):
     source.read([start, start + 1, start + 2])
   assert sorted(source.ids(i)[0] for i in range(7, 14)) == list(range(7))

@@ -266,27 +266,10 @@ def test_no_array_over_tokens_and_vocabulary_is_in_the_training_programs():
   _assert_without_logits(Trainer(model, adamw, layout, cfg), _sequences(), [8 * 32])
 
   rows = [[trees.pair([1, 2, 3], [[4] * 9], [[5] * 11])] for _ in range(8)]
-<<<<<<< HEAD
   limits = trees.bounds(rows, 8, 32)
   batch = trees.PackedTrees(rows, None, limits, 0, 1.0).read(list(range(8)))
   trainer = PreferenceTrainer(model, adamw, layout, cfg, schema.Objective(), limits)
   _assert_without_logits(trainer, batch, [8 * 32, limits.predictions])
-=======
-  source = trees.PackedTrees(rows, None, trees.bounds(rows, 8, 32), 0, 1.0)
-  limits = source.limits
-  for trainer, batch, positions in (
-    (Trainer(*pieces), _rows(), (8 * 32,)),
-    (
-      preference.PreferenceTrainer(*pieces, schema.Objective(), limits.trees),
-      source.read(list(range(8))),
-      (8 * 32, limits.predictions),
-    ),
-  ):
-    text = jax.jit(trainer.step).lower(trainer.abstract(), layout.put(batch, 8)).as_text()
-    assert f"x{kernel.BLOCK}xf32>" in text, "the blocks are there"
-    assert "8x32x8192x" not in text
-    assert not any(f"<{n}x8192x" in text for n in positions)
->>>>>>> 70cae88 (data/ in the plain style; PackedDocuments, PackedTrees, PackingPlan, TreePlan)
 
 
 def test_help_answers_within_two_seconds():
