@@ -150,7 +150,7 @@ def train_sentencepiece(texts: Iterable[str], path: files.Path, size: int) -> No
 
 
 class HuggingFace:
-  """A `tokenizer.json` (or `.json.gz`), or GPT-2's pair of files, through the `tokenizers` package."""
+  """A `tokenizer.json` (or `.json.gz`), or GPT-2's pair of files, by the `tokenizers` package."""
 
   def __init__(self, model, eos: str, fingerprint: str):
     self._model = model

@@ -18,7 +18,10 @@ class TrainingStopped(Error, RuntimeError):
 
 
 class SequenceSource(Protocol):
-  """A global order of packed sequences: `loader.PackedDocuments`, `loader.Mixture`, or trees of rollouts."""
+  """A global order of packed sequences.
+
+  It is a `loader.PackedDocuments`, a `loader.Mixture` or a `trees.PackedTrees`.
+  """
 
   @property
   def fill(self) -> float: ...
