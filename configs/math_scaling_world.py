@@ -21,7 +21,8 @@ for equal traces: luck that resolves at once, in many contexts. Half of six even
 recount, so that half of the wrong steps do no harm, which the problem says; steps need a thousand
 facts whose frequencies fall more slowly (exponent 1.2). Its grid of settings is smaller, for all
 arms alike: 6 settings for each, 3 where likelihood goes on from SFT. Values are estimated where a search looks for the pit
-(`sequential`), as the chains are long.
+(`sequential`), as the chains are long; temperature is 1, as in the theory: at 0.7 SFT is so sure of
+its training problems that it answers 77 of 256 both correctly and incorrectly.
 """
 
 import dataclasses
@@ -108,15 +109,17 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.world = ml_collections.ConfigDict(dataclasses.asdict(shop.LUCK))
     config.train.init = str(shipped.folder("luck_policy"))
     config.data.seq_len = 150
+    config.data.test_problems = 600
     config.study.problems = (256,)
     config.study.baseline_problems = (512,)
-    config.study.seeds = (0, 1, 2, 3)
+    config.study.seeds = (0, 1, 2)
     config.study.values = {
       "schedule": "sequential",
       "block": 4,
       "keep": 4,
-      "sampling": {"max_tokens": 64, "temperature": 0.7},
+      "sampling": {"max_tokens": 64, "temperature": 1.0},
     }
+    config.study.sampling = {"max_tokens": 64, "temperature": 1.0}
     config.study.arms = (
       "sft",
       "rft",
@@ -131,7 +134,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.study.tune = {
       "problems": 256,
       "dev_problems": 300,
-      "rates": (1e-4, 3e-4, 1e-3),
+      "rates": (3e-5, 1e-4, 3e-4),
       "betas": (0.1,),
       "epochs": (4.0,),
       "likelihood_rates": (1e-3, 2e-3, 4e-3),
