@@ -23,9 +23,11 @@ _KEPT_EPOCHS = 2  # plans in memory: the one being read and the one being read a
 ORDER = 2  # version of the order: a checkpoint's position means nothing in another one
 
 
-class Readable(Protocol):
-  """A global order of rows: `PackedDocuments`, `Mixture` or `trees.PackedTrees`."""
+class SequenceSource(Protocol):
+  """A global order of packed sequences: `PackedDocuments`, `Mixture` or `trees.PackedTrees`."""
 
+  @property
+  def fill(self) -> float: ...
   def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]: ...
 
 
@@ -137,7 +139,7 @@ class _Batches:
   """Batch k as this process reads it: what grain reads by index."""
 
   def __init__(
-    self, rows: Readable, batch_size: int, share: Sequence[int], position: int, batches: int
+    self, rows: SequenceSource, batch_size: int, share: Sequence[int], position: int, batches: int
   ):
     self.rows, self.batch_size, self.share = rows, batch_size, share
     self.position, self.batches = position, batches
@@ -159,7 +161,7 @@ class Reading:
 
 
 def batches(
-  rows: Readable,
+  rows: SequenceSource,
   batch_size: int,
   count: int,
   position: int = 0,

@@ -2,30 +2,18 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
-
-import numpy as np
+from collections.abc import Callable
+from typing import NamedTuple
 
 from synthjax import files, progress
 from synthjax.config import schema
+from synthjax.data.loader import SequenceSource
 from synthjax.data.tokenizers import TokenizerInfo
 from synthjax.errors import Error
 
 
 class TrainingStopped(Error, RuntimeError):
   """Training that cannot go on; the message says at which step, and what to do."""
-
-
-class SequenceSource(Protocol):
-  """A global order of packed sequences.
-
-  It is a `loader.PackedDocuments`, a `loader.Mixture` or a `trees.PackedTrees`.
-  """
-
-  @property
-  def fill(self) -> float: ...
-  def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]: ...
 
 
 class Earlier(NamedTuple):
