@@ -88,24 +88,27 @@ def test_own_problems_need_an_answer_and_for_training_a_solution(tmp_path):
   train, test = (list(sources.read(source, WORLD, split, str(path))) for split in ("train", "test"))
   expected = ("Question: 2 + 3?\nAnswer:", " 2 + 3 = 5\n#### 5", "5", "", "2 + 3?")
   assert train[0] == Example("problems-own-0", *expected)
-  assert (
-    train[1].id == "b"
-    and train[1].drop == "nothing to train on"
-    and [e.drop for e in test] == ["", ""]
-  )
+  assert train[1].id == "b"
+  assert train[1].drop == "nothing to train on"
+  assert [example.drop for example in test] == ["", ""]
   data = schema.Data(task="problems", train_path=str(path), test_path=str(path))
-  assert (
-    sources.unusable(data, WORLD, "train") == {"nothing to train on": 1}
-    and sources.unusable(data, WORLD, "test") == {}
-  )
-  for fields, said in (
+  assert sources.unusable(data, WORLD, "train") == {"nothing to train on": 1}
+  assert sources.unusable(data, WORLD, "test") == {}
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
     ({"answer": " "}, "field 'answer' is empty"),
     ({}, r"'answer' is None; expected a number \(found fields: question\)"),
     ({"answer": "2", "solution": 3}, "field 'solution' is 3; expected text"),
-  ):
-    files.write_jsonl(path, [{"question": "1 + 1?", **fields}])
-    with pytest.raises(files.DataError, match=f"own.jsonl, row 1: .*{said}"):
-      list(sources.read(source, WORLD, "train", str(path)))
+  ],
+)
+def test_a_field_of_an_own_problem_that_is_not_as_described_is_named(tmp_path, fields, message):
+  path = tmp_path / "own.jsonl"
+  files.write_jsonl(path, [{"question": "1 + 1?", **fields}])
+  with pytest.raises(files.DataError, match=f"own.jsonl, row 1: .*{message}"):
+    list(sources.read(schema.Source("problems", str(path)), WORLD, "train", str(path)))
 
 
 def test_a_tfds_name_gives_the_rows_that_the_file_gives(tmp_path, monkeypatch, shared_data):
@@ -139,12 +142,10 @@ def _as_tf(rows):
 
 
 def test_an_unknown_tfds_name_is_one_readable_error():
-  with pytest.raises(
-    files.DataError, match="tfds:no_such_set: TensorFlow Datasets cannot give split 'train'"
-  ):
-    list(
-      sources.read(schema.Source("text", "tfds:no_such_set"), WORLD, "train", "tfds:no_such_set")
-    )
+  source = schema.Source("text", "tfds:no_such_set")
+  message = "tfds:no_such_set: TensorFlow Datasets cannot give split 'train'"
+  with pytest.raises(files.DataError, match=message):
+    list(sources.read(source, WORLD, "train", source.path))
 
 
 def test_a_malformed_line_comes_out_of_the_pipeline_with_file_and_line(tmp_path):
@@ -159,11 +160,13 @@ def test_a_malformed_line_comes_out_of_the_pipeline_with_file_and_line(tmp_path)
     _cache(schema.Source("traces", str(tmp_path / "t.jsonl")), tmp_path / "cache")
 
 
-def test_a_missing_file_and_an_empty_one_say_what_to_do(tmp_path):
-  with pytest.raises(
-    files.DataError, match=r"gsm8k/train.jsonl: no such file for the train split; .*SYNTHJAX_DATA"
-  ):
+def test_a_missing_file_says_where_to_get_it(tmp_path):
+  message = r"gsm8k/train.jsonl: no such file for the train split; .*SYNTHJAX_DATA"
+  with pytest.raises(files.DataError, match=message):
     _cache(schema.Source("gsm8k"), tmp_path / "cache", folder=str(tmp_path))
+
+
+def test_an_empty_file_is_named(tmp_path):
   (tmp_path / "t.txt").write_text("\n")
   with pytest.raises(files.DataError, match="gives no documents"):
     _cache(schema.Source("text", str(tmp_path / "t.txt")), tmp_path / "cache")
@@ -220,18 +223,16 @@ corpus = sources.Corpus(schema.Source(count=50), data, world, tokenizer)
 counts = cache.cache(corpus, "train", sys.argv[1], say=lambda _: None)
 print(json.dumps([counts, "tensorflow" in sys.modules or "apache_beam" in sys.modules]))
 """
-  runs = [
-    json.loads(
-      subprocess.run(
-        [sys.executable, "-c", command, str(tmp_path / "c")],
-        check=True,
-        capture_output=True,
-        text=True,
-      ).stdout.splitlines()[-1]
-    )
-    for _ in range(2)
-  ]
-  assert runs[0][0] == runs[1][0] and [imported for _, imported in runs] == [True, False]
+
+  def run():
+    arguments = [sys.executable, "-c", command, str(tmp_path / "c")]
+    finished = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    return json.loads(finished.stdout.splitlines()[-1])
+
+  (first, first_imported), (second, second_imported) = run(), run()
+  assert first == second
+  assert first_imported
+  assert not second_imported
 
 
 def test_a_cache_follows_its_inputs(tmp_path):

@@ -1,4 +1,8 @@
+"""Every kind of tokenizer gives real texts back, and names a file that is not what it should be."""
+
 import itertools
+import os
+import pathlib
 
 import pytest
 from hypothesis import given
@@ -19,9 +23,6 @@ def _load(kind, path="", eos=""):
 @pytest.fixture(scope="module")
 def real_texts(request):
   """A few thousand characters of each of the seven domains, and of GSM8K and MATH."""
-  import os
-  import pathlib
-
   folder = pathlib.Path(
     os.environ.get("SYNTHJAX_DATA") or pathlib.Path(__file__).parents[3] / "shared/data"
   )
@@ -42,17 +43,19 @@ def test_real_texts_come_back_unchanged(name, real_texts, shared_data, tmp_path)
   if name == "trained":
     tokenizers.train_sentencepiece(real_texts, tmp_path / "m.model", 1000)
   home = shared_data / "tokenizers"
-  tokenizer = {
-    "bytes": lambda: _load("bytes"),
-    "trained": lambda: _load("sentencepiece", tmp_path / "m.model"),
-    "dolma2": lambda: _load("hf", home / "dolma2/tokenizer.json", "<|endoftext|>"),
-    "deepseek": lambda: _load("hf", home / "deepseek_r1/tokenizer.json.gz"),
-    "gpt2": lambda: _load("gpt2", home / "gpt2"),
-  }[name]()
+  arguments = {
+    "bytes": ("bytes",),
+    "trained": ("sentencepiece", tmp_path / "m.model"),
+    "dolma2": ("hf", home / "dolma2/tokenizer.json", "<|endoftext|>"),
+    "deepseek": ("hf", home / "deepseek_r1/tokenizer.json.gz"),
+    "gpt2": ("gpt2", home / "gpt2"),
+  }
+  tokenizer = _load(*arguments[name])
   for text in real_texts:
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
-    assert max(ids, default=0) < tokenizer.size and tokenizer.eos_id not in ids
+    assert max(ids, default=0) < tokenizer.size
+    assert tokenizer.eos_id not in ids
 
 
 @pytest.mark.parametrize(
