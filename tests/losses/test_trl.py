@@ -9,6 +9,7 @@ Shapes: P pairs, N responses (chosen, then rejected), T tokens with the prompt's
 
 import collections
 import types
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,22 +24,30 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: make pari
 pytest.importorskip("trl", reason="TRL is not installed: make parity")
 
 PAIRS = 5
-PROMPT_P, PROMPT_TOKENS_P = (
-  -np.linspace(3, 6, PAIRS),
-  np.array([2, 1, 5, 3, 1]),
-)  # log-prob sums, predicted tokens
+PROMPT_P = -np.linspace(3, 6, PAIRS)  # log-prob sums
+PROMPT_TOKENS_P = np.array([2, 1, 5, 3, 1])  # predicted tokens
+
+
+class Given(NamedTuple):
+  """What a loss is computed from besides the policy's sums, float64."""
+
+  reference_N: np.ndarray  # sums of the responses under the reference
+  tokens_N: np.ndarray
+  mismatched_N: np.ndarray  # log-ratios of N mismatched responses
 
 
 def _numbers(seed=3):
-  """(sums of N responses, the reference's, tokens, log-ratios of N mismatched ones), float64."""
+  """(sums of N responses under the policy, what else is given)."""
   random = np.random.default_rng(seed)
   sums_N, reference_N = -random.uniform(4, 20, (2, 2 * PAIRS))
   tokens_N = random.integers(3, 9, 2 * PAIRS)
-  return sums_N, reference_N, tokens_N, random.uniform(-1, 4, 2 * PAIRS)
+  return sums_N, Given(reference_N, tokens_N, random.uniform(-1, 4, 2 * PAIRS))
 
 
-def _ours(name, cfg, sums_N, reference_N, tokens_N, mismatched_N):
+def _ours(name, cfg, sums_N, given):
   """(loss, gradient with respect to the sums of chosen and rejected responses)."""
+
+  reference_N, tokens_N, mismatched_N = given
 
   def loss(sums_N):
     pairs = Pairs(
@@ -109,9 +118,7 @@ def _outputs(log_probs):
   )
 
 
-def _trl_dpo(
-  sums_N, reference_N, tokens_N, mismatched_N, beta=0.1, loss_type="sigmoid", weights=None
-):
+def _trl_dpo(sums_N, given, beta=0.1, loss_type="sigmoid", weights=None):
   from trl.trainer.dpo_trainer import DPOTrainer
 
   types_ = loss_type.split("+")
@@ -126,8 +133,8 @@ def _trl_dpo(
     use_weighting=False,
     precompute_ref_logps=True,
   )
-  mask_NT = _mask(tokens_N)
-  reference = torch.tensor(reference_N)
+  mask_NT = _mask(given.tokens_N)
+  reference = torch.tensor(given.reference_N)
   inputs = {
     "input_ids": torch.zeros_like(mask_NT),
     "attention_mask": torch.ones_like(mask_NT),
@@ -138,16 +145,7 @@ def _trl_dpo(
   return trainer._compute_loss(lambda **_: _outputs(_spread(sums_N, mask_NT)), inputs, False)
 
 
-def _trl_kto(
-  sums_N,
-  reference_N,
-  tokens_N,
-  mismatched_N,
-  beta=0.1,
-  loss_type="kto",
-  desirable=1.0,
-  undesirable=1.0,
-):
+def _trl_kto(sums_N, given, beta=0.1, loss_type="kto", desirable=1.0, undesirable=1.0):
   from trl.trainer.kto_trainer import KTOTrainer
 
   trainer = _bare(
@@ -160,14 +158,14 @@ def _trl_kto(
     calculate_KL=loss_type == "kto",
     precompute_ref_logps=True,
   )
-  mask_NT = _mask(tokens_N)
+  mask_NT = _mask(given.tokens_N)
   ones = torch.ones_like(mask_NT)
   reference_of_mismatched = torch.full((2 * PAIRS,), -10.0, dtype=torch.float64)
   batch = {
     "input_ids": 0 * ones,
     "attention_mask": ones,
     "completion_mask": mask_NT,
-    "ref_logps": torch.tensor(reference_N),
+    "ref_logps": torch.tensor(given.reference_N),
     "KL_input_ids": ones,
     "KL_attention_mask": ones,
     "KL_completion_mask": mask_NT,
@@ -177,7 +175,7 @@ def _trl_kto(
 
   def model(input_ids, **_):
     if input_ids.any():
-      return _outputs(_spread(reference_of_mismatched + torch.tensor(mismatched_N), mask_NT))
+      return _outputs(_spread(reference_of_mismatched + torch.tensor(given.mismatched_N), mask_NT))
     return _outputs(_spread(sums_N, mask_NT))
 
   return trainer._compute_loss(model, batch, False)
@@ -214,27 +212,27 @@ def _trl_without_reference(cls, sums_N, tokens_N, prompt, **attributes):
   return loss
 
 
-def _trl_cpo(sums_N, reference_N, tokens_N, mismatched_N, **attributes):
+def _trl_cpo(sums_N, given, **attributes):
   from trl.experimental.cpo.cpo_trainer import CPOTrainer
 
   return _trl_without_reference(
-    CPOTrainer, sums_N, tokens_N, 0, alpha=0.0, cpo_alpha=0.0, **attributes
+    CPOTrainer, sums_N, given.tokens_N, 0, alpha=0.0, cpo_alpha=0.0, **attributes
   )
 
 
-def _trl_orpo(sums_N, reference_N, tokens_N, mismatched_N, beta, prompt=0):
+def _trl_orpo(sums_N, given, beta, prompt=0):
   from trl.experimental.orpo.orpo_trainer import ORPOTrainer
 
-  return _trl_without_reference(ORPOTrainer, sums_N, tokens_N, prompt, beta=beta)
+  return _trl_without_reference(ORPOTrainer, sums_N, given.tokens_N, prompt, beta=beta)
 
 
-def _trl_cpo_of_log_ratios(sums_N, reference_N, tokens_N, mismatched_N, **attributes):
+def _trl_cpo_of_log_ratios(sums_N, given, **attributes):
   """CPO's loss on log-ratios is smoothed DPO and IPO of sums, which DPOTrainer does not have."""
   from trl.experimental.cpo.cpo_trainer import CPOTrainer
 
   trainer = _bare(CPOTrainer, alpha=0.0)
   vars(trainer).update(attributes)
-  ratios = sums_N - torch.tensor(reference_N)
+  ratios = sums_N - torch.tensor(given.reference_N)
   return trainer.cpo_loss(ratios[:PAIRS], ratios[PAIRS:])[0].mean()
 
 
@@ -291,11 +289,11 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_loss_and_gradient_are_those_of_trl(case):
   name, cfg, peer, settings = CASES[case]
-  numbers = _numbers()
-  leaf = torch.tensor(numbers[0], requires_grad=True)
-  theirs = peer(leaf, *numbers[1:], **settings)
+  sums_N, given = _numbers()
+  leaf = torch.tensor(sums_N, requires_grad=True)
+  theirs = peer(leaf, given, **settings)
   theirs.backward()
-  value, gradient = _ours(name, cfg, *numbers)
+  value, gradient = _ours(name, cfg, sums_N, given)
   assert value == pytest.approx(float(theirs.detach()), rel=2e-6)
   np.testing.assert_allclose(gradient, leaf.grad, rtol=2e-5, atol=1e-8)
   assert np.abs(gradient).min() > 0, "every response is trained"
@@ -311,8 +309,12 @@ def test_loss_and_gradient_are_those_of_trl(case):
 def test_the_default_mean_of_the_nll_is_trls_where_responses_are_equally_long_and_only_there(
   name, peer, settings
 ):
-  sums_N, reference_N, tokens_N, mismatched_N = _numbers()
-  for tokens, equal in ((np.full(2 * PAIRS, 6), True), (tokens_N, False)):
-    theirs = float(peer(torch.tensor(sums_N), reference_N, tokens, mismatched_N, **settings))
-    value, _ = _ours(name, Preference(), sums_N, reference_N, tokens, mismatched_N)
-    assert (value == pytest.approx(theirs, rel=1e-5)) is equal
+  sums_N, given = _numbers()
+
+  def is_trls(given):
+    theirs = float(peer(torch.tensor(sums_N), given, **settings))
+    value, _ = _ours(name, Preference(), sums_N, given)
+    return value == pytest.approx(theirs, rel=1e-5)
+
+  assert is_trls(given._replace(tokens_N=np.full(2 * PAIRS, 6)))
+  assert not is_trls(given)
