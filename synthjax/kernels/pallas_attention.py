@@ -20,10 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-# Finite, since -inf - -inf would be NaN in a row of which nothing has been visible yet.
-_LOWEST = -1e30
-# What of two matrices is multiplied with what: a @ b, a @ b.T, a.T @ b.
-_AB, _ABT, _ATB = ((1,), (0,)), ((1,), (1,)), ((0,), (0,))
+from synthjax.kernels.pallas_math import AB, ABT, ATB, LOWEST, product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +79,7 @@ class _Specs:
     # The query heads of a group share one head of keys and values.
     self.keys = pl.BlockSpec(all_of_head, lambda b, h, i: (b, h // group, 0, 0))
     self.key_block = pl.BlockSpec(one, lambda b, h, i: (b, h // group, i, 0))
-    self.marks = pl.BlockSpec((None, T), lambda b, h, i: (b, 0))
+    self.row = pl.BlockSpec((None, T), lambda b, h, i: (b, 0))
 
 
 def _forward(options, q, k, v, until, positions):
@@ -91,7 +88,7 @@ def _forward(options, q, k, v, until, positions):
   out, log_sum = pl.pallas_call(
     functools.partial(_forward_kernel, options=options),
     grid=(B, H, T // options.block),
-    in_specs=[specs.block, specs.keys, specs.keys, specs.marks, specs.marks],
+    in_specs=[specs.block, specs.keys, specs.keys, specs.row, specs.row],
     out_specs=[specs.block, specs.block_row],
     out_shape=[
       jax.ShapeDtypeStruct(q.shape, q.dtype),
@@ -109,14 +106,14 @@ def _backward(options, residuals, d_out):
   # The derivative of a softmax needs each row's sum of output times its gradient.
   inner = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
   specs = _Specs(options, q, k)
-  grid, marks = (B, H, T // options.block), [specs.marks, specs.marks]
+  grid = (B, H, T // options.block)
   arguments = q, k, v, until, positions, d_out, log_sum, inner
   d_q = pl.pallas_call(
     functools.partial(_query_kernel, options=options),
     grid=grid,
     in_specs=[
       *(specs.block, specs.keys, specs.keys),
-      *marks,
+      *(specs.row, specs.row),
       *(specs.block, specs.block_row, specs.block_row),
     ],
     out_specs=specs.block,
@@ -128,7 +125,7 @@ def _backward(options, residuals, d_out):
     grid=grid,
     in_specs=[
       *(specs.queries, specs.key_block, specs.key_block),
-      *marks,
+      *(specs.row, specs.row),
       *(specs.queries, specs.query_row, specs.query_row),
     ],
     out_specs=[specs.block, specs.block],
@@ -146,7 +143,7 @@ def _backward(options, residuals, d_out):
 _attention.defvjp(_forward, _backward)
 
 
-class _Marks(NamedTuple):
+class _Visibility(NamedTuple):
   """References to what decides on visibility, of a whole row [T]."""
 
   until: Any
@@ -166,65 +163,61 @@ class _BackwardRefs(NamedTuple):
   inner: Any
 
   @property
-  def marks(self) -> _Marks:
-    return _Marks(self.until, self.positions)
+  def visibility(self) -> _Visibility:
+    return _Visibility(self.until, self.positions)
 
 
-def _product(a, b, contract):
-  return jax.lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32)
-
-
-def _any_visible(options: Flash, marks: _Marks, first_query, first_key):
+def _any_visible(options: Flash, visibility: _Visibility, first_query, first_key):
   """Whether some key of a block may be visible to some query of another."""
   queries, keys = pl.ds(first_query, options.block), pl.ds(first_key, options.block)
-  visible = jnp.max(marks.until[keys]) > first_query
+  visible = jnp.max(visibility.until[keys]) > first_query
   if options.window:
-    nearest = jnp.min(marks.positions[queries]) - jnp.max(marks.positions[keys])
+    nearest = jnp.min(visibility.positions[queries]) - jnp.max(visibility.positions[keys])
     visible = visible & (nearest < options.window)
   return visible
 
 
-def _scores(options: Flash, q_QK, k_SK, marks: _Marks, first_query, first_key):
-  """(scores [Q, S], their slope against the plain products); hidden keys score `_LOWEST`."""
+def _scores(options: Flash, q_QK, k_SK, visibility: _Visibility, first_query, first_key):
+  """(scores [Q, S], their slope against the plain products); hidden keys score `LOWEST`."""
   queries, keys = pl.ds(first_query, options.block), pl.ds(first_key, options.block)
   slope = q_QK.shape[1] ** -0.5
-  scores_QS = _product(q_QK, k_SK, _ABT) * slope
+  scores_QS = product(q_QK, k_SK, ABT) * slope
   if options.soft_cap:
     tanh_QS = jnp.tanh(scores_QS / options.soft_cap)
     scores_QS, slope = options.soft_cap * tanh_QS, slope * (1.0 - jnp.square(tanh_QS))
   # `arange` has one dimension, which a TPU does not support.
   query_QS = first_query + jax.lax.broadcasted_iota(jnp.int32, scores_QS.shape, 0)
   key_QS = first_key + jax.lax.broadcasted_iota(jnp.int32, scores_QS.shape, 1)
-  visible_QS = (key_QS <= query_QS) & (query_QS < marks.until[keys][None, :])
+  visible_QS = (key_QS <= query_QS) & (query_QS < visibility.until[keys][None, :])
   if options.window:
-    distance_QS = marks.positions[queries][:, None] - marks.positions[keys][None, :]
+    distance_QS = visibility.positions[queries][:, None] - visibility.positions[keys][None, :]
     visible_QS &= distance_QS < options.window
-  return jnp.where(visible_QS, scores_QS, _LOWEST), slope
+  return jnp.where(visible_QS, scores_QS, LOWEST), slope
 
 
 def _forward_kernel(*refs, options: Flash):
   q_ref, k_ref, v_ref, until_ref, positions_ref, out_ref, log_sum_ref = refs
   block, number = options.block, pl.program_id(2)
-  marks = _Marks(until_ref, positions_ref)
+  visibility = _Visibility(until_ref, positions_ref)
   first, q_QK = number * block, q_ref[...]
 
   def visit(j, carry):
     highest_Q, total_Q, mixed_QK = carry
     at = pl.ds(j * block, block)
-    scores_QS, _ = _scores(options, q_QK, k_ref[at, :], marks, first, j * block)
+    scores_QS, _ = _scores(options, q_QK, k_ref[at, :], visibility, first, j * block)
     new_Q = jnp.maximum(highest_Q, scores_QS.max(axis=1))
     weights_QS = jnp.exp(scores_QS - new_Q[:, None])
     shrink_Q = jnp.exp(highest_Q - new_Q)
     shrunk_QK = mixed_QK * shrink_Q[:, None]
-    mixed_QK = shrunk_QK + _product(weights_QS.astype(v_ref.dtype), v_ref[at, :], _AB)
+    mixed_QK = shrunk_QK + product(weights_QS.astype(v_ref.dtype), v_ref[at, :], AB)
     return new_Q, total_Q * shrink_Q + weights_QS.sum(axis=1), mixed_QK
 
   def step(j, carry):
-    visible = _any_visible(options, marks, first, j * block)
+    visible = _any_visible(options, visibility, first, j * block)
     return jax.lax.cond(visible, lambda carry: visit(j, carry), lambda carry: carry, carry)
 
   zeros_Q = jnp.zeros(block, jnp.float32)
-  lowest_Q = jnp.full(block, _LOWEST, jnp.float32)
+  lowest_Q = jnp.full(block, LOWEST, jnp.float32)
   start = lowest_Q, zeros_Q, jnp.zeros((block, q_QK.shape[1]), jnp.float32)
   # The last block holds every query's own key, so what a row without visible keys added before it
   # shrinks to nothing.
@@ -233,51 +226,51 @@ def _forward_kernel(*refs, options: Flash):
   log_sum_ref[...] = highest_Q + jnp.log(total_Q)
 
 
-def _query_kernel(*refs, options: Flash):
+def _query_kernel(*all_refs, options: Flash):
   """The gradient of a block of queries, from all blocks of keys up to its own."""
-  *read, d_q_ref = refs
-  given = _BackwardRefs(*read)
+  *read, d_q_ref = all_refs
+  refs = _BackwardRefs(*read)
   block, number = options.block, pl.program_id(2)
-  first, q_QK, d_out_QK = number * block, given.q[...], given.d_out[...]
-  log_sum_Q, inner_Q = given.log_sum[...], given.inner[...]
+  first, q_QK, d_out_QK = number * block, refs.q[...], refs.d_out[...]
+  log_sum_Q, inner_Q = refs.log_sum[...], refs.inner[...]
 
   def visit(j, d_q_QK):
     at = pl.ds(j * block, block)
-    scores_QS, slope = _scores(options, q_QK, given.k[at, :], given.marks, first, j * block)
-    d_weights_QS = _product(d_out_QK, given.v[at, :], _ABT)
+    scores_QS, slope = _scores(options, q_QK, refs.k[at, :], refs.visibility, first, j * block)
+    d_weights_QS = product(d_out_QK, refs.v[at, :], ABT)
     weights_QS = jnp.exp(scores_QS - log_sum_Q[:, None])
     d_products_QS = weights_QS * (d_weights_QS - inner_Q[:, None]) * slope
-    return d_q_QK + _product(d_products_QS.astype(given.k.dtype), given.k[at, :], _AB)
+    return d_q_QK + product(d_products_QS.astype(refs.k.dtype), refs.k[at, :], AB)
 
   def step(j, d_q_QK):
-    visible = _any_visible(options, given.marks, first, j * block)
+    visible = _any_visible(options, refs.visibility, first, j * block)
     return jax.lax.cond(visible, lambda d: visit(j, d), lambda d: d, d_q_QK)
 
   d_q_ref[...] = jax.lax.fori_loop(0, number + 1, step, jnp.zeros(q_QK.shape, jnp.float32))
 
 
-def _key_kernel(*refs, options: Flash):
+def _key_kernel(*all_refs, options: Flash):
   """The gradients of a block of keys and values, from its own block of queries and all after it."""
-  *read, d_k_ref, d_v_ref = refs
-  given = _BackwardRefs(*read)
+  *read, d_k_ref, d_v_ref = all_refs
+  refs = _BackwardRefs(*read)
   block, number = options.block, pl.program_id(2)
-  first, k_SK, v_SK = number * block, given.k[...], given.v[...]
+  first, k_SK, v_SK = number * block, refs.k[...], refs.v[...]
 
   def visit(i, carry):
     d_k_SK, d_v_SK = carry
     at = pl.ds(i * block, block)
-    q_QK, d_out_QK = given.q[at, :], given.d_out[at, :]
-    scores_QS, slope = _scores(options, q_QK, k_SK, given.marks, i * block, first)
-    weights_QS = jnp.exp(scores_QS - given.log_sum[at][:, None])
-    d_weights_QS = _product(d_out_QK, v_SK, _ABT)
-    d_products_QS = weights_QS * (d_weights_QS - given.inner[at][:, None]) * slope
-    d_v_SK += _product(weights_QS.astype(d_out_QK.dtype), d_out_QK, _ATB)
-    return d_k_SK + _product(d_products_QS.astype(q_QK.dtype), q_QK, _ATB), d_v_SK
+    q_QK, d_out_QK = refs.q[at, :], refs.d_out[at, :]
+    scores_QS, slope = _scores(options, q_QK, k_SK, refs.visibility, i * block, first)
+    weights_QS = jnp.exp(scores_QS - refs.log_sum[at][:, None])
+    d_weights_QS = product(d_out_QK, v_SK, ABT)
+    d_products_QS = weights_QS * (d_weights_QS - refs.inner[at][:, None]) * slope
+    d_v_SK += product(weights_QS.astype(d_out_QK.dtype), d_out_QK, ATB)
+    return d_k_SK + product(d_products_QS.astype(q_QK.dtype), q_QK, ATB), d_v_SK
 
   def step(i, carry):
-    visible = _any_visible(options, given.marks, i * block, first)
+    visible = _any_visible(options, refs.visibility, i * block, first)
     return jax.lax.cond(visible, lambda carry: visit(i, carry), lambda carry: carry, carry)
 
   zeros = jnp.zeros(k_SK.shape, jnp.float32)
-  blocks = given.q.shape[0] // block
+  blocks = refs.q.shape[0] // block
   d_k_ref[...], d_v_ref[...] = jax.lax.fori_loop(number, blocks, step, (zeros, zeros))

@@ -16,11 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from synthjax.kernels.linear_logprob import Head, apply_soft_cap
-
-# Finite, since -inf - -inf would be NaN.
-_LOWEST = -1e30
-# What of two matrices is multiplied with what: a @ b, a @ b.T, a.T @ b.
-_AB, _ABT, _ATB = ((1,), (0,)), ((1,), (1,)), ((0,), (0,))
+from synthjax.kernels.pallas_math import AB, ABT, ATB, LOWEST, product
 
 
 class _Tiling(NamedTuple):
@@ -131,10 +127,6 @@ class _PerRow(NamedTuple):
   d_softmax: Any
 
 
-def _product(a, b, contract):
-  return jax.lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32)
-
-
 def _hits(targets_R, first, columns: int):
   """Which column of a tile is a row's target: bool [R, C]."""
   # `arange` has one dimension, which a TPU does not support.
@@ -150,7 +142,7 @@ def _forward_kernel(*refs, tiling: _Tiling):
   def step(j, carry):
     highest_R, total_R, target_R = carry
     first = j * columns
-    plain_RC = _product(hidden_RD, head_ref[:, pl.ds(first, columns)], _AB)
+    plain_RC = product(hidden_RD, head_ref[:, pl.ds(first, columns)], AB)
     logits_RC, _ = apply_soft_cap(tiling.options, plain_RC)
     new_R = jnp.maximum(highest_R, logits_RC.max(axis=1))
     shrunk_R = total_R * jnp.exp(highest_R - new_R)
@@ -159,7 +151,7 @@ def _forward_kernel(*refs, tiling: _Tiling):
     return new_R, total_R, target_R + jnp.where(hits_RC, logits_RC, 0.0).sum(axis=1)
 
   zeros_R = jnp.zeros(len(targets_R), jnp.float32)
-  start = zeros_R + _LOWEST, zeros_R, zeros_R
+  start = zeros_R + LOWEST, zeros_R, zeros_R
   tiles = head_ref.shape[1] // columns
   highest_R, total_R, target_R = jax.lax.fori_loop(0, tiles, step, start)
   log_sum_ref[...] = highest_R + jnp.log(total_R)
@@ -168,7 +160,7 @@ def _forward_kernel(*refs, tiling: _Tiling):
 
 def _d_products(options: Head, hidden_RD, head_DC, per_row: _PerRow, first):
   """Gradient of a tile of plain products, which are recomputed."""
-  logits_RC, slope_RC = apply_soft_cap(options, _product(hidden_RD, head_DC, _AB))
+  logits_RC, slope_RC = apply_soft_cap(options, product(hidden_RD, head_DC, AB))
   hits_RC = _hits(per_row.target, first, head_DC.shape[1])
   softmax_RC = jnp.exp(logits_RC - per_row.log_sum[:, None])
   of_softmax_RC = softmax_RC * per_row.d_softmax[:, None]
@@ -186,7 +178,7 @@ def _rows_kernel(*refs, tiling: _Tiling):
     first = j * tiling.columns
     head_DC = head_ref[:, pl.ds(first, tiling.columns)]
     d_products_RC = _d_products(tiling.options, hidden_RD, head_DC, per_row, first)
-    return d_hidden_RD + _product(d_products_RC, head_DC, _ABT)
+    return d_hidden_RD + product(d_products_RC, head_DC, ABT)
 
   tiles = head_ref.shape[1] // tiling.columns
   d_hidden_ref[...] = jax.lax.fori_loop(0, tiles, step, jnp.zeros(hidden_RD.shape, jnp.float32))
@@ -202,7 +194,7 @@ def _columns_kernel(*refs, tiling: _Tiling):
     at = pl.ds(i * tiling.rows, tiling.rows)
     per_row = _PerRow(*(ref[at] for ref in row_refs))
     d_products_RC = _d_products(tiling.options, hidden_ref[at, :], head_DC, per_row, first)
-    return d_head_DC + _product(hidden_ref[at, :], d_products_RC, _ATB)
+    return d_head_DC + product(hidden_ref[at, :], d_products_RC, ATB)
 
   tiles = hidden_ref.shape[0] // tiling.rows
   d_head_ref[...] = jax.lax.fori_loop(0, tiles, step, jnp.zeros(head_DC.shape, jnp.float32))

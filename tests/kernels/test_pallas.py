@@ -111,18 +111,18 @@ def test_blocks_of_keys_before_every_window_are_skipped(window, visited):
   A window of a block leaves the diagonal and its neighbours.
   """
   T, options = 64, Flash(8, window)
-  marks = pallas_attention._Marks(until=jnp.full(T, T), positions=jnp.arange(T))
+  visibility = pallas_attention._Visibility(until=jnp.full(T, T), positions=jnp.arange(T))
   count = 0
   for query in range(0, T, 8):
     for key in range(0, query + 1, 8):
-      count += bool(pallas_attention._any_visible(options, marks, query, key))
+      count += bool(pallas_attention._any_visible(options, visibility, query, key))
   assert count == visited
 
 
 def test_rows_that_do_not_divide_are_refused():
-  qkv, marks = jnp.zeros((1, 30, 1, 8)), jnp.ones((1, 30), jnp.int32)
+  qkv, row = jnp.zeros((1, 30, 1, 8)), jnp.ones((1, 30), jnp.int32)
   with pytest.raises(ValueError, match="rows of 30 tokens are not divisible into blocks of 8"):
-    pallas_attention.attention(qkv, qkv, qkv, marks, marks, Flash(8))
+    pallas_attention.attention(qkv, qkv, qkv, row, row, Flash(8))
 
 
 CAPPED = {"window": 7, "attention_soft_cap": 1.5, "logit_soft_cap": 2.0}
