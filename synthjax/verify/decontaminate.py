@@ -1,22 +1,23 @@
 """Decontamination: training problems that are, or contain, problems of an evaluation set.
 
-A bare 13-gram rule is wrong for mathematics: MATH's own training problems share a 13-gram with 12 % of its test problems. So a shared
-13-gram counts only where most of one problem lies in the other.
-
-Shapes: N words of a gram.
+A bare 13-gram rule does not fit mathematics: MATH's own training problems share a 13-gram with 12 %
+of its test problems. So a shared 13-gram counts only where most of one problem lies in the other.
 """
 
 import collections
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from synthjax import files
 
-_N = 13
+_N = 13  # words of a gram
 _CONTAINED = 0.6  # share of the 13-grams of the one with fewer that the other has
 RULES = ("exact", "contained", "short")
+_EVALUATION_FIELDS = ("question", "problem", "input")
+
+WordTuple = tuple[str, ...]
 
 
 class Hit(NamedTuple):
@@ -27,8 +28,8 @@ class Hit(NamedTuple):
   rule: str
 
 
-class Found(NamedTuple):
-  """What a search found."""
+class Contamination(NamedTuple):
+  """Which candidates repeat evaluation problems."""
 
   hits: list[Hit]  # to be deleted: one a candidate, by the first rule that holds
   templates: list[Hit]  # equal but for their numbers: reported, not deleted
@@ -44,9 +45,9 @@ class Index:
 
   def __init__(self, evaluation: Mapping[str, str]):
     self._exact: dict[str, str] = {}
-    self._short: dict[tuple[str, ...], str] = {}
+    self._short: dict[WordTuple, str] = {}
     self._templates: dict[str, str] = {}
-    self._grams: dict[tuple[str, ...], list[str]] = collections.defaultdict(list)
+    self._grams: dict[WordTuple, list[str]] = collections.defaultdict(list)
     self._sizes: dict[str, int] = {}
     self._longest = max(map(len, evaluation.values()), default=0)
     for name, text in evaluation.items():
@@ -55,7 +56,7 @@ class Index:
       self._templates.setdefault(masked(text), name)
       if len(words) < _N:
         self._short.setdefault(_with_signs(text), name)
-      grams = _grams(words)
+      grams = set(_grams(words))
       self._sizes[name] = len(grams)
       for gram in grams:
         self._grams[gram].append(name)
@@ -63,116 +64,138 @@ class Index:
   def match(self, text: str) -> tuple[str, str] | None:
     """(evaluation problem, rule) that a text repeats, or None."""
     # A text ten times as long as the longest problem is not one of them: running text is read fast.
-    name = self._exact.get(normalised(text)) if len(text) <= 10 * self._longest else None
-    if name:
-      return name, "exact"
+    if len(text) <= 10 * self._longest:
+      name = self._exact.get(normalised(text))
+      if name:
+        return name, "exact"
     words = words_of(text)
-    known = {gram for gram in zip(*(words[i:] for i in range(_N))) if gram in self._grams}
-    shared = collections.Counter(name for gram in known for name in self._grams[gram])
+    known = {gram for gram in _grams(words) if gram in self._grams}
+    shared: collections.Counter[str] = collections.Counter()
+    for gram in known:
+      shared.update(self._grams[gram])
     for name, count in shared.most_common():
-      if count > _CONTAINED * min(len(_grams(words)), self._sizes[name]):
+      smaller = min(len(set(_grams(words))), self._sizes[name])
+      if count > _CONTAINED * smaller:
         return name, "contained"
-    if len(words) < _N and (name := self._short.get(_with_signs(text))):
-      return name, "short"
+    if len(words) < _N:
+      name = self._short.get(_with_signs(text))
+      if name:
+        return name, "short"
     return None
 
   def template(self, text: str) -> str | None:
     """An evaluation problem that differs in its numbers alone."""
     return self._templates.get(masked(text))
 
-  def search(self, candidates: Mapping[str, str]) -> Found:
+  def search(self, candidates: Mapping[str, str]) -> Contamination:
     """All candidates (id -> text) that repeat an evaluation problem."""
-    matches = {name: self.match(text) for name, text in candidates.items()}
-    hits = [Hit(name, *match) for name, match in matches.items() if match]
-    templates = [
-      Hit(name, other, "template")
-      for name, text in candidates.items()
-      if not matches[name] and (other := self.template(text))
-    ]
-    ids = {rule: [hit.candidate for hit in hits if hit.rule == rule] for rule in RULES}
+    hits = []
+    templates = []
+    for name, text in candidates.items():
+      if match := self.match(text):
+        hits.append(Hit(name, *match))
+      elif similar := self.template(text):
+        templates.append(Hit(name, similar, "template"))
+    removed_ids: dict[str, list[str]] = {rule: [] for rule in RULES}
+    for hit in hits:
+      removed_ids[hit.rule].append(hit.candidate)
     report = {
       "candidates": len(candidates),
       "clean": len(candidates) - len(hits),
-      "removed": {r: len(found) for r, found in ids.items()},
-      "removed_ids": ids,
+      "removed": {rule: len(ids) for rule, ids in removed_ids.items()},
+      "removed_ids": removed_ids,
       "template_overlap": len(templates),
       "template_ids": [hit.candidate for hit in templates],
     }
-    return Found(hits, templates, report)
+    return Contamination(hits, templates, report)
+
+
+_WITHOUT_MEANING = re.compile(r"[\s$,:;!?~]|\.(?!\d)|\\[,!;: ]|\\left|\\right|(?<=\\)[dt](?=frac)")
 
 
 def normalised(text: str) -> str:
-  """Lower case, without spacing, dollar signs, sentence marks and variants of LaTeX's fractions and brackets; signs and numbers stay."""
-  return re.sub(
-    r"[\s$,:;!?~]|\.(?!\d)|\\[,!;: ]|\\left|\\right|(?<=\\)[dt](?=frac)", "", text.lower()
-  )
+  """Lower case, without spacing, dollar signs, sentence marks and styles of LaTeX.
+
+  Variants of fractions and brackets become one; signs and numbers stay.
+  """
+  return _WITHOUT_MEANING.sub("", text.lower())
 
 
-def words_of(text: str) -> tuple[str, ...]:
+def words_of(text: str) -> WordTuple:
   """Lower-case words and numbers; punctuation and LaTeX marks do not count."""
   return tuple(re.findall(r"[a-z]+|\d+", text.lower()))
 
 
-def _with_signs(text: str) -> tuple[str, ...]:
-  """Words, numbers and the signs between them: in a short text `3 + 4` is another problem than `3 - 4`."""
+def _with_signs(text: str) -> WordTuple:
+  """WordTuple, numbers and the signs between them.
+
+  In a short text `3 + 4` is another problem than `3 - 4`.
+  """
   return tuple(re.findall(r"[a-z]+|\d+|[+*/^=<>]|-(?=\s*\d)", text.lower()))
 
 
 def masked(text: str) -> str:
   """The text's words with every number replaced, so that problems of one template are equal."""
-  return " ".join(
-    "0" if word.isdigit() else word for word in words_of(re.sub(r"(?<=\d)[.,](?=\d)", "", text))
-  )
+  joined = re.sub(r"(?<=\d)[.,](?=\d)", "", text)
+  words = []
+  for word in words_of(joined):
+    words.append("0" if word.isdigit() else word)
+  return " ".join(words)
 
 
-def _grams(words: Sequence[str]) -> set[tuple[str, ...]]:
-  return set(zip(*(words[i:] for i in range(_N))))
+def _grams(words: WordTuple) -> Iterator[WordTuple]:
+  return zip(*(words[i:] for i in range(_N)))
 
 
 def clean_file(
   candidates: files.Path, evaluation: Sequence[files.Path], field: str, out: files.Path
 ) -> dict:
-  """Writes the rows of a JSONL file that repeat no evaluation problem to `out/clean.jsonl`, and what was taken out to `out/report.json`.
+  """Writes the rows of a JSONL file that repeat no evaluation problem to `out/clean.jsonl`.
+
+  What was taken out goes to `out/report.json`; returns the report.
 
   Args:
     candidates: JSONL; each row has the problem's text in `field`.
-    evaluation: JSONL files of evaluation problems, with the text in `question`, `problem` or `input`.
+    evaluation: JSONL files of evaluation problems, with the text in `question`, `problem` or
+      `input`.
     field: of the candidates.
     out: folder.
 
   Raises:
     DataError: a row without the text.
   """
-  index = Index(
-    {
-      f"{path}:{number}": _text(path, number, row, ("question", "problem", "input"))
-      for path in evaluation
-      for number, row in enumerate(files.read_jsonl(path), 1)
-    }
-  )
-  rows = {
-    f"{number}:{row.get('id', row.get('unique_id', number))}": row
-    for number, row in enumerate(files.read_jsonl(candidates), 1)
+  evaluation_texts = {}
+  for path in evaluation:
+    for number, row in enumerate(files.read_jsonl(path), 1):
+      evaluation_texts[f"{path}:{number}"] = _text(path, number, row, _EVALUATION_FIELDS)
+  index = Index(evaluation_texts)
+
+  rows = {}
+  for number, row in enumerate(files.read_jsonl(candidates), 1):
+    identity = row.get("id", row.get("unique_id", number))
+    rows[f"{number}:{identity}"] = row
+  texts = {name: _text(candidates, name, row, (field,)) for name, row in rows.items()}
+  contamination = index.search(texts)
+  removed = {hit.candidate for hit in contamination.hits}
+  clean = [row for name, row in rows.items() if name not in removed]
+  report = {
+    **contamination.report,
+    "hits": [hit._asdict() for hit in contamination.hits],
+    "templates": [hit._asdict() for hit in contamination.templates],
   }
-  found = index.search({name: _text(candidates, name, row, (field,)) for name, row in rows.items()})
-  gone = {hit.candidate for hit in found.hits}
   out = pathlib.Path(out)
-  files.write_jsonl(out / "clean.jsonl", (row for name, row in rows.items() if name not in gone))
-  files.write_json(
-    out / "report.json",
-    {
-      **found.report,
-      "hits": [hit._asdict() for hit in found.hits],
-      "templates": [hit._asdict() for hit in found.templates],
-    },
-  )
-  return found.report
+  files.write_jsonl(out / "clean.jsonl", clean)
+  files.write_json(out / "report.json", report)
+  return contamination.report
 
 
 def _text(path, number, row, fields) -> str:
-  value = next((row[field] for field in fields if isinstance(row.get(field), str)), None)
-  if value is None:
-    raise files.DataError(
-      f"{path}, row {number}: none of the fields {', '.join(fields)} holds text (found fields: {', '.join(row)})"
-    )
-  return value
+  """The text of the first field that holds one."""
+  for field in fields:
+    value = row.get(field)
+    if isinstance(value, str):
+      return value
+  raise files.DataError(
+    f"{path}, row {number}: none of the fields {', '.join(fields)} holds text "
+    f"(found fields: {', '.join(row)})"
+  )

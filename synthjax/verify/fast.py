@@ -25,13 +25,14 @@ from synthjax.verify.spelling import clean, is_balanced, squeeze
 
 Leaf = Callable[[str, str], bool | None]  # decides what this module leaves open
 
+_IN_ANY_ORDER = ("{}", "", "union")  # brackets of groups whose order does not count
 _MOST_ITEMS = 40  # of a group whose order does not count
 _SUBSCRIPT = re.compile(r"(?<=[0-9A-F])\s*_\s*\{?\s*\d+\s*\}?")
 _ELLIPSIS = re.compile(r"\\[lcdv]?dots(?:c|b|m|o)?(?![A-Za-z])|\.\.\.|\N{HORIZONTAL ELLIPSIS}")
 
 
 class _Rules(NamedTuple):
-  """What counts as equal, and who is asked about the parts that are left open."""
+  """What counts as equal, and what judges the parts that are left open."""
 
   policy: Policy
   leaf: Leaf | None
@@ -57,40 +58,51 @@ def key(answer: str):
 
 
 def _key(text: str):
-  found = forms.form(text)
-  match found:
+  form = forms.form(text)
+  match form:
     case Number():
-      return found.value
+      return form.value
     case Measured() | Assigned():
-      return _key(found.body)
+      return _key(form.body)
     case Group():
-      keys = [_key(item) for item in found.items]
-      return (
-        found.brackets,
-        *(sorted(keys, key=repr) if found.brackets in ("", "{}", "union") else keys),
-      )
+      keys = [_key(item) for item in form.items]
+      if form.brackets in _IN_ANY_ORDER:
+        # By repr: keys are of several types.
+        keys = sorted(keys, key=repr)
+      return (form.brackets, *keys)
     case Word():
-      return found.text
+      return form.text
     case Formula():
-      return numeric.fingerprint(found.expression) or squeeze(text)
+      return numeric.fingerprint(form.expression) or squeeze(text)
   return squeeze(text)
 
 
-def _same(gold: str, found: str, rules: _Rules) -> bool | None:
-  if squeeze(gold) == squeeze(found):
-    return True if squeeze(gold) else None
-  if not (is_balanced(gold) and is_balanced(found)):
-    return _asked(gold, found, rules)
+def _same(gold: str, prediction: str, rules: _Rules) -> bool | None:
+  if squeeze(gold) == squeeze(prediction):
+    # Two empty answers say nothing.
+    return bool(squeeze(gold)) or None
+  if not (is_balanced(gold) and is_balanced(prediction)):
+    return _ask(gold, prediction, rules)
   for name, pattern in (("ellipsis", _ELLIPSIS), ("subscript", _SUBSCRIPT)):
-    if pattern.search(gold) or pattern.search(found):
-      if getattr(rules.policy, name):
-        return _compact(gold) == _compact(found)
-      gold, found = (re.sub(r",\s*$", "", pattern.sub("", text).strip()) for text in (gold, found))
-  return _of_forms(gold, found, forms.form(gold), forms.form(found), rules)
+    if not (pattern.search(gold) or pattern.search(prediction)):
+      continue
+    if getattr(rules.policy, name):
+      return _compact(gold) == _compact(prediction)
+    gold = _without(pattern, gold)
+    prediction = _without(pattern, prediction)
+  return _of_forms(gold, prediction, forms.form(gold), forms.form(prediction), rules)
 
 
-def _asked(gold: str, found: str, rules: _Rules) -> bool | None:
-  return None if rules.leaf is None else rules.leaf(gold, found)
+def _without(pattern: re.Pattern, text: str) -> str:
+  """The text without the pattern, and without a comma that is left at its end."""
+  return re.sub(r",\s*$", "", pattern.sub("", text).strip())
+
+
+def _ask(gold: str, prediction: str, rules: _Rules) -> bool | None:
+  """The word of what judges the open parts."""
+  if rules.leaf is None:
+    return None
+  return rules.leaf(gold, prediction)
 
 
 def _compact(text: str) -> str:
@@ -98,69 +110,91 @@ def _compact(text: str) -> str:
 
 
 def _of_forms(
-  gold: str, found: str, one: Form | None, other: Form | None, rules: _Rules
+  gold: str, prediction: str, one: Form | None, other: Form | None, rules: _Rules
 ) -> bool | None:
+  """Two answers by their forms; the order of the cases matters.
+
+  A name or a unit is taken off before what it belongs to is compared.
+  """
   if isinstance(one, Assigned) and isinstance(other, Assigned):
     if one.name == other.name or not rules.policy.names:
       return _same(one.body, other.body, rules)
-    return _same_equations(gold, found, _opened(one), _opened(other), rules)
+    return _same_equations(gold, prediction, _opened(one), _opened(other), rules)
   if isinstance(one, Relation) or isinstance(other, Relation):
-    return _same_relations(gold, found, one, other, rules)
+    return _same_relations(gold, prediction, one, other, rules)
   if isinstance(one, Assigned):
-    return _same(one.body, found, rules)
+    return _same(one.body, prediction, rules)
   if isinstance(other, Assigned):
     return _same(gold, other.body, rules)
   if isinstance(one, Measured) or isinstance(other, Measured):
-    return _same_measured(gold, found, one, other, rules)
+    return _same_measured(gold, prediction, one, other, rules)
   if isinstance(one, Group) and isinstance(other, Group):
-    return _same_groups(gold, found, one, other, rules)
+    return _same_groups(gold, prediction, one, other, rules)
   if one is None or other is None:
-    return _asked(gold, found, rules)
+    return _ask(gold, prediction, rules)
   if isinstance(one, Group):
-    return _same_group_and_single(one, found, other, rules, gold_first=True)
+    return _same_group_and_single(one, prediction, other, rules, gold_first=True)
   if isinstance(other, Group):
     return _same_group_and_single(other, gold, one, rules, gold_first=False)
   same = values.same(one, other, rules.policy)
-  return _asked(gold, found, rules) if same is None else same
+  if same is None:
+    return _ask(gold, prediction, rules)
+  return same
+
+
+class _Part(NamedTuple):
+  """An answer without its unit."""
+
+  body: str
+  unit: str
+
+
+def _without_unit(text: str, form: Form | None) -> _Part:
+  if isinstance(form, Measured):
+    return _Part(form.body, form.unit)
+  return _Part(text, "")
 
 
 def _same_measured(
-  gold: str, found: str, one: Form | None, other: Form | None, rules: _Rules
+  gold: str, prediction: str, one: Form | None, other: Form | None, rules: _Rules
 ) -> bool | None:
-  units = [form.unit if isinstance(form, Measured) else "" for form in (one, other)]
-  if rules.policy.units and all(units) and units[0] != units[1]:
+  wanted = _without_unit(gold, one)
+  given = _without_unit(prediction, other)
+  if rules.policy.units and wanted.unit and given.unit and wanted.unit != given.unit:
     return False
   if values.is_counted(one):
     return False  # in another unit than the gold, which knows its own
-  bodies = [
-    form.body if isinstance(form, Measured) else text
-    for form, text in ((one, gold), (other, found))
-  ]
-  if (units[0] == "percent") != (units[1] == "percent"):
-    verdict = _without_percent(bodies, units, rules.policy)
-    if verdict is not None:
-      return verdict
-  return _same(bodies[0], bodies[1], rules)
+  verdict = None
+  if wanted.unit == "percent" and given.unit != "percent":
+    verdict = _same_percent(wanted.body, given.body, rules.policy)
+  elif given.unit == "percent" and wanted.unit != "percent":
+    verdict = _same_percent(given.body, wanted.body, rules.policy)
+  if verdict is not None:
+    return verdict
+  return _same(wanted.body, given.body, rules)
 
 
-def _without_percent(bodies: list[str], units: list[str], policy: Policy) -> bool | None:
-  """One number has a percent sign and the other has none; None where the sign is but a unit."""
-  numbers = [forms.form(body) for body in bodies]
-  share, plain = numbers if units[0] == "percent" else numbers[::-1]
+def _same_percent(with_sign: str, without_sign: str, policy: Policy) -> bool | None:
+  """Numbers of which one had a percent sign; None where the sign is no more than a unit."""
+  share = forms.form(with_sign)
+  plain = forms.form(without_sign)
   if not isinstance(share, Number) or not isinstance(plain, Number):
     return None
   if not policy.percent:
     return share.value in (plain.value, plain.value * 100)
-  return False if 0 < abs(share.value) < 1 else None  # 0.5 % is hardly meant for a half
+  if 0 < abs(share.value) < 1:
+    return False  # 0.5 % is hardly meant for a half
+  return None
 
 
 # Groups.
 
-_IN_ANY_ORDER = ("{}", "", "union")
 _INTERVALS = {"()", "[]", "(]", "[)"}
 
 
-def _same_groups(gold: str, found: str, one: Group, other: Group, rules: _Rules) -> bool | None:
+def _same_groups(
+  gold: str, prediction: str, one: Group, other: Group, rules: _Rules
+) -> bool | None:
   kinds = {one.brackets, other.brackets}
   if len(kinds) == 1 and one.brackets in _IN_ANY_ORDER and not _by_position(one, other):
     return _in_any_order(one, other, rules)
@@ -173,7 +207,7 @@ def _same_groups(gold: str, found: str, one: Group, other: Group, rules: _Rules)
   if kinds == {"", "union"}:
     return _in_any_order(_as_union(one), _as_union(other), rules)
   if "union" in kinds and kinds <= {"union", *_INTERVALS}:
-    return _asked(gold, found, rules)  # [0,1] and [1,2] together are [0,2]
+    return _ask(gold, prediction, rules)  # [0,1] and [1,2] together are [0,2]
   return False
 
 
@@ -187,46 +221,53 @@ def _as_union(group: Group) -> Group:
   return Group("union", tuple(interval.text for interval in intervals if interval is not None))
 
 
-def _by_position(gold: Group, found: Group) -> bool:
+def _by_position(gold: Group, prediction: Group) -> bool:
   """Whether one list has two or more names and the other has none: x=3, y=4 and 3, 4."""
-  of_names = []
-  for group in (gold, found):
-    read = [forms.form(item) for item in group.items]
-    of_names.append({form.name for form in read if isinstance(form, Assigned)})
-  return max(len(names) for names in of_names) > 1 and len(of_names[0]) != len(of_names[1])
+  names = _names(gold)
+  other_names = _names(prediction)
+  return len(names) != len(other_names) and max(len(names), len(other_names)) > 1
 
 
-def _in_order(gold: Sequence[str], found: Sequence[str], rules: _Rules) -> bool | None:
-  if len(gold) != len(found):
+def _names(group: Group) -> set[str]:
+  """Names to which items of the group are assigned."""
+  read = [forms.form(item) for item in group.items]
+  return {form.name for form in read if isinstance(form, Assigned)}
+
+
+def _in_order(gold: Sequence[str], prediction: Sequence[str], rules: _Rules) -> bool | None:
+  if len(gold) != len(prediction):
     return False
-  unknown = False
-  for one, other in zip(gold, found):
+  is_certain = True
+  for one, other in zip(gold, prediction):
     verdict = _same(one, other, rules)
     if verdict is False:
       return False
-    unknown |= verdict is None
-  return None if unknown else True
+    if verdict is None:
+      is_certain = False
+  return is_certain or None
 
 
-def _in_any_order(gold: Group, found: Group, rules: _Rules) -> bool | None:
+def _in_any_order(gold: Group, prediction: Group, rules: _Rules) -> bool | None:
   """Matched greedily, equality being transitive; a pair that is open leaves the whole open."""
-  ones, others = list(gold.items), list(found.items)
-  if "{}" in (gold.brackets, found.brackets):
-    ones, others = _distinct(ones, rules.policy), _distinct(others, rules.policy)
+  ones = list(gold.items)
+  others = list(prediction.items)
+  if "{}" in (gold.brackets, prediction.brackets):
+    ones = _distinct(ones, rules.policy)
+    others = _distinct(others, rules.policy)
   if max(len(ones), len(others)) > _MOST_ITEMS:
     return None
   if len(ones) != len(others):
     return False
-  unknown = False
+  is_certain = True
   for one in ones:
     verdicts = [_same(one, other, rules) for other in others]
     if True in verdicts:
       others.pop(verdicts.index(True))
     elif None in verdicts:
-      unknown = True
+      is_certain = False
     else:
       return False
-  return None if unknown else True
+  return is_certain or None
 
 
 def _distinct(items: list[str], policy: Policy) -> list[str]:
@@ -243,8 +284,12 @@ def _same_group_and_single(
   """A set of one may be its element; any other group is no single thing."""
   if group.brackets == "{}" and len(group.items) == 1:
     item = group.items[0]
-    return _same(item, single, rules) if gold_first else _same(single, item, rules)
-  return None if isinstance(form, Phrase) else False
+    if gold_first:
+      return _same(item, single, rules)
+    return _same(single, item, rules)
+  if isinstance(form, Phrase):
+    return None
+  return False
 
 
 # Equations and inequalities.
@@ -253,20 +298,21 @@ _FLIPPED = {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq"}
 
 
 def _same_relations(
-  gold: str, found: str, one: Form | None, other: Form | None, rules: _Rules
+  gold: str, prediction: str, one: Form | None, other: Form | None, rules: _Rules
 ) -> bool | None:
   """At least one is a relation."""
   if one is None or other is None:
-    return _asked(gold, found, rules)
+    return _ask(gold, prediction, rules)
   if isinstance(one, Assigned) and rules.policy.equation and not _has_variables(one.body):
     return False  # 2x = 10 for x = 5 is still to be solved
-  left, right = _opened(one), _opened(other)
+  left = _opened(one)
+  right = _opened(other)
   if isinstance(left, Relation) and isinstance(right, Relation):
     if set(left.signs) == set(right.signs) == {"="}:
-      return _same_equations(gold, found, left, right, rules)
-    return _same_inequalities(gold, found, left, right, rules)
+      return _same_equations(gold, prediction, left, right, rules)
+    return _same_inequalities(gold, prediction, left, right, rules)
   if isinstance(left, Relation):
-    return _same_relation_and_single(left, found, other, rules, gold_first=True)
+    return _same_relation_and_single(left, prediction, other, rules, gold_first=True)
   assert isinstance(right, Relation)
   return _same_relation_and_single(right, gold, one, rules, gold_first=False)
 
@@ -277,9 +323,11 @@ def _same_relation_and_single(
   """An inequality of one symbol is an interval, and an equation is no answer to anything else."""
   interval = _interval(relation)
   if interval is not None and isinstance(form, Group):
-    if not gold_first:
-      return _same(single, interval.text, rules) if rules.policy.intervals else False
-    return _same(interval.text, single, rules)
+    if gold_first:
+      return _same(interval.text, single, rules)
+    if rules.policy.intervals:
+      return _same(single, interval.text, rules)
+    return False
   if gold_first or rules.policy.equation or set(relation.signs) != {"="}:
     return False
   return _same(single, relation.sides[-1], rules)
@@ -297,37 +345,42 @@ def _has_variables(text: str) -> bool:
 
 
 def _same_equations(
-  gold: str, found: str, one: Form | None, other: Form | None, rules: _Rules
+  gold: str, prediction: str, one: Form | None, other: Form | None, rules: _Rules
 ) -> bool | None:
   """Equal are equations whose residuals, left minus right, are the same up to a constant factor."""
   left, right = _residual(one), _residual(other)
   if left is None or right is None:
-    return _asked(gold, found, rules)
-  names = [residual.names - {"pi"} for residual in (left, right)]
-  if not names[0] or names[0] != names[1]:
+    return _ask(gold, prediction, rules)
+  names = left.names - {"pi"}
+  if not names or names != right.names - {"pi"}:
     return False  # an equation without variables says nothing
-  return True if numeric.proportional(left, right) else _asked(gold, found, rules)
+  if numeric.proportional(left, right):
+    return True
+  return _ask(gold, prediction, rules)
 
 
 def _residual(relation: Form | None) -> expressions.Expression | None:
   if not isinstance(relation, Relation) or len(relation.sides) != 2:
     return None
-  left, right = (expressions.parse(side) for side in relation.sides)
-  return None if left is None or right is None else numeric.difference(left, right)
+  left = expressions.parse(relation.sides[0])
+  right = expressions.parse(relation.sides[1])
+  if left is None or right is None:
+    return None
+  return numeric.difference(left, right)
 
 
 def _same_inequalities(
-  gold: str, found: str, one: Relation, other: Relation, rules: _Rules
+  gold: str, prediction: str, one: Relation, other: Relation, rules: _Rules
 ) -> bool | None:
   for candidate in (other, _reversed(other)):
     if candidate.signs == one.signs and _in_order(one.sides, candidate.sides, rules):
       return True
   left, right = _residual(one), _residual(other)
   if left is None or right is None:
-    return _asked(gold, found, rules)
+    return _ask(gold, prediction, rules)
   factor = numeric.proportional(left, right)
   if factor is None:
-    return _asked(gold, found, rules)
+    return _ask(gold, prediction, rules)
   sign, other_sign = one.signs[0], other.signs[0]
   if factor < 0 and sign != r"\neq":
     return sign == _FLIPPED.get(other_sign)
@@ -344,6 +397,8 @@ class _Interval(NamedTuple):
   text: str
 
 
+_OPENINGS = {"<": "(", r"\leq": "["}
+_CLOSINGS = {"<": ")", r"\leq": "]"}
 _SYMBOL = re.compile(r"\\?[A-Za-z]+")
 
 
@@ -353,13 +408,17 @@ def _interval(relation: Relation) -> _Interval | None:
     relation = _reversed(relation)
   if not set(relation.signs) <= {"<", r"\leq"}:
     return None
-  sides, signs = relation.sides, relation.signs
+  sides = relation.sides
+  signs = relation.signs
   if len(sides) == 2 and _SYMBOL.fullmatch(sides[0]):
-    sides, signs = (r"-\infty", *sides), ("<", *signs)
+    sides = (r"-\infty", *sides)
+    signs = ("<", *signs)
   elif len(sides) == 2:
-    sides, signs = (*sides, r"\infty"), (*signs, "<")
+    sides = (*sides, r"\infty")
+    signs = (*signs, "<")
   if len(sides) != 3 or not _SYMBOL.fullmatch(sides[1]):
     return None
-  opening = "(" if signs[0] == "<" else "["
-  closing = ")" if signs[1] == "<" else "]"
-  return _Interval(sides[1], f"{opening}{sides[0]},{sides[2]}{closing}")
+  left, symbol, right = sides
+  opening = _OPENINGS[signs[0]]
+  closing = _CLOSINGS[signs[1]]
+  return _Interval(symbol, f"{opening}{left},{right}{closing}")

@@ -1,6 +1,7 @@
-"""The sandboxed pool: cases that the fast path leaves open go to long-lived worker processes with hard limits of time and memory.
+"""The sandboxed pool: worker processes judge the cases that the fast path leaves open.
 
-A worker is a fresh interpreter (never a fork: JAX is threaded) that imports no JAX; a case reaches it as one line of JSON through a pipe.
+Workers live long and have hard limits of time and memory. A worker is a fresh interpreter (never a
+fork: JAX is threaded) that imports no JAX; a case reaches it as one line of JSON through a pipe.
 """
 
 import atexit
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from synthjax import progress
 from synthjax.errors import Error
@@ -30,9 +32,9 @@ _REMEMBERED = 1_000_000  # verdicts kept in memory
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """Of the pool's workers."""
+  """Limits of the pool's workers."""
 
-  workers: int = 2  # cases judged side by side by `compare_many`; one process more stands by
+  workers: int = 2  # cases that `compare_many` judges at once; one process more stands by
   seconds: float = 3.0  # from dispatch to answer; then the worker is killed
   memory: int = 2 << 30  # bytes of address space
   cases: int = 5_000  # after which a worker is replaced: sympy's caches grow
@@ -42,11 +44,20 @@ class WorkerStartError(Error, RuntimeError):
   """A worker that cannot start; the message shows what it said."""
 
 
+class _Answer(NamedTuple):
+  """What a worker says, and whether it can be asked again."""
+
+  verdict: Verdict
+  can_go_on: bool
+
+
 class _Worker:
   """One process and its two pipes."""
 
   def __init__(self, limits: Limits):
-    self.limits, self.cases, self._buffer = limits, 0, b""
+    self.limits = limits
+    self.cases = 0
+    self._buffer = b""
     # OPENBLAS reserves address space a thread: with one, 2 GB are enough.
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     self._command = [sys.executable, "-m", "synthjax.verify.worker", str(limits.memory)]
@@ -56,42 +67,55 @@ class _Worker:
       stdout=subprocess.PIPE,
       stderr=subprocess.DEVNULL,
       env=environment,
-      start_new_session=True,
-    )  # Ctrl-C is for the parent to handle
+      start_new_session=True,  # Ctrl-C is for the parent to handle
+    )
     assert self._process.stdin and self._process.stdout
-    self._cases, self._answers = self._process.stdin, self._process.stdout
+    self._cases = self._process.stdin
+    self._answers = self._process.stdout
     self._ready = False
 
-  def ask(self, gold: str, prediction: str, policy: Policy) -> tuple[Verdict, bool]:
-    """(verdict, whether the worker can go on)."""
+  def ask(self, gold: str, prediction: str, policy: Policy) -> _Answer:
+    """Sends a case and waits for its verdict, until the limit of seconds is over."""
     if not self._ready:
-      if self._line(_START_SECONDS) is None:
-        self.kill()
-        raise WorkerStartError(
-          f"a verification worker did not start ({' '.join(self._command)} ended with {self._process.returncode}); "
-          "run that command by hand to see why"
-        )
-      self._ready = True
+      self._wait_until_ready()
     self.cases += 1
+    case = json.dumps([gold, prediction, dataclasses.asdict(policy)])
     try:
-      self._cases.write(json.dumps([gold, prediction, dataclasses.asdict(policy)]).encode() + b"\n")
+      self._cases.write(case.encode() + b"\n")
       self._cases.flush()
       line = self._line(self.limits.seconds)
-    except (BrokenPipeError, TimeoutError) as e:
-      return Verdict("undecided", "timeout" if isinstance(e, TimeoutError) else "error"), False
+    except TimeoutError:
+      return _lost("timeout")
+    except BrokenPipeError:
+      return _lost("error")
     if line is None:
       # Killed by the kernel for its memory, or by itself: its own case alone is lost.
-      return Verdict("undecided", "memory" if self._process.wait() == -9 else "error"), False
+      if self._process.wait() == -9:
+        return _lost("memory")
+      return _lost("error")
     try:
-      return Verdict(**json.loads(line)), self.cases < self.limits.cases
+      verdict = Verdict(**json.loads(line))
     except (ValueError, TypeError) as e:
-      return Verdict("undecided", f"error: {type(e).__name__}"), False
+      return _lost(f"error: {type(e).__name__}")
+    return _Answer(verdict, can_go_on=self.cases < self.limits.cases)
+
+  def _wait_until_ready(self) -> None:
+    if self._line(_START_SECONDS) is None:
+      self.kill()
+      raise WorkerStartError(
+        f"a verification worker did not start ({' '.join(self._command)} ended with "
+        f"{self._process.returncode}); run that command by hand to see why"
+      )
+    self._ready = True
 
   def _line(self, seconds: float) -> bytes | None:
     """The next answer, or None where the process has ended. Raises TimeoutError after `seconds`."""
-    deadline, pipe = time.monotonic() + seconds, self._answers
+    deadline = time.monotonic() + seconds
+    pipe = self._answers
     while b"\n" not in self._buffer:
-      if not select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
+      remaining = max(0.0, deadline - time.monotonic())
+      readable, _, _ = select.select([pipe], [], [], remaining)
+      if not readable:
         raise TimeoutError
       data = os.read(pipe.fileno(), 1 << 16)
       if not data:
@@ -111,17 +135,27 @@ class _Worker:
         pipe.close()
 
 
-class Pool:
-  """Judges pairs of answers; may be used from many threads at once. Use as a context manager, or `shared()`.
+def _lost(reason: str) -> _Answer:
+  """The answer of a worker that has to be replaced."""
+  return _Answer(Verdict("undecided", reason), can_go_on=False)
 
-  `counts` tells how many cases were settled by what (fast, symbolic, remembered), reasons of the undecided, and workers replaced.
+
+class Pool:
+  """Judges pairs of answers; may be used from many threads at once.
+
+  Use it as a context manager, or take `shared()`. `counts` tells how many cases were settled by
+  what (fast, symbolic, remembered), the reasons of the undecided, and how many workers were
+  replaced.
   """
 
   def __init__(self, policy: Policy = STRICT, limits: Limits | None = None):
-    self.policy, self.limits = policy, limits or Limits()
+    self.policy = policy
+    self.limits = limits or Limits()
     self.counts: collections.Counter[str] = collections.Counter()
     self._known: dict[tuple[str, str], Verdict] = {}
-    self._lock, self._free, self._started = threading.Lock(), queue.SimpleQueue[_Worker](), 0
+    self._lock = threading.Lock()
+    self._free = queue.SimpleQueue[_Worker]()
+    self._started = 0
     self._closed = False
     atexit.register(self.close)
 
@@ -133,21 +167,30 @@ class Pool:
       prediction: the extracted final answer, never a whole response; None where there is none.
     """
     settled = self._at_once(gold, prediction)
-    return settled if settled is not None else self._in_worker(gold, str(prediction))
+    if settled is not None:
+      return settled
+    return self._in_worker(gold, str(prediction))
 
   def compare_many(self, pairs: Sequence[tuple[str, str | None]]) -> list[Verdict]:
-    """Verdicts of (gold, prediction) pairs, in order; equal pairs are judged once, the open ones side by side."""
-    at_once = {pair: self._at_once(*pair) for pair in dict.fromkeys(pairs)}
-    judged = {pair: verdict for pair, verdict in at_once.items() if verdict is not None}
-    still_open = [pair for pair in at_once if pair not in judged]
+    """Verdicts of (gold, prediction) pairs, in order.
+
+    Equal pairs are judged once; those that need a worker are judged side by side.
+    """
+    judged = {}
+    still_open = []
+    for pair in dict.fromkeys(pairs):
+      verdict = self._at_once(*pair)
+      if verdict is None:
+        still_open.append(pair)
+      else:
+        judged[pair] = verdict
     if still_open:
       with (
         concurrent.futures.ThreadPoolExecutor(self.limits.workers) as threads,
         progress.bar("verify", len(still_open), "cases") as advance,
       ):
-        for pair, verdict in zip(
-          still_open, threads.map(lambda pair: self._in_worker(*pair), still_open)
-        ):
+        verdicts = threads.map(self._in_worker, *zip(*still_open))
+        for pair, verdict in zip(still_open, verdicts):
           judged[pair] = verdict
           advance(1)
     return [judged[pair] for pair in pairs]
@@ -156,9 +199,12 @@ class Pool:
     """What needs no worker: nothing there, too long, plain, or judged before."""
     settled = settle(gold, prediction, self.policy)
     if settled is not None:
-      return self._count(settled, "" if settled.reason else "fast")
+      self._count(settled.reason or "fast")
+      return settled
     known = self._known.get((gold, prediction))
-    return known and self._count(known, "remembered")
+    if known is not None:
+      self._count("remembered", known.reason)
+    return known
 
   def _in_worker(self, gold, prediction) -> Verdict:
     worker = self._take()
@@ -166,31 +212,32 @@ class Pool:
       self._replace(worker)
       worker = self._take()
     try:
-      verdict, alive = worker.ask(gold, prediction, self.policy)
+      answer = worker.ask(gold, prediction, self.policy)
     except BaseException:
       self._replace(worker)
       raise
-    if alive:
+    if answer.can_go_on:
       self._free.put(worker)
     else:
       self._replace(worker)
     with self._lock:
       if len(self._known) >= _REMEMBERED:
         self._known.clear()
-      self._known[gold, prediction] = verdict
-    return self._count(verdict, "symbolic")
+      self._known[gold, prediction] = answer.verdict
+    self._count("symbolic", answer.verdict.reason)
+    return answer.verdict
 
-  def _count(self, verdict, way=""):
+  def _count(self, *names: str) -> None:
     with self._lock:
-      self.counts.update([name for name in (way, verdict and verdict.reason) if name])
-    return verdict
+      self.counts.update(name for name in names if name)
 
   def _take(self) -> _Worker:
     with self._lock:
       if self._closed:
         raise RuntimeError("this pool is closed")
       if self._started == 0:
-        # One more than are used at once: a killed worker's successor imports sympy while the spare one works.
+        # One more than are used at once: a killed worker's successor imports sympy while the spare
+        # one works.
         self._started = self.limits.workers + 1
         for _ in range(self._started):
           self._free.put(_Worker(self.limits))
@@ -201,7 +248,7 @@ class Pool:
     worker.kill()
     if not self._closed:
       self._free.put(_Worker(self.limits))
-      self._count(None, "replaced")
+      self._count("replaced")
 
   def close(self) -> None:
     """Ends the workers."""
@@ -234,7 +281,9 @@ def settle(gold: str, prediction: str | None, policy: Policy = STRICT) -> Verdic
     return Verdict("undecided", f"error: {type(e).__name__}")
   if same is None:
     return None
-  return Verdict("equal" if same else "different")
+  if same:
+    return Verdict("equal")
+  return Verdict("different")
 
 
 _shared: dict[str, Pool] = {}
@@ -242,7 +291,10 @@ _shared_lock = threading.Lock()
 
 
 def shared(policy: Policy = STRICT) -> Pool:
-  """This process's pool of a policy, made at the first call: for threads and for an Apache Beam `DoFn`, which is pickled."""
+  """This process's pool of a policy, made at the first call.
+
+  For threads, and for an Apache Beam `DoFn`, which is pickled and cannot hold a pool.
+  """
   with _shared_lock:
     if policy.name not in _shared:
       _shared[policy.name] = Pool(policy)

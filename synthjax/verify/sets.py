@@ -1,7 +1,8 @@
-"""Sets of right and wrong traces per problem, without repetitions.
+"""Sets of correct and incorrect traces per problem, without repetitions.
 
-Three ways in which two traces of a problem are the same: their text after normalisation, their list of equations (arithmetic traces: the
-words around them do not count), and word 5-grams with a Jaccard similarity of 0.8 and more (MinHash).
+Two traces of a problem are the same where one of three things agrees: their text after
+normalisation; their list of equations (in arithmetic the words around them do not count); or their
+word 5-grams, with a Jaccard similarity of 0.8 and more (MinHash).
 """
 
 import collections
@@ -17,7 +18,7 @@ _WORDS = 5  # of a shingle
 
 
 class Sets(NamedTuple):
-  """What became of a job's traces."""
+  """A job's traces by verdict, without repetitions."""
 
   positive: list[Trace]
   negative: list[Trace]
@@ -27,26 +28,34 @@ class Sets(NamedTuple):
 def build(
   traces: Sequence[Trace], verdicts: Sequence[Verdict], by_equations: bool = True, near: bool = True
 ) -> Sets:
-  """Splits traces by their verdict and keeps one of those that are the same; undecided ones are dropped. All is counted.
+  """Splits traces by their verdict and keeps the first of those that are the same.
+
+  Undecided traces are dropped. The report counts everything that was taken out.
 
   Args:
-    traces: of any problems, in order; of traces that are the same the first one stays.
+    traces: of any problems, in order.
     verdicts: one a trace.
     by_equations: traces of a problem with the same list of equations are the same.
     near: so are those that share most of their 5-grams.
   """
   removed: dict[str, list[str]] = collections.defaultdict(list)
   kept: dict[str, list[Trace]] = {"equal": [], "different": []}
-  seen: dict[tuple[str, str], _Seen] = {}
+  kept_by_problem: dict[tuple[str, str], _Kept] = {}
   for number, (trace, verdict) in enumerate(zip(traces, verdicts, strict=True)):
     name = f"{trace.problem_id}:{number}"
     if verdict.value == "undecided":
       removed[f"undecided: {verdict.reason}"].append(name)
       continue
-    of_problem = seen.setdefault((trace.problem_id, verdict.value), _Seen(by_equations, near))
-    rule = of_problem.repeats(trace.text)
+    of_problem = (trace.problem_id, verdict.value)
+    if of_problem not in kept_by_problem:
+      kept_by_problem[of_problem] = _Kept(by_equations, near)
+    rule = kept_by_problem[of_problem].repeats(trace.text)
     if rule:
-      removed[f"{rule}: {'right' if verdict.correct else 'wrong'}"].append(name)
+      # "right" and "wrong" are keys of reports that users have: they stay.
+      side = "wrong"
+      if verdict.correct:
+        side = "right"
+      removed[f"{rule}: {side}"].append(name)
     else:
       kept[verdict.value].append(trace)
   report = {
@@ -66,47 +75,61 @@ def normalised(text: str) -> str:
 
 
 def equations(text: str) -> tuple[str, ...]:
-  """The equations of an arithmetic trace in order, without spaces, currency, thousands separators and the words around them."""
-  plain = (
-    re.sub(r"<<[^<>]*>>|[$,%]", "", text)
-    .replace("\N{MULTIPLICATION SIGN}", "*")
-    .replace("\N{MINUS SIGN}", "-")
-  )
+  """The equations of an arithmetic trace in order.
+
+  Without spaces, currency, thousands separators and the words around them.
+  """
+  plain = re.sub(r"<<[^<>]*>>|[$,%]", "", text)
+  plain = plain.replace("\N{MULTIPLICATION SIGN}", "*").replace("\N{MINUS SIGN}", "-")
   plain = re.sub(r"(?<=\d)\s*x\s*(?=\d)", "*", plain)
   # A left side begins where nothing of its kind stands before it: one look at every character.
-  found = re.findall(r"(?<![-+*/().\d \t])[-+*/().\d \t]+=[ \t]*-?\d[\d.]*", " ," + plain)
-  bare = (re.sub(r"\s", "", equation).strip(".*/)") for equation in found)
-  return tuple(equation for equation in bare if re.search(r"\d.*=", equation))
+  candidates = re.findall(r"(?<![-+*/().\d \t])[-+*/().\d \t]+=[ \t]*-?\d[\d.]*", " ," + plain)
+  kept = []
+  for candidate in candidates:
+    equation = re.sub(r"\s", "", candidate).strip(".*/)")
+    if re.search(r"\d.*=", equation):
+      kept.append(equation)
+  return tuple(kept)
 
 
-class _Seen:
+class _Kept:
   """The traces of one problem and verdict that were kept."""
 
   def __init__(self, by_equations: bool, near: bool):
-    self.texts: set[str] = set()
-    self.equations: set[tuple[str, ...]] | None = set() if by_equations else None
-    self.similar: Any = _similar_index() if near else None
-    self.sketches: list = []
+    self._by_equations = by_equations
+    self._texts: set[str] = set()
+    self._equations: set[tuple[str, ...]] = set()
+    self._similar: Any = None
+    if near:
+      self._similar = _similar_index()
+    self._sketches: list = []
 
   def repeats(self, text: str) -> str:
-    """The rule by which a text repeats one that was kept, or "" where it is new (it is kept then)."""
-    plain, steps = normalised(text), equations(text)
-    if plain in self.texts:
+    """The rule by which a text repeats a kept one, or "" where it is new (it is kept then)."""
+    plain = normalised(text)
+    steps = equations(text)
+    if plain in self._texts:
       return "same text"
-    if self.equations is not None and steps and steps in self.equations:
+    if self._by_equations and steps and steps in self._equations:
       return "same equations"
-    sketch = _sketch(plain) if self.similar is not None else None
-    if sketch is not None and any(
-      self.sketches[key].jaccard(sketch) >= _SIMILAR for key in self.similar.query(sketch)
-    ):
+    sketch = None
+    if self._similar is not None:
+      sketch = _sketch(plain)
+    if sketch is not None and self._has_similar(sketch):
       return "near duplicate"
-    self.texts.add(plain)
-    if self.equations is not None:
-      self.equations.add(steps)
+    self._texts.add(plain)
+    self._equations.add(steps)
     if sketch is not None:
-      self.similar.insert(len(self.sketches), sketch)
-      self.sketches.append(sketch)
+      self._similar.insert(len(self._sketches), sketch)
+      self._sketches.append(sketch)
     return ""
+
+  def _has_similar(self, sketch) -> bool:
+    # The index proposes candidates; their similarity is estimated from all permutations.
+    for key in self._similar.query(sketch):
+      if self._sketches[key].jaccard(sketch) >= _SIMILAR:
+        return True
+    return False
 
 
 def _similar_index():
@@ -122,8 +145,10 @@ def _sketch(text: str):
   words = text.split()
   if len(words) < _WORDS:
     return None
+  shingles = []
+  for start in range(len(words) - _WORDS + 1):
+    shingle = " ".join(words[start : start + _WORDS])
+    shingles.append(shingle.encode())
   sketch = MinHash(num_perm=_PERMUTATIONS)
-  sketch.update_batch(
-    [" ".join(words[i : i + _WORDS]).encode() for i in range(len(words) - _WORDS + 1)]
-  )
+  sketch.update_batch(shingles)
   return sketch

@@ -1,6 +1,7 @@
-"""One worker of the pool: reads a case a line from its standard input, answers a line. Imports no JAX.
+"""One worker of the pool: reads a case a line from its standard input, answers with a line.
 
-Started as `python -m synthjax.verify.worker MEMORY_BYTES`; a line is the JSON list [gold, prediction, policy].
+Imports no JAX. Started as `python -m synthjax.verify.worker MEMORY_BYTES`; a line is the JSON list
+[gold, prediction, policy].
 """
 
 import json
@@ -21,6 +22,7 @@ def main() -> None:
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
   sys.set_int_max_str_digits(MOST_DIGITS)
 
+  # Imported under the limits, and after the environment that sympy reads at its import.
   import dataclasses
 
   from synthjax.verify import symbolic
@@ -31,7 +33,8 @@ def main() -> None:
   _say(answers, {"ready": os.getpid()})
   for line in sys.stdin:
     gold, prediction, policy = json.loads(line)
-    _say(answers, dataclasses.asdict(symbolic.compare(gold, prediction, Policy(**policy))))
+    verdict = symbolic.compare(gold, prediction, Policy(**policy))
+    _say(answers, dataclasses.asdict(verdict))
 
 
 def _say(answers, value) -> None:
