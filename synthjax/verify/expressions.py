@@ -80,7 +80,8 @@ def names_of(node: Node) -> Iterator[str]:
 
 
 def _tokens(text: str) -> list[str]:
-  tokens, at = [], 0
+  tokens: list[str] = []
+  at = 0
   text = text.rstrip()
   while at < len(text):
     match = _TOKEN.match(text, at)
@@ -109,21 +110,26 @@ def _letters(run: str) -> list[str]:
   return list(run)
 
 
+_CLOSING = {"(": ")", "{": "}", "[": "]"}
+
+
 class _Reader:
   """Recursive descent over the tokens."""
 
   def __init__(self, tokens: list[str]):
-    self._tokens, self._at = tokens, 0
-    self._functions = (
-      0  # within the arguments of how many: degrees are angles there, and units elsewhere
-    )
+    self._tokens = tokens
+    self._at = 0
+    # Functions around the present token: degrees are angles in their arguments, units elsewhere.
+    self._depth_of_functions = 0
 
   def left(self) -> bool:
     return self._at < len(self._tokens)
 
   def _peek(self, ahead: int = 0) -> str:
     at = self._at + ahead
-    return self._tokens[at] if at < len(self._tokens) else ""
+    if at < len(self._tokens):
+      return self._tokens[at]
+    return ""
 
   def _next(self) -> str:
     token = self._peek()
@@ -140,9 +146,10 @@ class _Reader:
     terms = [self._product(depth)]
     while self._peek() in ("+", "-"):
       minus = self._next() == "-"
-      term = self._product(depth)
-      terms.append(Node("negative", (term,)) if minus else term)
-    return terms[0] if len(terms) == 1 else Node("sum", tuple(terms))
+      terms.append(_signed(self._product(depth), minus))
+    if len(terms) == 1:
+      return terms[0]
+    return Node("sum", tuple(terms))
 
   def _product(self, depth: int) -> Node:
     minus = False
@@ -152,8 +159,10 @@ class _Reader:
     divided = False
     while self._peek() and self._peek() not in ("+", "-", ")", "}", "]"):
       if self._peek() in ("*", "/"):
+        kind = "product"
         divided = self._next() == "/"
-        kind = "quotient" if divided else "product"
+        if divided:
+          kind = "quotient"
         total = Node(kind, (total, self._power(depth)))
         continue
       # 1/2x is one half of x or one over 2x.
@@ -163,7 +172,7 @@ class _Reader:
       factor = self._power(depth)
       self._check_implied(before, total, factor)
       total = Node("product", (total, factor))
-    return Node("negative", (total,)) if minus else total
+    return _signed(total, minus)
 
   def _check_implied(self, before: str, total: Node, factor: Node) -> None:
     """Refuses products that are none: 3 4, 3\\frac12 (a mixed number), 3(2), x2."""
@@ -172,12 +181,12 @@ class _Reader:
       leading = leading.operands[0]
     if leading.kind == "number" and before[-1:].isalnum():
       raise Unknown
-    last = total.operands[1] if total.kind == "product" else total
-    if (
-      last.kind == "number"
-      and leading.kind in ("number", "quotient")
-      and not set(names_of(leading))
-    ):
+    last = total
+    if total.kind == "product":
+      last = total.operands[1]
+    if last.kind != "number" or leading.kind not in ("number", "quotient"):
+      return
+    if not set(names_of(leading)):
       raise Unknown
 
   def _power(self, depth: int) -> Node:
@@ -185,7 +194,7 @@ class _Reader:
     while self._peek() == "!":
       self._next()
       base = Node("factorial", (base,))
-    if self._peek() == r"\degree" and self._functions:
+    if self._peek() == r"\degree" and self._depth_of_functions:
       self._next()
       return Node("product", (base, _RADIANS))
     if self._peek() != "^":
@@ -199,12 +208,13 @@ class _Reader:
     if minus:
       self._next()
     token = self._peek()
-    if token.isdigit() and len(token) > 1 and not self._peek(-2 - minus).isdigit():
+    base = self._peek(-2 - minus)
+    if token.isdigit() and len(token) > 1 and not base.isdigit():
       raise Unknown
     exponent = self._atom(depth)
     if self._peek() == "^":
       raise Unknown
-    return Node("negative", (exponent,)) if minus else exponent
+    return _signed(exponent, minus)
 
   def _atom(self, depth: int) -> Node:
     token = self._next()
@@ -212,7 +222,7 @@ class _Reader:
       return Node("number", value=Fraction(token))
     if token in ("(", "{", "["):
       inner = self.sum(depth + 1)
-      self._expect({"(": ")", "{": "}", "[": "]"}[token])
+      self._expect(_CLOSING[token])
       return inner
     if token.startswith("\\"):
       return self._command(token, depth)
@@ -234,11 +244,12 @@ class _Reader:
 
   def _is_applied_after_power(self) -> bool:
     """Whether a power is followed by a bracket: f^{-1}(x)."""
-    at = self._at + 1
-    if at < len(self._tokens) and self._tokens[at] == "{":
-      while at < len(self._tokens) and self._tokens[at] != "}":
-        at += 1
-    return at + 1 < len(self._tokens) and self._tokens[at + 1] == "("
+    following = self._tokens[self._at + 1 :]
+    end = 0
+    if following[:1] == ["{"]:
+      while end < len(following) and following[end] != "}":
+        end += 1
+    return following[end + 1 : end + 2] == ["("]
 
   def _command(self, token: str, depth: int) -> Node:
     if token == r"\pi":
@@ -276,24 +287,24 @@ class _Reader:
       power = self._atom(depth)
       if power.kind != "number":
         raise Unknown  # \sin^{-1} may be the inverse
-    self._functions += 1
+    self._depth_of_functions += 1
     if self._peek() in ("(", "{", "["):
       argument = self._power(depth)
       if argument.kind == "power":
         raise Unknown  # \sin(x)^2
     else:
       argument = self._bare_argument(depth)
-    self._functions -= 1
-    called = Node("call", (argument,), name=name)
-    return called if power is None else Node("power", (called, power))
+    self._depth_of_functions -= 1
+    call = Node("call", (argument,), name=name)
+    if power is None:
+      return call
+    return Node("power", (call, power))
 
   def _bare_argument(self, depth: int) -> Node:
     argument = self._power(depth)
-    if (
-      argument.kind == "number"
-      and self._peek()
-      and (self._peek().isalpha() or self._peek() in _GREEK | {r"\pi"})
-    ):
+    following = self._peek()
+    is_symbol = following.isalpha() or following in _GREEK or following == r"\pi"
+    if argument.kind == "number" and is_symbol:
       argument = Node("product", (argument, self._power(depth)))
     following = self._peek()
     if following and following not in "+-)}]" and following[1:] not in _FUNCTIONS:
@@ -309,3 +320,9 @@ class _Reader:
     if token[:1].isdigit() and not token.isdigit():
       raise Unknown
     return self._atom(depth)
+
+
+def _signed(node: Node, minus: bool) -> Node:
+  if minus:
+    return Node("negative", (node,))
+  return node

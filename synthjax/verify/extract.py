@@ -23,7 +23,12 @@ import re
 
 from synthjax.errors import ConfigError
 
-_MARKERS = {"hash": "####", "answer_is": "The answer is", "final_line": "Answer:", "a_line": "\nA:"}
+_MARKERS = {
+  "hash": "####",
+  "answer_is": "The answer is",
+  "final_line": "Answer:",
+  "a_line": "\nA:",
+}
 # Tried in this order; a mode that finds nothing passes on.
 ORDERS = {
   "gsm8k_order": ("hash", "boxed", "stated", "last_number"),
@@ -37,6 +42,7 @@ _NUMBER = re.compile(
   r"(?!(?!(?:km|cm|mm|kg|mg|ml|ft|lbs?|oz|hrs?|"
   r"mins?|secs?|mph|am|pm|g|m|s|h|L)\b)[A-Za-z])|(?<![A-Za-z0-9_.\\])-?\$?\.\d+(?![0-9_A-Za-z])"
 )
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # or an escaped character, which is none
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(\{|(?=[0-9A-Za-z]))")
 # What stands between boxes that are one answer: a comma, "and" or "or", and the name of the next.
 _SPACE = r"(?:\s|\$|\\[,;:!()\[\] ]|~|\\q?quad|\*\*|&)*"
@@ -69,19 +75,26 @@ def extract(text: str, mode: str) -> str | None:
     ValueError: unknown mode.
   """
   if mode in ORDERS:
-    found = (extract(text, each) for each in ORDERS[mode])
-    return next((answer for answer in found if answer is not None), None)
+    for each in ORDERS[mode]:
+      answer = extract(text, each)
+      if answer is not None:
+        return answer
+    return None
   if mode in ("boxed", "boxes"):
     return _boxed(text, together=mode == "boxes")
   if mode == "last_number":
     numbers = _NUMBER.findall(text)
-    return numbers[-1] if numbers else None
+    if not numbers:
+      return None
+    return numbers[-1]
   if mode == "last_math":
     return _last_math(text)
   if mode == "minerva":
     _, marker, rest = text.rpartition("The final answer is")
+    if not marker:
+      return None
     line = re.split(r"\.\s*I hope|\n", rest.strip(), maxsplit=1)[0]
-    return _of_line(line) if marker else None
+    return _of_line(line)
   if mode == "stated":
     return _stated(text)
   if mode not in _MARKERS:
@@ -90,10 +103,14 @@ def extract(text: str, mode: str) -> str | None:
 
 
 def _after_marker(text: str, mode: str) -> str | None:
-  _, marker, rest = ("\n" + text if mode == "a_line" else text).rpartition(_MARKERS[mode])
-  if not marker or not _unmarked(rest):
+  if mode == "a_line":
+    # The marker begins with the line's break, and the text may begin with the marker.
+    text = "\n" + text
+  _, marker, rest = text.rpartition(_MARKERS[mode])
+  rest = _unmarked(rest)
+  if not marker or not rest:
     return None
-  line = _unmarked(rest).splitlines()[0]
+  line = rest.splitlines()[0]
   if mode == "answer_is":
     line = _sentence(line)
   return _of_line(line)
@@ -101,8 +118,13 @@ def _after_marker(text: str, mode: str) -> str | None:
 
 def _stated(text: str) -> str | None:
   marks = list(_STATED.finditer(text))
-  rest = _unmarked(text[marks[-1].end() :]) if marks else ""
-  return _of_line(_sentence(rest.splitlines()[0])) if rest else None
+  if not marks:
+    return None
+  rest = _unmarked(text[marks[-1].end() :])
+  if not rest:
+    return None
+  line = rest.splitlines()[0]
+  return _of_line(_sentence(line))
 
 
 def _sentence(line: str) -> str:
@@ -120,12 +142,11 @@ def _of_line(line: str) -> str | None:
   if _BOX.search(line):
     return _boxed(line)
   span = _SPAN.match(line)
-  if (
-    span
-    and re.fullmatch(r"(?:\s|[,.(])*[A-Za-z].*", line[span.end() :], re.DOTALL)
-    and not _continues(line[span.end() :])
-  ):
-    return line[: span.end()].strip()
+  if span:
+    rest = line[span.end() :]
+    is_prose = re.fullmatch(r"(?:\s|[,.(])*[A-Za-z].*", rest, re.DOTALL)
+    if is_prose and not _continues(rest):
+      return line[: span.end()].strip()
   line = _CLAUSE.sub("", line).strip()
   if re.match(r"[-+$\\\u00a3\u20ac]*\d", line):
     line = _PHRASE.sub("", line)
@@ -149,7 +170,9 @@ def _boxed(text: str, together: bool = True) -> str | None:
     gap = text[end + 1 : following]
     if contents and (len(gap) > _WIDEST_GAP or not _BETWEEN.fullmatch(gap)):
       break
-    content = text[mark.end() : end].strip() if mark[1] else text[end]
+    content = text[end]
+    if mark[1]:
+      content = text[mark.end() : end].strip()
     if not content:
       break
     contents.insert(0, content)
@@ -161,14 +184,19 @@ def _boxed(text: str, together: bool = True) -> str | None:
 
 def _end_of_box(text: str, mark: re.Match, limit: int) -> int | None:
   """Index of a box's closing brace, or of its one character (`\\boxed 5`, as TeX reads it)."""
-  return _end_of_group(text, mark.end(), limit) if mark[1] else mark.end()
+  if mark[1]:
+    return _end_of_group(text, mark.end(), limit)
+  return mark.end()
 
 
 def _end_of_group(text: str, start: int, limit: int) -> int | None:
   """Where the brace that opened before `start` closes."""
   depth = 1
-  for mark in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start, limit):
-    depth += {"{": 1, "}": -1}.get(mark[0], 0)
+  for mark in _BRACE.finditer(text, start, limit):
+    if mark[0] == "{":
+      depth += 1
+    elif mark[0] == "}":
+      depth -= 1
     if depth == 0:
       return mark.start()
   return None

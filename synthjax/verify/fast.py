@@ -14,12 +14,12 @@ from synthjax.verify.forms import (
   Form,
   Formula,
   Group,
-  Measured,
-  Number,
   Phrase,
+  Quantity,
   Relation,
   Word,
 )
+from synthjax.verify.numerals import Number
 from synthjax.verify.policy import STRICT, Policy
 from synthjax.verify.spelling import clean, is_balanced, squeeze
 
@@ -62,7 +62,7 @@ def _key(text: str):
   match form:
     case Number():
       return form.value
-    case Measured() | Assigned():
+    case Quantity() | Assigned():
       return _key(form.body)
     case Group():
       keys = [_key(item) for item in form.items]
@@ -126,7 +126,7 @@ def _of_forms(
     return _same(one.body, prediction, rules)
   if isinstance(other, Assigned):
     return _same(gold, other.body, rules)
-  if isinstance(one, Measured) or isinstance(other, Measured):
+  if isinstance(one, Quantity) or isinstance(other, Quantity):
     return _same_measured(gold, prediction, one, other, rules)
   if isinstance(one, Group) and isinstance(other, Group):
     return _same_groups(gold, prediction, one, other, rules)
@@ -150,7 +150,7 @@ class _Part(NamedTuple):
 
 
 def _without_unit(text: str, form: Form | None) -> _Part:
-  if isinstance(form, Measured):
+  if isinstance(form, Quantity):
     return _Part(form.body, form.unit)
   return _Part(text, "")
 

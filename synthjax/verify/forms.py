@@ -8,19 +8,11 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from synthjax.verify import expressions, numeric, spelling, units
-
-_GREATEST_EXPONENT = 400  # of 10^n and 1e n; larger ones are not expanded
-
-
-class Number(NamedTuple):
-  """An exact value, and the number of decimal places it was written with (-1: no decimal point)."""
-
-  value: Fraction
-  places: int = -1
+from synthjax.verify import expressions, numerals, numeric, spelling, units
+from synthjax.verify.numerals import Number
 
 
-class Measured(NamedTuple):
+class Quantity(NamedTuple):
   """Something with a unit, a percent sign or a currency."""
 
   body: str
@@ -69,7 +61,7 @@ class Phrase(NamedTuple):
   text: str
 
 
-Form = Number | Measured | Word | Group | Assigned | Relation | Formula | Phrase
+Form = Number | Quantity | Word | Group | Assigned | Relation | Formula | Phrase
 
 
 @functools.lru_cache(1 << 16)
@@ -79,143 +71,11 @@ def form(text: str) -> Form | None:
     return Number(Fraction(int(text)))
   if not text or not spelling.is_balanced(text):
     return None
-  for read in (
-    _number,
-    _measured_number,
-    _list,
-    _relation,
-    _option,
-    _bracketed,
-    _matrix,
-    _measured,
-    _words,
-    _formula,
-    _phrase,
-  ):
+  for read in _READERS:
     found = read(text)
     if found is not None:
       return found
   return None
-
-
-# Numbers.
-
-_SPELLED = {
-  word: Fraction(n)
-  for n, word in enumerate(
-    (
-      "zero",
-      "one",
-      "two",
-      "three",
-      "four",
-      "five",
-      "six",
-      "seven",
-      "eight",
-      "nine",
-      "ten",
-      "eleven",
-      "twelve",
-      "thirteen",
-      "fourteen",
-      "fifteen",
-      "sixteen",
-      "seventeen",
-      "eighteen",
-      "nineteen",
-      "twenty",
-    )
-  )
-}
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+"
-_SIGN = r"(?P<sign>[-+]?)\s*"
-_PLAIN = re.compile(rf"{_SIGN}(?P<digits>{_DIGITS})")
-_REPEATING = re.compile(
-  rf"{_SIGN}(?P<whole>\d+)\.(?P<fixed>\d*)\\overline\s*\{{?(?P<repeated>\d+)\}}?"
-)
-_SCIENTIFIC = re.compile(
-  rf"{_SIGN}(?P<digits>{_DIGITS})\s*(?:[eE]|(?:\*|x)\s*10\s*\^)\s*\{{?(?P<power>[-+]?\d{{1,3}})\}}?"
-)
-_POWER = re.compile(rf"{_SIGN}10\s*\^\s*\{{?(?P<power>[-+]?\d{{1,3}})\}}?")
-_PART = r"(?:\{{\s*(?P<{0}1>[-+]?(?:{1}))\s*\}}|(?P<{0}2>\d))"
-_FRACTION = re.compile(
-  rf"{_SIGN}(?:(?P<whole>\d+)\s*)?\\frac\s*{_PART.format('top', _DIGITS)}"
-  rf"\s*{_PART.format('bottom', _DIGITS)}"
-)
-_SLASH = re.compile(
-  rf"{_SIGN}(?:(?P<whole>\d+)\s+)?(?P<top1>{_DIGITS})\s*/\s*(?P<bottom1>[-+]?(?:{_DIGITS}))"
-)
-_SCALED = re.compile(
-  rf"(?P<number>.*?[\d}}])\s*(?:\\word\s+)?(?P<scale>{'|'.join(units.SCALES)})", re.IGNORECASE
-)
-_ROUND = re.compile(r"\(([^()]*)\)|\{([^{}]*)\}")
-
-
-def _number(text: str) -> Number | None:
-  """A number: decimal, scientific, a fraction, mixed, spelled, or with a scale like `million`."""
-  if inner := _ROUND.fullmatch(text):
-    content = (inner[1] or inner[2] or "").strip()
-    return None if "," in content else _number(content)
-  for pattern, value in _READERS:
-    if match := pattern.fullmatch(text):
-      try:
-        exact = value(match)
-      except ArithmeticError:
-        return None
-      return Number(
-        -exact if match["sign"] == "-" else exact, _places(text) if pattern is _PLAIN else -1
-      )
-  if scaled := _SCALED.fullmatch(text):
-    found = _number(scaled["number"])
-    return None if found is None else Number(found.value * units.SCALES[scaled["scale"].lower()])
-  word = text.replace(r"\word", " ").strip().lower()
-  return Number(_SPELLED[word]) if word in _SPELLED else None
-
-
-def _places(text: str) -> int:
-  whole, point, places = text.partition(".")
-  return len(places) if point else -1
-
-
-def _fraction_of(digits: str) -> Fraction:
-  return Fraction(digits.replace(",", ""))
-
-
-def _power_of_ten(match) -> Fraction:
-  power = int(match["power"])
-  if abs(power) > _GREATEST_EXPONENT:
-    raise ArithmeticError  # left to the symbolic comparison
-  return Fraction(10) ** power
-
-
-def _repeating(match) -> Fraction:
-  fixed, repeated = match["fixed"], match["repeated"]
-  tail = Fraction(int(repeated), 10 ** len(repeated) - 1) / 10 ** len(fixed)
-  return Fraction(f"{match['whole']}.{fixed or 0}") + tail
-
-
-def _fraction(match) -> Fraction:
-  groups = match.groupdict()
-  top = _fraction_of(groups["top1"] or groups["top2"])
-  bottom = _fraction_of(groups["bottom1"] or groups["bottom2"])
-  if match["whole"] and not (0 <= top < abs(bottom) and bottom > 0):
-    raise ArithmeticError  # 3\frac{5}{2} is a product
-  return int(match["whole"] or 0) + top / bottom
-
-
-def _slash(match) -> Fraction:
-  return int(match["whole"] or 0) + _fraction_of(match["top1"]) / _fraction_of(match["bottom1"])
-
-
-_READERS = (
-  (_PLAIN, lambda match: _fraction_of(match["digits"])),
-  (_FRACTION, _fraction),
-  (_SLASH, _slash),
-  (_SCIENTIFIC, lambda match: _fraction_of(match["digits"]) * _power_of_ten(match)),
-  (_POWER, _power_of_ten),
-  (_REPEATING, _repeating),
-)
 
 
 # Units.
@@ -226,33 +86,35 @@ _DEGREE = re.compile(r"(?P<body>.*\S)\s*\\degree\s*(?:\\word)?\s*(?P<scale>[CF]?
 _TAIL = re.compile(
   r"(?<![\\A-Za-z])(?P<words>(?:\\word|[A-Za-z.\-/]|\s)+)(?P<power>\^\s*\{?\d\}?)?$"
 )
+_TEMPERATURES = {"C": "celsius", "F": "fahrenheit", "": "degree"}
+# A text that ends like this lacks an operand: what follows is no unit.
 _UNFINISHED = ("+", "-", "*", "/", "^", "=", "(", ",", "<", ">", "_")
 
 
-def _measured_number(text: str) -> Measured | None:
-  found = _measured(text)
-  return found if found is not None and _number(found.body) is not None else None
+def _measured_number(text: str) -> Quantity | None:
+  measured = _measured(text)
+  if measured is None or numerals.read(measured.body) is None:
+    return None
+  return measured
 
 
-def _measured(text: str) -> Measured | None:
+def _measured(text: str) -> Quantity | None:
   """Something that ends with a unit of the known list, or has a percent sign or a currency."""
   if before := _CURRENCY_BEFORE.fullmatch(text):
     return _with_currency(before["sign"] + before["body"], _CURRENCIES[before["currency"]])
-  sign, body = text[-1], text[:-1].strip()
+  sign = text[-1]
+  body = text[:-1].strip()
   if sign == "%" or sign in _CURRENCIES:
     if not body or body[-1] == "%" or body[-1] in _CURRENCIES:
       return None
-    return Measured(body, _CURRENCIES.get(sign, "percent"))
-  if (
-    (degree := _DEGREE.fullmatch(text))
-    and r"\degree" not in degree["body"]
-    and not _has_function(degree["body"])
-  ):
-    return Measured(
-      degree["body"], {"C": "celsius", "F": "fahrenheit", "": "degree"}[degree["scale"]]
-    )
+    return Quantity(body, _CURRENCIES.get(sign, "percent"))
+  degree = _DEGREE.fullmatch(text)
+  if degree and r"\degree" not in degree["body"] and not _has_function(degree["body"]):
+    return Quantity(degree["body"], _TEMPERATURES[degree["scale"]])
   tail = _TAIL.search(text)
-  return _split_unit(text, tail) if tail else None
+  if tail is None:
+    return None
+  return _split_unit(text, tail)
 
 
 _FUNCTION = re.compile(
@@ -264,28 +126,32 @@ def _has_function(text: str) -> bool:
   return _FUNCTION.search(text) is not None
 
 
-def _split_unit(text: str, tail: re.Match) -> Measured | None:
-  words, power = tail["words"], tail["power"] or ""
+def _split_unit(text: str, tail: re.Match) -> Quantity | None:
+  words = tail["words"]
+  power = tail["power"] or ""
   for start in re.finditer(r"(?:\\word\s+)?(?<![A-Za-z.\-/])[A-Za-z]", words):
     body = text[: tail.start() + start.start()].strip()
-    if not body or body.endswith(_UNFINISHED) or not _may_precede_unit(words[: start.start()]):
+    if not body or body.endswith(_UNFINISHED):
+      continue
+    if not _may_precede_unit(words[: start.start()]):
       continue
     as_text = r"\word" in words[: start.end()]
-    unit = units.read(words[start.start() :].replace(r"\word", " ") + power, as_text)
+    following = words[start.start() :].replace(r"\word", " ")
+    unit = units.read(following + power, as_text)
     if unit is not None:
-      return Measured(body, unit) if unit else None
+      return Quantity(body, unit)
   return None
 
 
 def _may_precede_unit(words: str) -> bool:
   """Only scales, spelled numbers and variables: 12 square units squared are no units squared."""
   for word in words.replace(r"\word", " ").lower().split():
-    if len(word) > 1 and word not in units.SCALES and word not in _SPELLED:
+    if len(word) > 1 and word not in units.SCALES and word not in numerals.SPELLED:
       return False
   return True
 
 
-def _with_currency(body: str, currency: str) -> Measured:
+def _with_currency(body: str, currency: str) -> Quantity:
   """`$5`, `$5 dollars`, `$5 per hour`."""
   if rate := re.fullmatch(
     r"(?P<body>.*[\d}])\s*(?:\\word\s+)?"
@@ -294,11 +160,11 @@ def _with_currency(body: str, currency: str) -> Measured:
   ):
     unit = units.read(f"{currency} {rate['rate']}".replace(r"\word", " "))
     if unit:
-      return Measured(rate["body"].strip(), unit)
+      return Quantity(rate["body"].strip(), unit)
   measured = _measured(body)
   if measured is not None and measured.unit == currency:
     return measured
-  return Measured(body, currency)
+  return Quantity(body, currency)
 
 
 # Lists, groups and relations.
@@ -317,10 +183,12 @@ _NAME = re.compile(
 )
 _SYMBOL = re.compile(r"\\?[A-Za-z](?:_\w)?|\\(?:theta|alpha|beta)")
 _TEXT_NAME = re.compile(r"\\word\s+[A-Za-z ]+")
-_OPTION = re.compile(
-  r"(?:\\word)?\s*\(\s*(?:\\word)?\s*([A-Za-z])\s*\)\s*"
-)  # (C), of a multiple choice
+# (C), of a multiple choice.
+_OPTION = re.compile(r"(?:\\word)?\s*\(\s*(?:\\word)?\s*([A-Za-z])\s*\)\s*")
 _ENVIRONMENT = re.compile(r"\\begin\{[pb]matrix\}(.*)\\end\{[pb]matrix\}", re.DOTALL)
+
+
+_ASSIGNING = {"=", r"\in", r"\approx"}
 
 
 def _list(text: str) -> Group | None:
@@ -346,28 +214,22 @@ def _relation(text: str) -> Assigned | Relation | None:
   pieces = spelling.split(text, _RELATION)
   if pieces is None or len(pieces) < 2:
     return None
-  sides, signs = tuple(piece for _, piece in pieces), tuple(sign for sign, _ in pieces[1:])
-  if (
-    signs[0] in ("=", r"\in", r"\approx")
-    and set(signs) <= {"=", r"\approx", r"\in"}
-    and _is_name(sides[0])
-    and _agree(sides[1:])
-  ):
+  sides = tuple(piece for _, piece in pieces)
+  signs = tuple(sign for sign, _ in pieces[1:])
+  if set(signs) <= _ASSIGNING and _is_name(sides[0]) and _agree(sides[1:]):
     return Assigned(_squeezed_name(sides[0]), sides[-1])
+  # 5 = x
   if signs == ("=",) and _SYMBOL.fullmatch(sides[1]) and not _SYMBOL.fullmatch(sides[0]):
-    return Assigned(_squeezed_name(sides[1]), sides[0])  # 5 = x
+    return Assigned(_squeezed_name(sides[1]), sides[0])
   return Relation(sides, signs)
 
 
 def _is_name(text: str) -> bool:
   if _TEXT_NAME.fullmatch(text):
     return True
-  return (
-    _NAME.fullmatch(text) is not None
-    and not _has_function(text)
-    and r"\pi" not in text
-    and r"\infty" not in text
-  )
+  if _NAME.fullmatch(text) is None or _has_function(text):
+    return False
+  return r"\pi" not in text and r"\infty" not in text
 
 
 def _squeezed_name(text: str) -> str:
@@ -387,22 +249,25 @@ def _agree(sides: tuple[str, ...]) -> bool:
 
 
 def _option(text: str) -> Word | None:
-  found = _OPTION.fullmatch(text)
-  return Word(found[1].upper()) if found else None
+  option = _OPTION.fullmatch(text)
+  if option is None:
+    return None
+  return Word(option[1].upper())
 
 
 def _bracketed(text: str) -> Form | None:
-  pieces = spelling.split(text, _CUP)
-  if pieces is not None and len(pieces) > 1:
-    return Group("union", tuple(piece for _, piece in pieces))
-  pieces = spelling.split(text, _COLON)
-  if pieces is not None and len(pieces) > 1:
-    return Group(":", tuple(piece for _, piece in pieces))
-  opening, closing = text[:1], text[-1:]
+  for kind, separator in (("union", _CUP), (":", _COLON)):
+    pieces = spelling.split(text, separator)
+    if pieces is not None and len(pieces) > 1:
+      return Group(kind, tuple(piece for _, piece in pieces))
+  opening = text[:1]
+  closing = text[-1:]
   if text.startswith(r"\{") and text.endswith(r"\}"):
-    brackets, inner = "{}", text[2:-2].strip()
+    brackets = "{}"
+    inner = text[2:-2].strip()
   elif opening in ("(", "[") and closing in (")", "]"):
-    brackets, inner = opening + closing, text[1:-1].strip()
+    brackets = opening + closing
+    inner = text[1:-1].strip()
   else:
     return None
   if not _is_one_bracket(text):
@@ -428,22 +293,25 @@ def _is_one_bracket(text: str) -> bool:
 
 
 def _matrix(text: str) -> Group | None:
-  found = _ENVIRONMENT.fullmatch(text)
-  if found is None or r"\begin" in found[1]:
+  environment = _ENVIRONMENT.fullmatch(text)
+  if environment is None or r"\begin" in environment[1]:
     return None
-  rows = []
-  for row in found[1].strip().removesuffix("\\\\").split("\\\\"):
-    rows.append([spelling.clean(cell) for cell in row.split("&")])
-  if len({len(row) for row in rows}) != 1:
+  rows = environment[1].strip().removesuffix("\\\\").split("\\\\")
+  cells: list[str] = []
+  widths = set()
+  for row in rows:
+    row_cells = [spelling.clean(cell) for cell in row.split("&")]
+    cells += row_cells
+    widths.add(len(row_cells))
+  if len(widths) != 1:
     return None
-  return Group(f"matrix {len(rows)}x{len(rows[0])}", tuple(cell for row in rows for cell in row))
+  return Group(f"matrix {len(rows)}x{widths.pop()}", tuple(cells))
 
 
 # Words and formulas.
 
-_WORDS = re.compile(
-  r"(?:\\word|[A-Za-z '.\-])+"
-)  # one character a turn: runs inside runs would take exponential time
+# One character a turn: runs inside runs would take exponential time.
+_WORDS = re.compile(r"(?:\\word|[A-Za-z '.\-])+")
 _INFINITY = re.compile(r"([-+]?)\s*\\infty")
 _EMPTY = re.compile(r"\\emptyset|\\varnothing|\\\{\s*\\\}")
 _LONG_RUN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
@@ -452,7 +320,9 @@ _ONE_LETTER_UNIT = re.compile(r".*[\d)}]\s+([A-Za-z])")
 
 def _words(text: str) -> Word | None:
   if infinity := _INFINITY.fullmatch(text):
-    return Word("-infinity" if infinity[1] == "-" else "infinity")
+    if infinity[1] == "-":
+      return Word("-infinity")
+    return Word("infinity")
   if _EMPTY.fullmatch(text):
     return Word("empty set")
   if not _WORDS.fullmatch(text):
@@ -462,13 +332,10 @@ def _words(text: str) -> Word | None:
   if len(words) == 1:
     return Word(words)
   # Letters without spaces that were not set as text may be a product of variables.
-  if (
-    _LONG_RUN.search(words)
-    and (as_text or " " in words or len(words) > 3)
-    and not _has_function(words)
-  ):
-    return Word(words.lower())
-  return None
+  may_be_product = not as_text and " " not in words and len(words) <= 3
+  if may_be_product or not _LONG_RUN.search(words) or _has_function(words):
+    return None
+  return Word(words.lower())
 
 
 def _formula(text: str) -> Formula | Phrase | None:
@@ -476,10 +343,31 @@ def _formula(text: str) -> Formula | Phrase | None:
   if unit and unit[1] in units.ONE_LETTER:
     return Phrase(text)  # 5 m: metres, or a product
   expression = expressions.parse(text)
-  return None if expression is None else Formula(expression)
+  if expression is None:
+    return None
+  return Formula(expression)
 
 
 def _phrase(text: str) -> Phrase | None:
   bare = re.sub(r"\\word", " ", text)
   runs = [run for run in _LONG_RUN.findall(bare) if not _has_function(run)]
-  return Phrase(text) if runs and "\\" not in bare else None
+  if runs and "\\" not in bare:
+    return Phrase(text)
+  return None
+
+
+# The first reader that takes the text decides. Numbers, with a unit or without, come before lists:
+# `1,200 dollars` is no list.
+_READERS = (
+  numerals.read,
+  _measured_number,
+  _list,
+  _relation,
+  _option,
+  _bracketed,
+  _matrix,
+  _measured,
+  _words,
+  _formula,
+  _phrase,
+)

@@ -26,7 +26,7 @@ _CLEANED = [
     (_TEXT.replace(r"([^{}]*)", r"\s*(,?\s*(?:and|or))\s*,?\s*"), r" \1 "),
     (_TEXT, r" \\word \1 "),
     (r"^\s*\\approx(?![A-Za-z])", ""),
-    (r"\\[$%#&]", lambda match: match[0][1]),
+    (r"\\([$%#&])", r"\1"),
     (r"\\(?:times|cdot)(?![A-Za-z])|\\ast(?![A-Za-z])", "*"),
     (r"\\div(?![A-Za-z])", "/"),
     (r"\\leq?(?![A-Za-z])|\\leqslant|<=", r" \\leq "),
@@ -35,8 +35,10 @@ _CLEANED = [
     (r"\\gt(?![A-Za-z])", ">"),
     (r"\\neq?(?![A-Za-z])|!=", r" \\neq "),
     (r"\\colon(?![A-Za-z])", ":"),
-    (r"\\[lr]brack(?![A-Za-z])", lambda match: "[" if "l" in match[0] else "]"),
-    (r"\\[lr]brace(?![A-Za-z])", lambda match: r"\{" if "l" in match[0] else r"\}"),
+    (r"\\lbrack(?![A-Za-z])", "["),
+    (r"\\rbrack(?![A-Za-z])", "]"),
+    (r"\\lbrace(?![A-Za-z])", r"\\{"),
+    (r"\\rbrace(?![A-Za-z])", r"\\}"),
     (r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi"),
     (r"(?<![\\A-Za-z])(?:inf|infinity|infty)(?![A-Za-z])", r"\\infty"),
     (r"\\langle(?![A-Za-z])", "("),
@@ -110,7 +112,8 @@ def squeeze(text: str) -> str:
   return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text.replace(r"\word", ""))
 
 
-_OPENING, _CLOSING = "([{", ")]}"
+_OPENING = "([{"
+_CLOSING = ")]}"
 
 
 def is_balanced(text: str) -> bool:
@@ -128,7 +131,9 @@ def is_balanced(text: str) -> bool:
 
 def split(text: str, separator: re.Pattern) -> list[tuple[str, str]] | None:
   """(separator, piece) at the separators outside brackets; None where a piece is empty."""
-  pieces, depth, start, before, at = [], 0, 0, "", 0
+  pieces = []
+  before = ""
+  depth = start = at = 0
   while at < len(text):
     character = text[at]
     if character in _OPENING:
@@ -137,9 +142,11 @@ def split(text: str, separator: re.Pattern) -> list[tuple[str, str]] | None:
       depth -= 1
     elif depth == 0 and (match := separator.match(text, at)):
       pieces.append((before, text[start:at].strip()))
-      before, at = match[0].strip(), match.end()
-      start = at
+      before = match[0].strip()
+      start = at = match.end()
       continue
     at += 1
   pieces.append((before, text[start:].strip()))
-  return pieces if all(piece for _, piece in pieces) else None
+  if not all(piece for _, piece in pieces):
+    return None
+  return pieces

@@ -12,7 +12,7 @@ import re
 import warnings
 
 from synthjax.records import Verdict
-from synthjax.verify import fast, forms, spelling
+from synthjax.verify import fast, forms, numerals, spelling
 from synthjax.verify.policy import STRICT, Policy
 
 _DIGITS = 50
@@ -86,7 +86,7 @@ def _same(gold: str, prediction: str, policy: Policy) -> bool:
   _extraction()
   wanted, found = _read(gold, "gold"), _read(prediction, "prediction")
 
-  asks_for_number = policy.unevaluated and isinstance(forms.form(gold), forms.Number)
+  asks_for_number = policy.unevaluated and isinstance(forms.form(gold), numerals.Number)
   if asks_for_number and not isinstance(found, sympy.Number):
     return False  # before anything is computed: 10^8! for 42
   kinds = [isinstance(x, sympy.core.relational.Relational) for x in (wanted, found)]
@@ -178,7 +178,9 @@ def _values(expressions) -> list[dict]:
 def _rounding(text: str) -> str:
   """Within which a decimal of six or more places stands for a value; "0" for all else."""
   number = forms.form(text)
-  return f"1e-{number.places}" if isinstance(number, forms.Number) and number.places >= 6 else "0"
+  return (
+    f"1e-{number.places}" if isinstance(number, numerals.Number) and number.places >= 6 else "0"
+  )
 
 
 def _agree(one, other, distance: str = "0") -> bool:
