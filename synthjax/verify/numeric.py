@@ -27,10 +27,13 @@ def _context() -> Any:
 
 _CONTEXT = _context()
 # Relative differences; what lies between the two is not decided.
-_EQUAL, _APART = _CONTEXT.mpf("1e-60"), _CONTEXT.mpf("1e-20")
+_EQUAL = _CONTEXT.mpf("1e-60")
+_APART = _CONTEXT.mpf("1e-20")
 # Of inexact values: beyond, cancellation could eat the digits.
-_RANGE = (_CONTEXT.mpf("1e-30"), _CONTEXT.mpf("1e30"))
-
+_SMALLEST = _CONTEXT.mpf("1e-30")
+_LARGEST = _CONTEXT.mpf("1e30")
+_LARGEST_ARGUMENT = 1e6  # of a function: beyond, its value has lost digits
+_NOT_VARIABLES = frozenset(("pi", "e", "i"))
 
 Real = Fraction | Any  # a Fraction where it is exact, else a number of mpmath
 
@@ -42,19 +45,19 @@ def constant(value: Fraction) -> Expression:
 
 def difference(left: Expression, right: Expression) -> Expression:
   """Left minus right."""
-  return Expression(
-    Node("sum", (left.root, Node("negative", (right.root,)))), left.names | right.names
-  )
+  negative = Node("negative", (right.root,))
+  return Expression(Node("sum", (left.root, negative)), left.names | right.names)
 
 
 def fingerprint(expression: Expression) -> str | None:
   """The value at one point, to twenty digits: equal expressions share it."""
-  point = {name: _random(name, 2) for name in expression.names - {"pi", "e", "i"}}
+  point = {name: _random(name, 2) for name in expression.names - _NOT_VARIABLES}
   try:
-    found = _inexact(_Evaluation(point).value(expression.root))
+    value = _Evaluation(point).value(expression.root)
+    inexact = _inexact(value)
   except (Unknown, ArithmeticError, ValueError):
     return None
-  return _CONTEXT.nstr(found, 20)
+  return _CONTEXT.nstr(inexact, 20)
 
 
 def same(one: Expression, other: Expression) -> bool | None:
@@ -75,15 +78,17 @@ def proportional(one: Expression, other: Expression) -> float | None:
     ratios.append(_divided(a, b))
     return _compared(ratios[0], ratios[-1])
 
-  found = _over_points(one, other, compared, at_least=3)
-  if found is None:
+  is_constant = _over_points(one, other, compared, at_least=3)
+  if is_constant is None:
     return None
-  if not found:
+  if not is_constant:
     return 0.0
   ratio = ratios[0]
   if isinstance(ratio, _CONTEXT.mpc):
     return None
-  return 1.0 if ratio > 0 else -1.0
+  if ratio > 0:
+    return 1.0
+  return -1.0
 
 
 def close(value: Fraction, expression: Expression, distance: Fraction) -> bool | None:
@@ -91,31 +96,42 @@ def close(value: Fraction, expression: Expression, distance: Fraction) -> bool |
   if not expression.names <= {"pi", "e"}:
     return None
   try:
-    found = _Evaluation({}).value(expression.root)
+    exact = _Evaluation({}).value(expression.root)
   except (Unknown, ArithmeticError, ValueError):
     return None
-  if isinstance(found, _CONTEXT.mpc):
+  if isinstance(exact, _CONTEXT.mpc):
     return None
-  return bool(abs(_subtracted(found, value)) < _inexact(distance))
+  return bool(abs(_subtracted(exact, value)) < _inexact(distance))
 
 
 def _over_points(one: Expression, other: Expression, compared, at_least: int = 1) -> bool | None:
+  """The verdict that holds whether e and i are numbers or variables, else None."""
   names = one.names | other.names
-  verdicts = {_at_points(one, other, compared, names, at_least, frozenset())}
+  variables = names - _NOT_VARIABLES
+  as_variables = names & {"e", "i"}
+  verdict = _at_points(one, other, compared, variables, at_least)
   # Without other variables they are the numbers.
-  if verdicts == {True} and names & {"e", "i"} and names - {"pi", "e", "i"}:
-    verdicts.add(_at_points(one, other, compared, names, at_least, names & {"e", "i"}))
-  return verdicts.pop() if len(verdicts) == 1 else None
+  if verdict is not True or not as_variables or not variables:
+    return verdict
+  if _at_points(one, other, compared, variables | as_variables, at_least) is True:
+    return True
+  return None
 
 
-def _at_points(one, other, compared, names, at_least, as_variables) -> bool | None:
-  variables = (names - {"pi", "e", "i"}) | as_variables
-  number = _POINTS if variables else 1
+def _at_points(one, other, compared, variables, at_least) -> bool | None:
+  num_points = 1
+  defined = 1  # points that have to be in the domain of both
+  if variables:
+    num_points = _POINTS
+    defined = max(2, min(at_least, num_points))
   agreeing = 0
-  for index in range(number):
-    evaluation = _Evaluation({name: _random(name, index) for name in variables})
+  for index in range(num_points):
+    point = {name: _random(name, index) for name in variables}
+    evaluation = _Evaluation(point)
     try:
-      verdict = compared(evaluation.value(one.root), evaluation.value(other.root))
+      value = evaluation.value(one.root)
+      other_value = evaluation.value(other.root)
+      verdict = compared(value, other_value)
     except (ArithmeticError, ValueError):
       continue  # not defined here
     except Unknown:
@@ -123,30 +139,40 @@ def _at_points(one, other, compared, names, at_least, as_variables) -> bool | No
     if verdict is not True:
       return verdict
     agreeing += 1
-  return True if agreeing >= min(at_least, number) and agreeing >= (2 if variables else 1) else None
+  if agreeing >= defined:
+    return True
+  return None
 
 
 @functools.lru_cache(1 << 10)
 def _random(name: str, index: int) -> Fraction:
   """A variable's value: between 1/2 and 3/2, then between 3 and 40, then of either sign."""
-  seed = int.from_bytes(hashlib.blake2b(f"{name} {index}".encode(), digest_size=6).digest(), "big")
+  digest = hashlib.blake2b(f"{name} {index}".encode(), digest_size=6).digest()
+  seed = int.from_bytes(digest, "big")
   share = Fraction(seed % 99_991 + 1, 100_003)
   if index < 2:
     return Fraction(1, 2) + share
   if index < 4:
     return 3 + 37 * share
-  return (3 * share + Fraction(1, 7)) * (-1 if seed & 1 else 1)
+  value = 3 * share + Fraction(1, 7)
+  if seed & 1:
+    return -value
+  return value
 
 
 def _compared(a: Real, b: Real) -> bool | None:
   if isinstance(a, Fraction) and isinstance(b, Fraction):
     return a == b
-  a, b = _inexact(a), _inexact(b)
-  difference, size = abs(a - b), max(abs(a), abs(b))
-  if difference <= _EQUAL * max(size, 1):
-    # Near zero, a difference within the working precision is no proof.
-    return True if difference <= _EQUAL * size or size == 0 else None
-  return False if difference > _APART * max(size, 1) else None
+  a = _inexact(a)
+  b = _inexact(b)
+  gap = abs(a - b)
+  size = max(abs(a), abs(b))
+  if gap > _APART * max(size, 1):
+    return False
+  # Near zero, a difference within the working precision is no proof.
+  if gap <= _EQUAL * size or size == 0:
+    return True
+  return None
 
 
 def _is_zero(value: Real) -> bool:
@@ -185,20 +211,27 @@ class _Evaluation:
     return self._of(root)
 
   def _of(self, node: Node) -> Real:
-    found = getattr(self, f"_{node.kind}")(node)
-    if isinstance(found, Fraction):
-      if max(found.numerator.bit_length(), found.denominator.bit_length()) > _MOST_BITS:
+    value = getattr(self, f"_{node.kind}")(node)
+    if isinstance(value, Fraction):
+      if _bits(value) > _MOST_BITS:
         raise Unknown
-      return found
-    if not _CONTEXT.isfinite(found):
+      return value
+    if not _CONTEXT.isfinite(value):
       raise ArithmeticError
-    if isinstance(found, _CONTEXT.mpc) and found.imag == 0:
-      found = found.real
-    if isinstance(found, _CONTEXT.mpc) and not self._with_i:
+    if isinstance(value, _CONTEXT.mpc) and value.imag == 0:
+      value = value.real
+    if isinstance(value, _CONTEXT.mpc) and not self._with_i:
       raise ValueError("not real")
-    if found != 0 and not _RANGE[0] < abs(found) < _RANGE[1]:
+    if value != 0 and not _SMALLEST < abs(value) < _LARGEST:
       raise Unknown
-    return found
+    return value
+
+  def _bounded(self, node: Node) -> Any:
+    """A function's argument: real, and not so large that the function loses its digits."""
+    argument = _inexact(self._of(node))
+    if isinstance(argument, _CONTEXT.mpc) or abs(argument) > _LARGEST_ARGUMENT:
+      raise Unknown
+    return argument
 
   def _number(self, node: Node) -> Real:
     return node.value
@@ -209,77 +242,75 @@ class _Evaluation:
   def _constant(self, node: Node) -> Real:
     if node.name in self._point:
       return self._point[node.name]
-    return {"pi": _CONTEXT.pi, "e": _CONTEXT.e, "i": _CONTEXT.j}[node.name] * 1
+    # Times 1: pi and e of mpmath are objects that are computed when they are used.
+    return _CONSTANTS[node.name] * 1
 
   def _sum(self, node: Node) -> Real:
     total = self._of(node.operands[0])
     for operand in node.operands[1:]:
       term = self._of(operand)
-      exactly = isinstance(total, Fraction) and isinstance(term, Fraction)
-      total = total + term if exactly else _inexact(total) + _inexact(term)
+      if isinstance(total, Fraction) and isinstance(term, Fraction):
+        total = total + term
+      else:
+        total = _inexact(total) + _inexact(term)
     return total
 
   def _product(self, node: Node) -> Real:
     total = self._of(node.operands[0])
     for operand in node.operands[1:]:
       factor = self._of(operand)
-      exactly = isinstance(total, Fraction) and isinstance(factor, Fraction)
-      total = total * factor if exactly else _inexact(total) * _inexact(factor)
+      if isinstance(total, Fraction) and isinstance(factor, Fraction):
+        total = total * factor
+      else:
+        total = _inexact(total) * _inexact(factor)
     return total
 
   def _quotient(self, node: Node) -> Real:
-    return _divided(self._of(node.operands[0]), self._of(node.operands[1]))
+    dividend = self._of(node.operands[0])
+    divisor = self._of(node.operands[1])
+    return _divided(dividend, divisor)
 
   def _negative(self, node: Node) -> Real:
     return -self._of(node.operands[0])
 
   def _power(self, node: Node) -> Real:
-    base, exponent = self._of(node.operands[0]), self._of(node.operands[1])
-    if isinstance(exponent, Fraction) and abs(exponent) > _LARGEST_POWER:
-      raise Unknown
-    if isinstance(exponent, Fraction) and exponent.denominator == 1:
-      if not isinstance(base, Fraction):
-        return base ** int(exponent)
-      if (
-        max(base.numerator.bit_length(), base.denominator.bit_length()) * abs(exponent) > _MOST_BITS
-      ):
+    base = self._of(node.operands[0])
+    exponent = self._of(node.operands[1])
+    if isinstance(exponent, Fraction):
+      if abs(exponent) > _LARGEST_POWER:
         raise Unknown
-      return base ** int(exponent)
-    if isinstance(exponent, Fraction) and exponent.denominator == 2:
-      return _root(base, 2) ** exponent.numerator
-    base, exponent = _inexact(base), _inexact(exponent)
+      if exponent.denominator == 1:
+        if isinstance(base, Fraction) and _bits(base) * abs(exponent) > _MOST_BITS:
+          raise Unknown
+        return base ** int(exponent)
+      if exponent.denominator == 2:
+        return _root(base, 2) ** exponent.numerator
+    base = _inexact(base)
+    exponent = _inexact(exponent)
     if isinstance(base, _CONTEXT.mpc) or base <= 0 or abs(exponent) > _LARGEST_POWER:
       raise Unknown
     return base**exponent
 
   def _root(self, node: Node) -> Real:
     degree = self._of(node.operands[0])
-    if not isinstance(degree, Fraction) or degree.denominator != 1 or not 2 <= degree <= 100:
+    if not _is_integer(degree) or not 2 <= degree <= 100:
       raise Unknown
     return _root(self._of(node.operands[1]), int(degree))
 
   def _call(self, node: Node) -> Real:
-    argument = _inexact(self._of(node.operands[0]))
-    if isinstance(argument, _CONTEXT.mpc) or abs(argument) > 1e6:
-      raise Unknown
-    return getattr(_CONTEXT, _OF_MPMATH.get(node.name, node.name))(argument)
+    argument = self._bounded(node.operands[0])
+    function = getattr(_CONTEXT, _OF_MPMATH.get(node.name, node.name))
+    return function(argument)
 
   def _factorial(self, node: Node) -> Real:
     argument = self._of(node.operands[0])
-    if (
-      not isinstance(argument, Fraction)
-      or argument.denominator != 1
-      or not 0 <= argument <= _LARGEST_POWER
-    ):
+    if not _is_integer(argument) or not 0 <= argument <= _LARGEST_POWER:
       raise Unknown
     return Fraction(math.factorial(int(argument)))
 
   def _binomial(self, node: Node) -> Real:
     top, bottom = (self._of(operand) for operand in node.operands)
-    if (
-      not (isinstance(top, Fraction) and isinstance(bottom, Fraction))
-      or top.denominator * bottom.denominator != 1
-    ):
+    if not _is_integer(top) or not _is_integer(bottom):
       raise Unknown
     if not 0 <= bottom <= top <= _LARGEST_POWER:
       raise Unknown
@@ -287,19 +318,28 @@ class _Evaluation:
 
   def _apply(self, node: Node) -> Real:
     """An unknown function: a smooth one of no particular kind, the same for equal arguments."""
-    argument = _inexact(self._of(node.operands[0]))
-    if isinstance(argument, _CONTEXT.mpc) or abs(argument) > 1e6:
-      raise Unknown
-    first, second = _inexact(_random(node.name, 0)), _inexact(_random(node.name, 1))
+    argument = self._bounded(node.operands[0])
+    first = _inexact(_random(node.name, 0))
+    second = _inexact(_random(node.name, 1))
     return 2 + _CONTEXT.cos(first * argument + second) + _CONTEXT.sin(second * argument)
 
 
+_CONSTANTS = {"pi": _CONTEXT.pi, "e": _CONTEXT.e, "i": _CONTEXT.j}
 _OF_MPMATH = {"arcsin": "asin", "arccos": "acos", "arctan": "atan"}
+
+
+def _is_integer(value: Real) -> bool:
+  return isinstance(value, Fraction) and value.denominator == 1
+
+
+def _bits(value: Fraction) -> int:
+  return max(value.numerator.bit_length(), value.denominator.bit_length())
 
 
 def _root(base: Real, degree: int) -> Real:
   if isinstance(base, Fraction) and base >= 0 and degree == 2:
-    top, bottom = math.isqrt(base.numerator), math.isqrt(base.denominator)
+    top = math.isqrt(base.numerator)
+    bottom = math.isqrt(base.denominator)
     if top * top == base.numerator and bottom * bottom == base.denominator:
       return Fraction(top, bottom)
   base = _inexact(base)
@@ -310,4 +350,6 @@ def _root(base: Real, degree: int) -> Real:
       return -_CONTEXT.root(-base, degree)  # the real root
     if degree > 2:
       raise Unknown
-  return _CONTEXT.sqrt(base) if degree == 2 else _CONTEXT.root(base, degree)
+  if degree == 2:
+    return _CONTEXT.sqrt(base)
+  return _CONTEXT.root(base, degree)

@@ -135,16 +135,26 @@ _IRREGULAR = {
   "scarves": "scarf",
 }
 _COMPOUND = {"mph": "mile/hour", "kmph": "km/hour"}
-_SQUARE, _CUBIC = ("square", "sq"), ("cubic", "cu")
+_POWERS = {
+  "square": "^2",
+  "sq": "^2",
+  "cubic": "^3",
+  "cu": "^3",
+  "squared": "^2",
+  "cubed": "^3",
+}
+_BEFORE = ("square", "sq", "cubic", "cu")  # powers that stand before their unit
 _MOST_WORDS = 6
 
 
 def _measures() -> dict[str, str]:
-  found = {}
+  """Canonical name of every spelling."""
+  canonical = {}
   for line in _MEASURES.split("\n"):
-    for word in line.split():
-      found[word] = line.split()[0]
-  return found
+    words = line.split()
+    for word in words:
+      canonical[word] = words[0]
+  return canonical
 
 
 _CANONICAL = _measures()
@@ -162,10 +172,10 @@ def read(words: str, as_text: bool = False) -> str | None:
     words: what follows a number, such as `square feet`, `dollars per hour`, `cm^2`.
     as_text: whether they were set as text, so that a single letter is a unit.
   """
-  text = re.sub(r"\s*\^\s*\{?\s*(\d)\s*\}?", r" ^\1 ", words.replace("/", " per "))
-  tokens = re.sub(
-    r"(?<=[A-Za-z])\.", "", re.sub(r"\b([ap])\s*\.\s*m\b\.?", r"\1m", text.lower())
-  ).split()
+  text = words.replace("/", " per ")
+  text = re.sub(r"\s*\^\s*\{?\s*(\d)\s*\}?", r" ^\1 ", text).lower()
+  text = re.sub(r"\b([ap])\s*\.\s*m\b\.?", r"\1m", text)  # a.m. and p.m.
+  tokens = re.sub(r"(?<=[A-Za-z])\.", "", text).split()
   while tokens and tokens[-1] in _TRAILING:
     tokens.pop()
   if tokens[-1:] == ["in"] and len(tokens) > 1:  # of "in total"
@@ -174,12 +184,10 @@ def read(words: str, as_text: bool = False) -> str | None:
     tokens.pop(0)
   if not tokens or len(tokens) > _MOST_WORDS:
     return None
-  if (
-    len(tokens) == 1
-    and len(tokens[0]) == 1
-    and not (as_text and words.strip() in ONE_LETTER | {"L"})
-  ):
-    return None
+  if len(tokens) == 1 and len(tokens[0]) == 1:
+    is_unit = words.strip() in ONE_LETTER | {"L"}
+    if not as_text or not is_unit:
+      return None
   return _ratio(tokens)
 
 
@@ -187,7 +195,8 @@ def _ratio(tokens: list[str]) -> str | None:
   """`per`, and `a` or `each` between two units, divide."""
   for at, token in enumerate(tokens):
     if 0 < at < len(tokens) - 1 and token in ("per", "a", "an", "each"):
-      over, under = _one(tokens[:at]), _one(tokens[at + 1 :])
+      over = _one(tokens[:at])
+      under = _one(tokens[at + 1 :])
       if over is None or under is None:
         return None
       return f"{over}/{under}"
@@ -195,13 +204,14 @@ def _ratio(tokens: list[str]) -> str | None:
 
 
 def _one(tokens: list[str]) -> str | None:
+  """A unit with its power and the adjectives before it."""
   power = ""
   tokens = list(tokens)
-  if tokens[0] in (*_SQUARE, *_CUBIC) and len(tokens) > 1:
-    power = "^2" if tokens.pop(0) in _SQUARE else "^3"
+  if tokens[0] in _BEFORE and len(tokens) > 1:
+    power = _POWERS[tokens.pop(0)]
   elif (tokens[-1][0] == "^" or tokens[-1] in ("squared", "cubed")) and len(tokens) > 1:
-    power = {"squared": "^2", "cubed": "^3"}.get(tokens[-1], tokens[-1])
-    tokens.pop()
+    last = tokens.pop()
+    power = _POWERS.get(last, last)
   *adjectives, noun = tokens
   name = _name(noun)
   if name is None:
@@ -214,6 +224,7 @@ def _one(tokens: list[str]) -> str | None:
 
 
 def _name(word: str) -> str | None:
+  """The canonical name of a noun, singular or plural."""
   if word in _CANONICAL:
     return _CANONICAL[word]
   if word in _IRREGULAR:
