@@ -23,16 +23,8 @@ _KNOWN_WORDS = """
 sqrt sin cos tan log pmatrix bmatrix vmatrix matrix array cases arcsin arccos arctan sinh cosh tanh
 """
 _KNOWN_RUNS = frozenset(_KNOWN_WORDS.split())
-
-
-_NO_MATHEMATICS = (
-  r"\degree",
-  r"\boxed",
-  r"\approx",
-  "$",
-  "%",
-  "&&",
-)  # the grammar leaves these out
+# The grammar leaves these out.
+_NO_MATHEMATICS = (r"\degree", r"\boxed", r"\approx", "$", "%", "&&")
 # 1/2x is one half of x or one over 2x; \sqrt31 is the root of 31 or, as TeX has it, that of 3.
 _AMBIGUOUS = re.compile(
   r"\\sqrt\s*\d\d|\\frac\s*\d{3}|"
@@ -53,18 +45,25 @@ def compare(gold: str, prediction: str, policy: Policy) -> Verdict:
     same = fast.compare(gold, prediction, policy, leaf)
     if same is None:
       return Verdict("undecided", leaf.reason or "unread")
-    return Verdict("equal" if same else "different")
+    return _verdict(same)
   except MemoryError:
     return Verdict("undecided", "memory")
   except Exception as e:
     return Verdict("undecided", f"error: {type(e).__name__}")
 
 
+def _verdict(same: bool) -> Verdict:
+  if same:
+    return Verdict("equal")
+  return Verdict("different")
+
+
 class _Leaf:
   """Judges two parts by sympy; remembers why one was left open."""
 
   def __init__(self, policy: Policy):
-    self._policy, self.reason = policy, ""
+    self._policy = policy
+    self.reason = ""
 
   def __call__(self, gold: str, prediction: str) -> bool | None:
     try:
@@ -84,27 +83,34 @@ def _same(gold: str, prediction: str, policy: Policy) -> bool:
   import sympy
 
   _extraction()
-  wanted, found = _read(gold, "gold"), _read(prediction, "prediction")
+  wanted = _read(gold, "gold")
+  given = _read(prediction, "prediction")
 
   asks_for_number = policy.unevaluated and isinstance(forms.form(gold), numerals.Number)
-  if asks_for_number and not isinstance(found, sympy.Number):
+  if asks_for_number and not isinstance(given, sympy.Number):
     return False  # before anything is computed: 10^8! for 42
-  kinds = [isinstance(x, sympy.core.relational.Relational) for x in (wanted, found)]
-  if kinds[0] != kinds[1] and not isinstance(found, sympy.Set):
+  relational = sympy.core.relational.Relational
+  wants_relation = isinstance(wanted, relational)
+  gives_relation = isinstance(given, relational)
+  if wants_relation != gives_relation and not isinstance(given, sympy.Set):
     return False
-  if not math_verify.verify(wanted, found, timeout_seconds=None, raise_on_error=True):
+  if not math_verify.verify(wanted, given, timeout_seconds=None, raise_on_error=True):
     return False
   if not policy.digits:
     return True
-  if all(kinds):
-    return _same_solutions(wanted, found)
-  if isinstance(wanted, sympy.MatrixBase) and isinstance(found, sympy.MatrixBase):
-    return wanted.shape == found.shape and all(_agree(a, b) for a, b in zip(wanted, found))
-  if isinstance(wanted, sympy.Expr) and isinstance(found, sympy.Expr):
-    return _agree(
-      wanted, found, max(_rounding(gold), _rounding(prediction)) if policy.rounding else "0"
-    )
-  return wanted == found or _sets_agree(wanted, found)
+  if wants_relation and gives_relation:
+    return _same_solutions(wanted, given)
+  if isinstance(wanted, sympy.MatrixBase) and isinstance(given, sympy.MatrixBase):
+    if wanted.shape != given.shape:
+      return False
+    return all(_agree(one, other) for one, other in zip(wanted, given))
+  if isinstance(wanted, sympy.Expr) and isinstance(given, sympy.Expr):
+    distance = "0"
+    if policy.rounding:
+      # Compared as text, where "0" is the least.
+      distance = max(_rounding(gold), _rounding(prediction))
+    return _agree(wanted, given, distance)
+  return wanted == given or _sets_agree(wanted, given)
 
 
 def _read(text: str, which: str):
@@ -117,10 +123,10 @@ def _read(text: str, which: str):
     raise Open(f"ambiguous-{which}")
   if any(sign in text for sign in _NO_MATHEMATICS):
     raise Open(f"unparsed-{which}")
-  found = parse(text)
-  if found is None:
+  parsed = parse(text)
+  if parsed is None:
     raise Open(f"unparsed-{which}")
-  return found
+  return parsed
 
 
 def _words(text: str) -> bool:
@@ -161,16 +167,22 @@ def _values(expressions) -> list[dict]:
   """Random values of the free symbols, of both signs, the same for a name in every expression."""
   import sympy
 
-  symbols = sorted(set().union(*(x.free_symbols for x in expressions)), key=str)
+  free = set()
+  for expression in expressions:
+    free |= expression.free_symbols
+  symbols = sorted(free, key=str)
+  if not symbols:
+    return [{}]
   points = []
-  for index in range(_POINTS if symbols else 1):
+  for index in range(_POINTS):
     point = {}
     for symbol in symbols:
-      seed = int.from_bytes(
-        hashlib.blake2b(f"{symbol} {index}".encode(), digest_size=6).digest(), "big"
-      )
+      digest = hashlib.blake2b(f"{symbol} {index}".encode(), digest_size=6).digest()
+      seed = int.from_bytes(digest, "big")
       value = sympy.Rational(seed % 99_991 + 50_000, 50_021)
-      point[symbol] = -value if index == _POINTS - 1 and seed & 1 else value
+      if index == _POINTS - 1 and seed & 1:
+        value = -value
+      point[symbol] = value
     points.append(point)
   return points
 
@@ -178,9 +190,9 @@ def _values(expressions) -> list[dict]:
 def _rounding(text: str) -> str:
   """Within which a decimal of six or more places stands for a value; "0" for all else."""
   number = forms.form(text)
-  return (
-    f"1e-{number.places}" if isinstance(number, numerals.Number) and number.places >= 6 else "0"
-  )
+  if isinstance(number, numerals.Number) and number.places >= 6:
+    return f"1e-{number.places}"
+  return "0"
 
 
 def _agree(one, other, distance: str = "0") -> bool:
@@ -190,28 +202,31 @@ def _agree(one, other, distance: str = "0") -> bool:
   """
   import sympy
 
-  one, other = one.doit(), other.doit()
-  compared = 0
+  one = one.doit()
+  other = other.doit()
+  tolerance = sympy.Float(_TOLERANCE, _DIGITS)
+  rounding = sympy.Float(distance, _DIGITS)
+  has_values = False
   for point in _values((one, other)):
-    a, b = (sympy.N(x.subs(point), _DIGITS) for x in (one, other))
-    if (
-      not (a.is_number and b.is_number)
-      or a.is_finite is False
-      or b.is_finite is False
-      or a.free_symbols
-      or b.free_symbols
-    ):
+    a = sympy.N(one.subs(point), _DIGITS)
+    b = sympy.N(other.subs(point), _DIGITS)
+    if not (_is_value(a) and _is_value(b)):
       continue
-    if a.has(sympy.Function) or b.has(sympy.Function):
-      continue
-    if abs(a - b) > max(
-      sympy.Float(_TOLERANCE, _DIGITS) * max(abs(a), abs(b)), sympy.Float(distance, _DIGITS)
-    ):
+    if abs(a - b) > max(tolerance * max(abs(a), abs(b)), rounding):
       return False
-    compared += 1
-  if compared:
+    has_values = True
+  if has_values:
     return True
   return bool(one == other or sympy.simplify(one - other) == 0)
+
+
+def _is_value(number) -> bool:
+  """Whether sympy evaluated an expression to the end, and to something finite."""
+  import sympy
+
+  if not number.is_number or number.is_finite is False or number.free_symbols:
+    return False
+  return not number.has(sympy.Function)
 
 
 def _sets_agree(one, other) -> bool:
@@ -238,8 +253,9 @@ def _same_solutions(one, other) -> bool:
   if not isinstance(one, sympy.Eq):
     return bool(_agree(one.lhs - one.rhs, other.lhs - other.rhs))
   for symbol in sorted(symbols, key=str):
-    found = [sympy.solve(equation, symbol) for equation in (one, other)]
-    if found[0] and len(found[0]) == len(found[1]) and _same_roots(*found):
+    roots = sympy.solve(one, symbol)
+    other_roots = sympy.solve(other, symbol)
+    if roots and len(roots) == len(other_roots) and _same_roots(roots, other_roots):
       return True
   return False
 
@@ -267,20 +283,20 @@ def _alone(gold: str, prediction: str) -> Verdict:
   """math-verify's word on the two answers as they stand."""
   import math_verify
 
-  read = []
+  parsed = []
   for which, text in (("gold", gold), ("prediction", prediction)):
-    found = math_verify.parse(
+    candidates = math_verify.parse(
       r"\boxed{" + text + "}",
       _extraction(),
       fallback_mode="no_fallback",
       extraction_mode="first_match",
       parsing_timeout=None,
     )
-    if not found:
+    if not candidates:
       return Verdict("undecided", f"unparsed-{which}")
-    read.append(found[0])
-  same = math_verify.verify(*read, timeout_seconds=None, raise_on_error=True)
-  return Verdict("equal" if same else "different")
+    parsed.append(candidates[0])
+  same = math_verify.verify(*parsed, timeout_seconds=None, raise_on_error=True)
+  return _verdict(same)
 
 
 @functools.cache
