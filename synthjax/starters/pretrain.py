@@ -21,20 +21,19 @@ def get_config() -> ml_collections.ConfigDict:
       "model": "world_160k",  # a tiny decoder; `synthjax config --explain model` lists presets
       "data": {
         "task": "text",
-        # Shares of the training rows, exact at every step.
+        # Shares of the packed sequences, exact at every step.
         "mixture": (
           {"task": "text", "path": str(EXAMPLES / "stories.jsonl"), "rate": 70.0},
           {"task": "text", "path": str(EXAMPLES / "sums.jsonl"), "rate": 30.0},
         ),
         "test_path": str(EXAMPLES / "stories_held_out.jsonl"),  # for the held-out loss
-        "tokenizer": {
-          "kind": "bytes"
-        },  # for real text: sentencepiece (learned from it), hf or gpt2
-        "seq_len": 256,  # tokens; documents are packed into rows
+        # For real text: sentencepiece (learned from it), hf or gpt2.
+        "tokenizer": {"kind": "bytes"},
+        "seq_len": 256,  # tokens of a packed sequence
         "too_long": "split",
       },
       "train": {
-        "batch_size": 8,  # rows
+        "batch_size": 8,  # packed sequences
         "steps": 100,  # a mixture has no epochs
         "eval_every": 50,  # steps between two held-out losses
         "checkpoint_every": 50,

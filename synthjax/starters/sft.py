@@ -3,8 +3,9 @@
 Command:   synthjax run --config THIS_FILE --workdir runs/my_sft
 Data:      JSONL, a problem a row: {"question", "solution", "answer"}, optionally "id". The answer
            ends the solution as evaluate.answer says. Test problems need no solution.
-Expected:  the loop, in minutes: a tiny model from random parameters learns the form and answers next
-           to no test problem. For numbers that mean something start from a policy (train.init).
+Expected:  the loop, in minutes: a tiny model from random parameters learns the form and answers
+           hardly any test problem. For numbers that mean something start from a policy
+           (train.init).
 Change:    any field here, or in the command: --config.train.epochs=5. What there is:
            synthjax config --explain, or --explain train
 """
@@ -25,18 +26,16 @@ def get_config() -> ml_collections.ConfigDict:
       "data": {
         "task": "problems",
         "train_path": str(EXAMPLES / "problems_train.jsonl"),  # a file or a glob
-        "test_path": str(
-          EXAMPLES / "problems_test.jsonl"
-        ),  # never trained on: overlap stops the run
-        "tokenizer": {
-          "kind": "bytes"
-        },  # for real text: sentencepiece (learned from it), hf or gpt2
-        "seq_len": 256,  # tokens; documents are packed into rows
+        # Never trained on: overlap stops the run.
+        "test_path": str(EXAMPLES / "problems_test.jsonl"),
+        # For real text: sentencepiece (learned from it), hf or gpt2.
+        "tokenizer": {"kind": "bytes"},
+        "seq_len": 256,  # tokens of a packed sequence
         "too_long": "error",  # what happens to longer ones: drop, truncate, split, error
       },
       "train": {
         "init": "",  # folder of checkpoints to start from; "": random parameters
-        "batch_size": 8,  # rows
+        "batch_size": 8,  # packed sequences
         "epochs": 20.0,
         "optimizer": {"learning_rate": 3e-3},
       },

@@ -8,8 +8,8 @@ cannot compute) with probability `leap`, and it reads a verb as its opposite wit
 `misread`. Where the question is how many boxes the things fill (`box`), an incorrect step can still
 lead to the correct answer. Where the shop counts its stock (`recount`), what was before no longer
 matters: in `A shop has 11 apples . gets 2 . has 20 . sells 5 . ?`, whose trace is
-`11 + 2 = 13 ; has 20 ; 20 - 5 = 15 ; Answer: 15`, a misreading of the first event does no harm. Words
-and numbers are single tokens, separated by single spaces.
+`11 + 2 = 13 ; has 20 ; 20 - 5 = 15 ; Answer: 15`, a misreading of the first event does no harm.
+Words and numbers are single tokens, separated by single spaces.
 """
 
 import dataclasses
@@ -56,12 +56,18 @@ MINUS = (
 THINGS = ("apples", "books", "coins", "eggs", "lamps", "pens", "shirts", "toys")
 RECOUNT = "has"  # the verb of a recount
 SPLITS = ("train", "dev", "test", "base")
-# Shares of the problem space, by a hash of the problem itself: no problem can be in two splits, whatever seed or knobs.
-_SHARES = {"train": range(64), "dev": range(64, 72), "test": range(72, 80), "base": range(80, 100)}
-
+# Percentiles of the problem space, by a hash of the problem itself: no problem can be in two
+# splits, whatever seed or knobs.
+_SHARES = {
+  "train": range(64),
+  "dev": range(64, 72),
+  "test": range(72, 80),
+  "base": range(80, 100),
+}
 
 # The main world of study A: many facts with Zipf frequencies, a teacher that misreads some of them,
-# and an answer so coarse that an incorrect step can be lucky. configs/math_scaling_world.py says why.
+# and an answer so coarse that an incorrect step can be lucky. configs/math_scaling_world.py says
+# why.
 FACTS = World(leap=0.0, misread=0.3, verbs=512, base_verbs=2, zipf=1.5, largest=99, box=10)
 
 # A world whose luck resolves at once: half of the events come before a recount. By twos no other
@@ -87,11 +93,15 @@ class Event(NamedTuple):
 @functools.cache
 def verb(sign: int, rank: int) -> str:
   """The verb of a sign that is the `rank`-th most frequent one, from 0 on."""
-  named = PLUS if sign > 0 else MINUS
+  named = MINUS
+  if sign > 0:
+    named = PLUS
   if rank < len(named):
     return named[rank]
+  # A made-up word: the digits of a number in which signs alternate, written as syllables.
+  consonants = "bdfgklmnprstvz"
+  vowels = "aeiou"
   number = 2 * (rank - len(named)) + (sign < 0)
-  consonants, vowels = "bdfgklmnprstvz", "aeiou"
   number, last = divmod(number, len(vowels))
   number, second = divmod(number, len(consonants))
   first_consonant, first_vowel = divmod(number, len(vowels))
@@ -109,62 +119,67 @@ def vocabulary(world: World) -> list[str]:
   words += [str(n) for n in range(world.largest + 1)]
   if world.box > 1:
     words += ["boxes", "of"]
-  return words + [verb(sign, rank) for rank in range(len(PLUS), world.verbs) for sign in (1, -1)]
+  for rank in range(len(PLUS), world.verbs):
+    words += [verb(1, rank), verb(-1, rank)]
+  return words
 
 
 def problems(world: World, split: str, count: int) -> list[Problem]:
-  """The first `count` distinct problems of a split, in the world's seeded order: a longer list begins with the shorter one.
+  """The first `count` distinct problems of a split, in the world's seeded order.
 
-  The `base` split uses only the `base_verbs` most frequent verbs.
+  A longer list begins with the shorter one. The `base` split uses only the `base_verbs` most
+  frequent verbs.
 
   Raises:
     ValueError: unknown split, or the split holds fewer distinct problems.
   """
   if split not in SPLITS:
     raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
-  where = f"world split {split!r}", "raise world.max_events or world.largest"
   return distinct(
     _drawn(world, split),
-    lambda problem: problem.question,
-    lambda name: _split_of(name) == split,
-    count,
-    where,
+    name=lambda problem: problem.question,
+    inside=lambda question: _split_of(question) == split,
+    count=count,
+    where=(f"world split {split!r}", "raise world.max_events or world.largest"),
   )
 
 
 def teacher_trace(world: World, problem: Problem) -> Trace:
-  """The teacher's right solution: with leaps, drawn by the world's seed and the problem."""
-  random = np.random.default_rng(
-    [world.seed, int.from_bytes(hashlib.sha256(problem.question.encode()).digest()[:8], "big")]
-  )
+  """The teacher's solution.
+
+  Its leaps and misreadings are drawn by the world's seed and the problem.
+  """
+  digest = hashlib.sha256(problem.question.encode()).digest()
+  random = np.random.default_rng([world.seed, int.from_bytes(digest[:8], "big")])
   total, events, _ = parse(problem.question)
   if world.misread:
     events = list(_misread(total, events, world, random))
-  return _trace(
-    problem,
-    "teacher",
-    events,
-    lambda left: (
-      1 if left < 2 or random.random() >= world.leap else min(left, int(random.integers(2, 4)))
-    ),
-  )
+
+  def operations_of_line(events_left: int) -> int:
+    if events_left < 2 or random.random() >= world.leap:
+      return 1
+    return min(events_left, int(random.integers(2, 4)))
+
+  return _trace(problem, "teacher", events, operations_of_line)
 
 
 def _misread(total: int, events: Sequence[Event], world: World, random) -> Iterator[Event]:
   """The events as the teacher reads them; its running total stays within 0..largest."""
   for event in events:
-    misread = event._replace(sign=-event.sign)
-    read = misread if random.random() < world.misread else event
-    inside = 0 <= read.after(total) <= world.largest
-    if not inside:
-      read = misread if read is event else event
+    opposite = event._replace(sign=-event.sign)
+    read, other = event, opposite
+    if random.random() < world.misread:
+      read, other = opposite, event
+    if not 0 <= read.after(total) <= world.largest:
+      read = other
     total = read.after(total)
     yield read
 
 
 def clean_trace(problem: Problem) -> Trace:
   """The correct solution in single operations."""
-  return _trace(problem, "clean", parse(problem.question).events, lambda left: 1)
+  events = parse(problem.question).events
+  return _trace(problem, "clean", events, operations_of_line=lambda events_left: 1)
 
 
 class Parsed(NamedTuple):
@@ -181,15 +196,21 @@ def parse(question: str) -> Parsed:
   match = re.fullmatch(pattern, question)
   if not match:
     raise ValueError(f"not a problem of the shop: {question!r}")
-  pieces = [piece.split() for piece in match[2].rstrip(" .").split(" . ")]
-  events = [Event(_signs()[name], name, int(amount)) for name, amount in pieces]
+  events = []
+  for sentence in match[2].rstrip(" .").split(" . "):
+    name, amount = sentence.split()
+    events.append(Event(_signs()[name], name, int(amount)))
   return Parsed(start=int(match[1]), events=events, box=int(match[3] or 1))
 
 
 @functools.cache
 def _signs() -> dict[str, int]:
-  signs = {verb(sign, rank): sign for sign in (1, -1) for rank in range(LARGEST_VERBS)}
-  return {**signs, RECOUNT: 0}
+  """Sign of every verb."""
+  signs = {RECOUNT: 0}
+  for rank in range(LARGEST_VERBS):
+    signs[verb(1, rank)] = 1
+    signs[verb(-1, rank)] = -1
+  return signs
 
 
 def computation(question: str) -> tuple[int, ...]:
@@ -198,55 +219,80 @@ def computation(question: str) -> tuple[int, ...]:
   A recount is a 0 and what was counted.
   """
   start, events, _ = parse(question)
-  found = [start]
+  amounts = [start]
   for event in events:
-    found.append(event.sign * event.amount)
+    amounts.append(event.sign * event.amount)
     if event.sign == 0:
-      found.append(event.amount)
-  return tuple(found)
+      amounts.append(event.amount)
+  return tuple(amounts)
 
 
 def judge_steps(question: str, text: str) -> list[str]:
   """For each line of a trace: `right`, `leap` (right, several operations fused) or `wrong`.
 
-  A line is right when its arithmetic is true and it continues from the running total with the problem's next events.
+  A line is right when its arithmetic is true and it continues from the running total with the
+  problem's next events.
   """
   total, events, box = parse(question)
-  verdicts, done = [], 0
-  for line in [piece.strip() for piece in text.split(";")]:
+  verdicts = []
+  done = 0  # events that the lines so far stand for
+  for piece in text.split(";"):
+    line = piece.strip()
     if line.startswith("Answer:"):
-      verdicts.append(
-        "right" if done == len(events) and line == f"Answer: {total // box}" else "wrong"
-      )
+      is_correct = done == len(events) and line == f"Answer: {total // box}"
+      verdicts.append(_VERDICT[is_correct])
       continue
-    counted = re.fullmatch(rf"{RECOUNT} (\d+)", line)
-    if counted:
+    if counted := re.fullmatch(rf"{RECOUNT} (\d+)", line):
       total = int(counted[1])
-      good = events[done : done + 1] == [Event(0, RECOUNT, total)]
-      verdicts.append("right" if good else "wrong")
+      is_correct = events[done : done + 1] == [Event(0, RECOUNT, total)]
+      verdicts.append(_VERDICT[is_correct])
       done += 1
       continue
-    match = re.fullmatch(r"(\d+)((?: [+-] \d+)+) = (\d+)", line)
-    moves = [
-      (1 if sign == "+" else -1) * int(n)
-      for sign, n in re.findall(r"([+-]) (\d+)", match[2] if match else "")
-    ]
-    expected = [e.sign * e.amount for e in events[done : done + len(moves)] if e.sign]
-    good = (
-      match is not None
-      and int(match[1]) == total
-      and moves == expected
-      and int(match[3]) == total + sum(moves)
-    )
-    verdicts.append("wrong" if not good else "leap" if len(moves) > 1 else "right")
-    total, done = total + sum(moves), done + len(moves)
+    operations = _operations(line)
+    if operations is None:
+      # It stands for no event, and the running total stays.
+      verdicts.append("wrong")
+      continue
+    moves = operations.moves
+    following = events[done : done + len(moves)]
+    expected = [event.sign * event.amount for event in following if event.sign]
+    result = total + sum(moves)
+    is_correct = operations == _Operations(total, expected, result)
+    verdict = _VERDICT[is_correct]
+    if is_correct and len(moves) > 1:
+      verdict = "leap"
+    verdicts.append(verdict)
+    # A wrong line is followed: what comes after it is judged by what it adds and takes away.
+    total = result
+    done += len(moves)
   return verdicts
+
+
+_VERDICT = {True: "right", False: "wrong"}
+
+
+class _Operations(NamedTuple):
+  """A line of arithmetic, `11 + 2 - 5 = 8`."""
+
+  left: int
+  moves: list[int]  # signed amounts
+  right: int
+
+
+def _operations(line: str) -> _Operations | None:
+  match = re.fullmatch(r"(\d+)((?: [+-] \d+)+) = (\d+)", line)
+  if match is None:
+    return None
+  moves = [int(sign + amount) for sign, amount in re.findall(r"([+-]) (\d+)", match[2])]
+  return _Operations(int(match[1]), moves, int(match[3]))
 
 
 def _drawn(world: World, split: str) -> Iterator[Problem]:
   """Problems in the world's seeded order, with repeats, of all splits."""
   random = np.random.default_rng([world.seed, SPLITS.index(split)])
-  verbs = world.base_verbs if split == "base" else world.verbs
+  verbs = world.verbs
+  if split == "base":
+    verbs = world.base_verbs
   frequency = np.arange(1, verbs + 1, dtype=float) ** -world.zipf
   edges = np.cumsum(frequency / frequency.sum())
   while True:
@@ -261,7 +307,9 @@ def _drawn(world: World, split: str) -> Iterator[Problem]:
         total = int(random.integers(0, world.largest + 1))
         words.append(f"{RECOUNT} {total} .")
       amount = int(random.integers(1, world.operand + 1))
-      sign = 1 if random.random() < 0.5 else -1
+      sign = -1
+      if random.random() < 0.5:
+        sign = 1
       if not 0 <= total + sign * amount <= world.largest:
         sign = -sign
       if not 0 <= total + sign * amount <= world.largest:
@@ -271,9 +319,17 @@ def _drawn(world: World, split: str) -> Iterator[Problem]:
       happened += 1
       total += sign * amount
     if happened >= world.min_events:
-      asked = f"boxes of {world.box} ?" if world.box > 1 else "?"
+      asked = "?"
+      if world.box > 1:
+        asked = f"boxes of {world.box} ?"
       question = f"A shop has {start} {thing} . {' '.join(words)} {asked}"
-      yield Problem(_id(question), question, str(total // world.box), "world", {"events": happened})
+      yield Problem(
+        id=_id(question),
+        question=question,
+        answer=str(total // world.box),
+        source="world",
+        metadata={"events": happened},
+      )
 
 
 def _recounted_after(events: int, world: World, random: np.random.Generator) -> int | None:
@@ -285,7 +341,8 @@ def _recounted_after(events: int, world: World, random: np.random.Generator) -> 
 
 @functools.lru_cache(1 << 20)
 def _bucket(question: str) -> int:
-  return int.from_bytes(hashlib.sha256(b"split " + question.encode()).digest()[:4], "big") % 100
+  digest = hashlib.sha256(b"split " + question.encode()).digest()
+  return int.from_bytes(digest[:4], "big") % 100
 
 
 def _split_of(question: str) -> str:
@@ -296,22 +353,38 @@ def _id(question: str) -> str:
   return "world-" + hashlib.sha256(question.encode()).hexdigest()[:16]
 
 
+_SYMBOLS = {1: "+", -1: "-", 0: ""}  # a recount has a line of its own
+
+
 def _trace(problem: Problem, source: str, events: Sequence[Event], operations_of_line) -> Trace:
-  """Lines of one or more operations; a step's span holds its line with the ` ; ` after it, so that steps tile the text."""
+  """Lines of one or more operations.
+
+  A step's span holds its line with the ` ; ` after it, so that steps tile the text.
+  """
   total, _, box = parse(problem.question)
-  text, steps = "", []
+  text = ""
+  steps = []
   while events:
     count = operations_of_line(len(events))
-    taken, events = events[:count], events[count:]
+    taken = events[:count]
+    events = events[count:]
     result = total
+    moves = ""
     for event in taken:
       result = event.after(result)
-    moves = " ".join(f"{'+' if e.sign > 0 else '-'} {e.amount}" for e in taken)
-    line = f"{total} {moves} = {result} ; "
+      moves += f" {_SYMBOLS[event.sign]} {event.amount}"
+    line = f"{total}{moves} = {result} ; "
     if taken[0].sign == 0:
       line = f"{RECOUNT} {result} ; "
     steps.append(Step(len(text), len(text) + len(line), leap=count > 1))
-    text, total = text + line, result
+    text += line
+    total = result
   answer = f"Answer: {total // box}"
   steps.append(Step(len(text), len(text) + len(answer), leap=False))
-  return Trace(problem.id, text + answer, tuple(steps), problem.answer, source)
+  return Trace(
+    problem_id=problem.id,
+    text=text + answer,
+    steps=tuple(steps),
+    answer=problem.answer,
+    source=source,
+  )
