@@ -37,7 +37,7 @@ class Unknown(Exception):
   """The text is no such expression, or means more than one thing, or its value takes long."""
 
 
-class Node(NamedTuple):
+class Operation(NamedTuple):
   """An operation and its operands."""
 
   # number, variable, constant, sum, product, quotient, power, negative, call, root, factorial,
@@ -48,13 +48,15 @@ class Node(NamedTuple):
   value: Fraction = Fraction(0)  # of a number
 
 
-_RADIANS = Node("quotient", (Node("constant", name="pi"), Node("number", value=Fraction(180))))
+_RADIANS = Operation(
+  "quotient", (Operation("constant", name="pi"), Operation("number", value=Fraction(180)))
+)
 
 
 class Expression(NamedTuple):
   """What was read, and the names in it."""
 
-  root: Node
+  root: Operation
   names: frozenset[str]
 
 
@@ -71,7 +73,7 @@ def parse(text: str) -> Expression | None:
     return None
 
 
-def names_of(node: Node) -> Iterator[str]:
+def names_of(node: Operation) -> Iterator[str]:
   """The names of its variables, constants and unknown functions."""
   if node.kind in ("variable", "constant", "apply"):
     yield node.name
@@ -140,7 +142,7 @@ class _Reader:
     if self._next() != token:
       raise Unknown
 
-  def sum(self, depth: int) -> Node:
+  def sum(self, depth: int) -> Operation:
     if depth > _DEEPEST:
       raise Unknown
     terms = [self._product(depth)]
@@ -149,9 +151,9 @@ class _Reader:
       terms.append(_signed(self._product(depth), minus))
     if len(terms) == 1:
       return terms[0]
-    return Node("sum", tuple(terms))
+    return Operation("sum", tuple(terms))
 
-  def _product(self, depth: int) -> Node:
+  def _product(self, depth: int) -> Operation:
     minus = False
     while self._peek() in ("+", "-"):
       minus ^= self._next() == "-"
@@ -163,7 +165,7 @@ class _Reader:
         divided = self._next() == "/"
         if divided:
           kind = "quotient"
-        total = Node(kind, (total, self._power(depth)))
+        total = Operation(kind, (total, self._power(depth)))
         continue
       # 1/2x is one half of x or one over 2x.
       if divided:
@@ -171,10 +173,10 @@ class _Reader:
       before = self._peek(-1)
       factor = self._power(depth)
       self._check_implied(before, total, factor)
-      total = Node("product", (total, factor))
+      total = Operation("product", (total, factor))
     return _signed(total, minus)
 
-  def _check_implied(self, before: str, total: Node, factor: Node) -> None:
+  def _check_implied(self, before: str, total: Operation, factor: Operation) -> None:
     """Refuses products that are none: 3 4, 3\\frac12 (a mixed number), 3(2), x2."""
     leading = factor
     while leading.kind in ("power", "product", "factorial"):
@@ -189,20 +191,20 @@ class _Reader:
     if not set(names_of(leading)):
       raise Unknown
 
-  def _power(self, depth: int) -> Node:
+  def _power(self, depth: int) -> Operation:
     base = self._atom(depth)
     while self._peek() == "!":
       self._next()
-      base = Node("factorial", (base,))
+      base = Operation("factorial", (base,))
     if self._peek() == r"\degree" and self._depth_of_functions:
       self._next()
-      return Node("product", (base, _RADIANS))
+      return Operation("product", (base, _RADIANS))
     if self._peek() != "^":
       return base
     self._next()
-    return Node("power", (base, self._exponent(depth)))
+    return Operation("power", (base, self._exponent(depth)))
 
-  def _exponent(self, depth: int) -> Node:
+  def _exponent(self, depth: int) -> Operation:
     """x^{23}, x^2 and x^-2; x^23 is x squared times 3 in TeX: refused, but for a number as base."""
     minus = self._peek() == "-"
     if minus:
@@ -216,10 +218,10 @@ class _Reader:
       raise Unknown
     return _signed(exponent, minus)
 
-  def _atom(self, depth: int) -> Node:
+  def _atom(self, depth: int) -> Operation:
     token = self._next()
     if token[:1].isdigit() or token[:1] == ".":
-      return Node("number", value=Fraction(token))
+      return Operation("number", value=Fraction(token))
     if token in ("(", "{", "["):
       inner = self.sum(depth + 1)
       self._expect(_CLOSING[token])
@@ -230,17 +232,17 @@ class _Reader:
       return self._letter(token, depth)
     raise Unknown
 
-  def _letter(self, letter: str, depth: int) -> Node:
+  def _letter(self, letter: str, depth: int) -> Operation:
     if letter in "ei":
-      return Node("constant", name=letter)
+      return Operation("constant", name=letter)
     if letter in _UNKNOWN_FUNCTIONS and self._peek() in ("(", "^"):
       if self._peek() == "^" and self._is_applied_after_power():
         raise Unknown
       if self._peek() == "(":
-        return Node("apply", (self._atom(depth),), name=f"{letter}()")
+        return Operation("apply", (self._atom(depth),), name=f"{letter}()")
     if self._peek() == "(" and self._peek(2) == ")":
       raise Unknown  # y(x) and x(2) may be functions
-    return Node("variable", name=letter)
+    return Operation("variable", name=letter)
 
   def _is_applied_after_power(self) -> bool:
     """Whether a power is followed by a bracket: f^{-1}(x)."""
@@ -251,32 +253,32 @@ class _Reader:
         end += 1
     return following[end + 1 : end + 2] == ["("]
 
-  def _command(self, token: str, depth: int) -> Node:
+  def _command(self, token: str, depth: int) -> Operation:
     if token == r"\pi":
-      return Node("constant", name="pi")
+      return Operation("constant", name="pi")
     if token in _GREEK:
-      return Node("variable", name=token)
+      return Operation("variable", name=token)
     if token == r"\frac":
       top = self._argument(depth)
-      return Node("quotient", (top, self._argument(depth)))
+      return Operation("quotient", (top, self._argument(depth)))
     if token == r"\binom":
       top = self._argument(depth)
-      return Node("binomial", (top, self._argument(depth)))
+      return Operation("binomial", (top, self._argument(depth)))
     if token == r"\sqrt":
       return self._square_root(depth)
     if token[1:] in _FUNCTIONS:
       return self._function(token[1:], depth)
     raise Unknown
 
-  def _square_root(self, depth: int) -> Node:
-    degree = Node("number", value=Fraction(2))
+  def _square_root(self, depth: int) -> Operation:
+    degree = Operation("number", value=Fraction(2))
     if self._peek() == "[":
       self._next()
       degree = self.sum(depth + 1)
       self._expect("]")
-    return Node("root", (degree, self._argument(depth)))
+    return Operation("root", (degree, self._argument(depth)))
 
-  def _function(self, name: str, depth: int) -> Node:
+  def _function(self, name: str, depth: int) -> Operation:
     """\\sin x, \\sin 2x, \\sin(x + 1), \\sin^2 x, \\sin 30\\degree.
 
     What goes on after the argument is refused where it may belong to it.
@@ -295,34 +297,34 @@ class _Reader:
     else:
       argument = self._bare_argument(depth)
     self._depth_of_functions -= 1
-    call = Node("call", (argument,), name=name)
+    call = Operation("call", (argument,), name=name)
     if power is None:
       return call
-    return Node("power", (call, power))
+    return Operation("power", (call, power))
 
-  def _bare_argument(self, depth: int) -> Node:
+  def _bare_argument(self, depth: int) -> Operation:
     argument = self._power(depth)
     following = self._peek()
     is_symbol = following.isalpha() or following in _GREEK or following == r"\pi"
     if argument.kind == "number" and is_symbol:
-      argument = Node("product", (argument, self._power(depth)))
+      argument = Operation("product", (argument, self._power(depth)))
     following = self._peek()
     if following and following not in "+-)}]" and following[1:] not in _FUNCTIONS:
       raise Unknown
     return argument
 
-  def _argument(self, depth: int) -> Node:
+  def _argument(self, depth: int) -> Operation:
     """A group, or one character: \\frac12 is a half."""
     token = self._peek()
     if token.isdigit() and len(token) > 1:
       self._tokens[self._at] = token[1:]
-      return Node("number", value=Fraction(token[0]))
+      return Operation("number", value=Fraction(token[0]))
     if token[:1].isdigit() and not token.isdigit():
       raise Unknown
     return self._atom(depth)
 
 
-def _signed(node: Node, minus: bool) -> Node:
+def _signed(node: Operation, minus: bool) -> Operation:
   if minus:
-    return Node("negative", (node,))
+    return Operation("negative", (node,))
   return node

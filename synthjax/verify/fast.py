@@ -20,7 +20,7 @@ from synthjax.verify.forms import (
   Word,
 )
 from synthjax.verify.numerals import Number
-from synthjax.verify.policy import STRICT, Policy
+from synthjax.verify.policy import STRICT, EqualityPolicy
 from synthjax.verify.spelling import clean, is_balanced, squeeze
 
 Leaf = Callable[[str, str], bool | None]  # decides what this module leaves open
@@ -34,12 +34,12 @@ _ELLIPSIS = re.compile(r"\\[lcdv]?dots(?:c|b|m|o)?(?![A-Za-z])|\.\.\.|\N{HORIZON
 class _Rules(NamedTuple):
   """What counts as equal, and what judges the parts that are left open."""
 
-  policy: Policy
+  policy: EqualityPolicy
   leaf: Leaf | None
 
 
 def compare(
-  gold: str, prediction: str, policy: Policy = STRICT, leaf: Leaf | None = None
+  gold: str, prediction: str, policy: EqualityPolicy = STRICT, leaf: Leaf | None = None
 ) -> bool | None:
   """True or False where that is certain, else None.
 
@@ -174,7 +174,7 @@ def _same_measured(
   return _same(wanted.body, given.body, rules)
 
 
-def _same_percent(with_sign: str, without_sign: str, policy: Policy) -> bool | None:
+def _same_percent(with_sign: str, without_sign: str, policy: EqualityPolicy) -> bool | None:
   """Numbers of which one had a percent sign; None where the sign is no more than a unit."""
   share = forms.form(with_sign)
   plain = forms.form(without_sign)
@@ -270,7 +270,7 @@ def _in_any_order(gold: Group, prediction: Group, rules: _Rules) -> bool | None:
   return is_certain or None
 
 
-def _distinct(items: list[str], policy: Policy) -> list[str]:
+def _distinct(items: list[str], policy: EqualityPolicy) -> list[str]:
   kept: list[str] = []
   for item in items:
     if not any(_same(item, other, _Rules(policy, None)) for other in kept):

@@ -11,7 +11,7 @@ from typing import Any
 
 import mpmath
 
-from synthjax.verify.expressions import Expression, Node, Unknown, names_of
+from synthjax.verify.expressions import Expression, Operation, Unknown, names_of
 
 _LARGEST_POWER = 3_000  # exponent; and of a factorial's argument
 _MOST_BITS = 40_000  # of an integer
@@ -40,13 +40,13 @@ Real = Fraction | Any  # a Fraction where it is exact, else a number of mpmath
 
 def constant(value: Fraction) -> Expression:
   """A number."""
-  return Expression(Node("number", value=value), frozenset())
+  return Expression(Operation("number", value=value), frozenset())
 
 
 def difference(left: Expression, right: Expression) -> Expression:
   """Left minus right."""
-  negative = Node("negative", (right.root,))
-  return Expression(Node("sum", (left.root, negative)), left.names | right.names)
+  negative = Operation("negative", (right.root,))
+  return Expression(Operation("sum", (left.root, negative)), left.names | right.names)
 
 
 def fingerprint(expression: Expression) -> str | None:
@@ -206,11 +206,11 @@ class _Evaluation:
     self._point = point
     self._with_i = False
 
-  def value(self, root: Node) -> Real:
+  def value(self, root: Operation) -> Real:
     self._with_i = "i" not in self._point and "i" in names_of(root)
     return self._of(root)
 
-  def _of(self, node: Node) -> Real:
+  def _of(self, node: Operation) -> Real:
     value = getattr(self, f"_{node.kind}")(node)
     if isinstance(value, Fraction):
       if _bits(value) > _MOST_BITS:
@@ -226,26 +226,26 @@ class _Evaluation:
       raise Unknown
     return value
 
-  def _bounded(self, node: Node) -> Any:
+  def _bounded(self, node: Operation) -> Any:
     """A function's argument: real, and not so large that the function loses its digits."""
     argument = _inexact(self._of(node))
     if isinstance(argument, _CONTEXT.mpc) or abs(argument) > _LARGEST_ARGUMENT:
       raise Unknown
     return argument
 
-  def _number(self, node: Node) -> Real:
+  def _number(self, node: Operation) -> Real:
     return node.value
 
-  def _variable(self, node: Node) -> Real:
+  def _variable(self, node: Operation) -> Real:
     return self._point[node.name]
 
-  def _constant(self, node: Node) -> Real:
+  def _constant(self, node: Operation) -> Real:
     if node.name in self._point:
       return self._point[node.name]
     # Times 1: pi and e of mpmath are objects that are computed when they are used.
     return _CONSTANTS[node.name] * 1
 
-  def _sum(self, node: Node) -> Real:
+  def _sum(self, node: Operation) -> Real:
     total = self._of(node.operands[0])
     for operand in node.operands[1:]:
       term = self._of(operand)
@@ -255,7 +255,7 @@ class _Evaluation:
         total = _inexact(total) + _inexact(term)
     return total
 
-  def _product(self, node: Node) -> Real:
+  def _product(self, node: Operation) -> Real:
     total = self._of(node.operands[0])
     for operand in node.operands[1:]:
       factor = self._of(operand)
@@ -265,15 +265,15 @@ class _Evaluation:
         total = _inexact(total) * _inexact(factor)
     return total
 
-  def _quotient(self, node: Node) -> Real:
+  def _quotient(self, node: Operation) -> Real:
     dividend = self._of(node.operands[0])
     divisor = self._of(node.operands[1])
     return _divided(dividend, divisor)
 
-  def _negative(self, node: Node) -> Real:
+  def _negative(self, node: Operation) -> Real:
     return -self._of(node.operands[0])
 
-  def _power(self, node: Node) -> Real:
+  def _power(self, node: Operation) -> Real:
     base = self._of(node.operands[0])
     exponent = self._of(node.operands[1])
     if isinstance(exponent, Fraction):
@@ -291,24 +291,24 @@ class _Evaluation:
       raise Unknown
     return base**exponent
 
-  def _root(self, node: Node) -> Real:
+  def _root(self, node: Operation) -> Real:
     degree = self._of(node.operands[0])
     if not _is_integer(degree) or not 2 <= degree <= 100:
       raise Unknown
     return _root(self._of(node.operands[1]), int(degree))
 
-  def _call(self, node: Node) -> Real:
+  def _call(self, node: Operation) -> Real:
     argument = self._bounded(node.operands[0])
     function = getattr(_CONTEXT, _OF_MPMATH.get(node.name, node.name))
     return function(argument)
 
-  def _factorial(self, node: Node) -> Real:
+  def _factorial(self, node: Operation) -> Real:
     argument = self._of(node.operands[0])
     if not _is_integer(argument) or not 0 <= argument <= _LARGEST_POWER:
       raise Unknown
     return Fraction(math.factorial(int(argument)))
 
-  def _binomial(self, node: Node) -> Real:
+  def _binomial(self, node: Operation) -> Real:
     top, bottom = (self._of(operand) for operand in node.operands)
     if not _is_integer(top) or not _is_integer(bottom):
       raise Unknown
@@ -316,7 +316,7 @@ class _Evaluation:
       raise Unknown
     return Fraction(math.comb(int(top), int(bottom)))
 
-  def _apply(self, node: Node) -> Real:
+  def _apply(self, node: Operation) -> Real:
     """An unknown function: a smooth one of no particular kind, the same for equal arguments."""
     argument = self._bounded(node.operands[0])
     first = _inexact(_random(node.name, 0))

@@ -6,7 +6,7 @@ LONGEST = 256  # characters of an answer; longer ones are `too-long` before anyt
 
 
 @dataclasses.dataclass(frozen=True)
-class Policy:
+class EqualityPolicy:
   """Where the verifier differs from math-verify 0.9.0. All switches are on in `strict`."""
 
   name: str
@@ -30,7 +30,7 @@ class Policy:
   digits: bool = True  # a yes of sympy's holds at 50 digits at random values, or is exact
 
 
-STRICT = Policy("strict")  # rewards and accuracies; the default
+STRICT = EqualityPolicy("strict")  # rewards and accuracies; the default
 # Numbers comparable with lm-evaluation-harness, which takes math-verify's word.
-LM_EVAL = Policy("lm_eval", structure=False)
+LM_EVAL = EqualityPolicy("lm_eval", structure=False)
 POLICIES = {policy.name: policy for policy in (STRICT, LM_EVAL)}

@@ -24,7 +24,7 @@ from synthjax import progress
 from synthjax.errors import Error
 from synthjax.records import Verdict
 from synthjax.verify import fast, spelling
-from synthjax.verify.policy import LONGEST, STRICT, Policy
+from synthjax.verify.policy import LONGEST, STRICT, EqualityPolicy
 
 _START_SECONDS = 60.0  # to import sympy on a busy machine
 _REMEMBERED = 1_000_000  # verdicts kept in memory
@@ -74,7 +74,7 @@ class _Worker:
     self._answers = self._process.stdout
     self._ready = False
 
-  def ask(self, gold: str, prediction: str, policy: Policy) -> _Answer:
+  def ask(self, gold: str, prediction: str, policy: EqualityPolicy) -> _Answer:
     """Sends a case and waits for its verdict, until the limit of seconds is over."""
     if not self._ready:
       self._wait_until_ready()
@@ -148,7 +148,7 @@ class Pool:
   replaced.
   """
 
-  def __init__(self, policy: Policy = STRICT, limits: Limits | None = None):
+  def __init__(self, policy: EqualityPolicy = STRICT, limits: Limits | None = None):
     self.policy = policy
     self.limits = limits or Limits()
     self.counts: collections.Counter[str] = collections.Counter()
@@ -265,7 +265,7 @@ class Pool:
     self.close()
 
 
-def settle(gold: str, prediction: str | None, policy: Policy = STRICT) -> Verdict | None:
+def settle(gold: str, prediction: str | None, policy: EqualityPolicy = STRICT) -> Verdict | None:
   """The verdict that needs no worker, or None. Never raises."""
   if prediction is None or not prediction.strip():
     return Verdict("undecided", "no-answer")
@@ -290,7 +290,7 @@ _shared: dict[str, Pool] = {}
 _shared_lock = threading.Lock()
 
 
-def shared(policy: Policy = STRICT) -> Pool:
+def shared(policy: EqualityPolicy = STRICT) -> Pool:
   """This process's pool of a policy, made at the first call.
 
   For threads, and for an Apache Beam `DoFn`, which is pickled and cannot hold a pool.
@@ -301,6 +301,8 @@ def shared(policy: Policy = STRICT) -> Pool:
     return _shared[policy.name]
 
 
-def compare_many(pairs: Iterable[tuple[str, str | None]], policy: Policy = STRICT) -> list[Verdict]:
+def compare_many(
+  pairs: Iterable[tuple[str, str | None]], policy: EqualityPolicy = STRICT
+) -> list[Verdict]:
   """`Pool.compare_many` of this process's pool."""
   return shared(policy).compare_many(list(pairs))

@@ -13,7 +13,7 @@ import warnings
 
 from synthjax.records import Verdict
 from synthjax.verify import fast, forms, numerals, spelling
-from synthjax.verify.policy import STRICT, Policy
+from synthjax.verify.policy import STRICT, EqualityPolicy
 
 _DIGITS = 50
 _TOLERANCE = "1e-40"  # relative, at 50 digits
@@ -36,7 +36,7 @@ class Open(Exception):
   """What cannot be decided; the message is the reason."""
 
 
-def compare(gold: str, prediction: str, policy: Policy) -> Verdict:
+def compare(gold: str, prediction: str, policy: EqualityPolicy) -> Verdict:
   """The verdict, `undecided` with its reason. Never raises; may take any time and memory."""
   try:
     if not policy.structure:
@@ -61,7 +61,7 @@ def _verdict(same: bool) -> Verdict:
 class _Leaf:
   """Judges two parts by sympy; remembers why one was left open."""
 
-  def __init__(self, policy: Policy):
+  def __init__(self, policy: EqualityPolicy):
     self._policy = policy
     self.reason = ""
 
@@ -78,7 +78,7 @@ class _Leaf:
       return None
 
 
-def _same(gold: str, prediction: str, policy: Policy) -> bool:
+def _same(gold: str, prediction: str, policy: EqualityPolicy) -> bool:
   import math_verify
   import sympy
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 from synthjax.verify import expressions, forms, numeric
 from synthjax.verify.forms import Form, Formula, Phrase, Word
 from synthjax.verify.numerals import Number
-from synthjax.verify.policy import Policy
+from synthjax.verify.policy import EqualityPolicy
 
 # 10+John's age: a formula in which words stand for quantities is not a number.
 _QUANTITY = r"(?!sqrt|sin|cos|tan|log|exp)[A-Z]?[a-z]{3,}"
@@ -25,7 +25,7 @@ _COUNTED = re.compile(r"(\d[\d,.]*)\s*\\word\s+[A-Za-z ]+")
 _WITHIN = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
-def same(gold: Form, prediction: Form, policy: Policy) -> bool | None:
+def same(gold: Form, prediction: Form, policy: EqualityPolicy) -> bool | None:
   """True or False where that is certain, else None."""
   if isinstance(gold, Phrase) or isinstance(prediction, Phrase):
     return _same_phrases(gold, prediction)
@@ -41,7 +41,7 @@ def is_counted(form: Form | None) -> bool:
   return isinstance(form, Phrase) and _COUNTED.fullmatch(form.text) is not None
 
 
-def _same_numbers(gold: Number, prediction: Number, policy: Policy) -> bool:
+def _same_numbers(gold: Number, prediction: Number, policy: EqualityPolicy) -> bool:
   if gold.value == prediction.value:
     return True
   if not policy.rounding:
@@ -68,7 +68,7 @@ def _is_precise(decimal: Number) -> bool:
   return abs(decimal.value) * 10**decimal.places >= 10**5
 
 
-def _same_values(gold: Form, prediction: Form, policy: Policy) -> bool | None:
+def _same_values(gold: Form, prediction: Form, policy: EqualityPolicy) -> bool | None:
   """Numbers, formulas and single letters by value at random points."""
   one = _expression(gold)
   other = _expression(prediction)
@@ -96,7 +96,7 @@ def _same_word_and_formula(gold: Form, prediction: Form) -> bool | None:
   return False
 
 
-def _rounds(decimal: Number, exact: expressions.Expression, policy: Policy) -> bool:
+def _rounds(decimal: Number, exact: expressions.Expression, policy: EqualityPolicy) -> bool:
   """Whether a decimal stands for the value of an expression."""
   distance = Fraction(1, 10**6)
   if policy.rounding and not _is_precise(decimal):

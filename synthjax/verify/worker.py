@@ -26,14 +26,14 @@ def main() -> None:
   import dataclasses
 
   from synthjax.verify import symbolic
-  from synthjax.verify.policy import Policy
+  from synthjax.verify.policy import EqualityPolicy
 
   symbolic.warn_of_ground_types()
   symbolic.warm_up()
   _say(answers, {"ready": os.getpid()})
   for line in sys.stdin:
     gold, prediction, policy = json.loads(line)
-    verdict = symbolic.compare(gold, prediction, Policy(**policy))
+    verdict = symbolic.compare(gold, prediction, EqualityPolicy(**policy))
     _say(answers, dataclasses.asdict(verdict))
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from synthjax import files
 from synthjax.records import Verdict
 from synthjax.verify import expressions, extract, fast, numeric, pool, symbolic
-from synthjax.verify.policy import LM_EVAL, STRICT, Policy
+from synthjax.verify.policy import LM_EVAL, STRICT, EqualityPolicy
 
 
 @pytest.fixture(scope="module")
@@ -411,7 +411,9 @@ SWITCHES = {
 
 
 def test_every_difference_from_math_verify_has_its_switch_and_a_case_that_it_decides():
-  assert {"name", "structure", *SWITCHES} == {field.name for field in dataclasses.fields(Policy)}
+  assert {"name", "structure", *SWITCHES} == {
+    field.name for field in dataclasses.fields(EqualityPolicy)
+  }
   for switch, (gold, found) in SWITCHES.items():
     assert symbolic.compare(gold, found, STRICT).value == "different", switch
     assert (
