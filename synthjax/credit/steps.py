@@ -37,13 +37,11 @@ _OPENS = {r"\]": r"\[", r"\)": r"\(", "}": "{", "[/asy]": "[asy]"}
 _ABBREVIATION = re.compile(
   r"\b(?:e\.g|i\.e|etc|cf|vs|Mrs?|Ms|Dr|Eqs?|Figs?|Thm|resp|approx)\.$", re.IGNORECASE
 )
-_GOES_ON = re.compile(
-  r"\s*(?:[a-z]{2}|[=+<>/,;:.)\]}|&%^_])"
-)  # no step begins like this: a sentence or a formula goes on
+# No step begins like this: a sentence or a formula goes on.
+_GOES_ON = re.compile(r"\s*(?:[a-z]{2}|[=+<>/,;:.)\]}|&%^_])")
 _DISPLAY = re.compile(r"\s*(?:\\\[|\$\$|\\begin\b|\[asy\])")
-_ENDED = re.compile(
-  r"(?:[.!?][\"')\]*]*|\\\]|\$\$|\\end\{\w+\*?\}|\[/asy\])\s*$"
-)  # a sentence, or a display
+# A sentence or a display has ended.
+_ENDED = re.compile(r"(?:[.!?][\"')\]*]*|\\\]|\$\$|\\end\{\w+\*?\}|\[/asy\])\s*$")
 
 
 # Of the tasks whose steps are not lines.
@@ -53,7 +51,7 @@ _OF_TASK = {"world": "world", "math": "math", "math500": "math"}
 class Rule(NamedTuple):
   """How the responses of a task fall into steps."""
 
-  cuts: Callable[[str], Iterable[int]]  # places at which a step may begin, in order
+  cuts: Callable[[str], Iterable[int]]  # where a step may begin, in order
   shortest: int  # characters of a step, but for white space at its ends
 
 
@@ -65,7 +63,9 @@ def rule_of(data: schema.Data) -> str:
 
 
 def spans(text: str, rule: str, limit: int) -> list[tuple[int, int]]:
-  """Steps as character spans that tile the text: every character is in one of them, none is white space alone (unless the text is).
+  """Steps as character spans that tile the text.
+
+  Every character is in one of them, and none is white space alone, unless the text is.
 
   Args:
     text: a response; the empty text has no steps.
@@ -110,8 +110,8 @@ def token_spans(
   covered = text_spans[-1][1] if text_spans else 0
   if covered != len(text):
     raise files.DataError(
-      f"steps cover {covered} characters, the {len(ids)} ids decode to {len(text)}: {text[:80]!r}; split the text "
-      "that tokenizer.decode(ids) gives"
+      f"steps cover {covered} characters, the {len(ids)} ids decode to {len(text)}: {text[:80]!r}; "
+      "split the text that tokenizer.decode(ids) gives"
     )
   edges = [0]
   begins = lambda count: _begins(text, tokenizer.decode(ids[:count]))
@@ -143,42 +143,51 @@ def _lines(text: str) -> Iterable[int]:
 
 
 def _sentences(text: str) -> list[int]:
-  """Ends of sentences and lines outside LaTeX, in one pass: closing a delimiter takes back the cuts made since it was opened."""
+  """Ends of sentences and lines outside LaTeX.
+
+  One pass: closing a delimiter takes back the cuts made since it was opened.
+  """
   cuts: list[int] = []
   scopes = _Scopes()
   for mark in _MARKS.finditer(text):
     start, end = mark.span()
+    is_cut = False
     if mark["line"]:
       if mark[0].count("\n") > 1:
-        scopes.drop("$")
-      if not _GOES_ON.match(text, end) and (
-        not _DISPLAY.match(text, end) or _ENDED.search(text[max(0, start - 40) : start])
-      ):
-        cuts.append(end)
+        scopes.drop("$")  # as TeX does at a blank line
+      is_cut = _ends_line(text, start, end)
     elif mark["sentence"]:
-      if not _ABBREVIATION.search(text[max(0, start - 9) : start + 1]) and not _GOES_ON.match(
-        text, end
-      ):
-        cuts.append(end)
+      is_cut = not _ABBREVIATION.search(text[max(0, start - 9) : start + 1])
     elif mark["delimiter"] and scopes.closes(mark[0], cuts):
-      within = text[max(0, start - 9) : start].rstrip("} \t\n")
-      if (
-        within.endswith((".", "!", "?"))
-        and text[end : end + 1] not in ("", "\n", ")")
-        and not _GOES_ON.match(text, end)
-      ):
-        cuts.append(end)
+      is_cut = _ends_sentence_within(text, start, end)
+    if is_cut and not _GOES_ON.match(text, end):
+      cuts.append(end)
   return cuts
 
 
+def _ends_line(text: str, start: int, end: int) -> bool:
+  """Whether a step may end at a line break: a display goes with the words that lead to it."""
+  if not _DISPLAY.match(text, end):
+    return True
+  return bool(_ENDED.search(text[max(0, start - 40) : start]))
+
+
+def _ends_sentence_within(text: str, start: int, end: int) -> bool:
+  """Whether a sentence ends inside a formula that closes here, and the line goes on."""
+  within = text[max(0, start - 9) : start].rstrip("} \t\n")
+  return within.endswith((".", "!", "?")) and text[end : end + 1] not in ("", "\n", ")")
+
+
 class _Scopes:
-  """Delimiters that are open, each with the number of cuts made before it. What is never closed was no delimiter: its cuts stay."""
+  """Delimiters that are open, each with the number of cuts made before it.
+
+  What is never closed was no delimiter: its cuts stay.
+  """
 
   def __init__(self) -> None:
     self._open: list[tuple[str, int]] = []
-    self._count: collections.Counter[str] = (
-      collections.Counter()
-    )  # of each kind among them: no search for what is not there
+    # How many of each kind are open, so that nothing is searched for in vain.
+    self._count: collections.Counter[str] = collections.Counter()
 
   def closes(self, delimiter: str, cuts: list[int]) -> bool:
     """Takes a delimiter in; whether it closed one, with the cuts inside taken back."""
@@ -192,7 +201,11 @@ class _Scopes:
     return not opening
 
   def drop(self, name: str) -> int | None:
-    """Forgets the innermost one of a name and all within it (TeX ends a `$` at a blank line); the cuts before it, None where none is."""
+    """Forgets the innermost delimiter of a name and all within it.
+
+    Returns:
+      The number of cuts before it; None where none is open.
+    """
     while self._count[name]:
       kind, cuts = self._open.pop()
       self._count[kind] -= 1

@@ -1,19 +1,23 @@
 """The rollout engine: continuous batching over slots, every shared prefix computed once.
 
-Requests are cut into sequences (a sample each). Prompts are laid out on pages, those that begin alike beside each other; a page is computed
-once and all its sequences go on from it. Between two calls of the device the host takes finished samples out, gives pages free,
-fills them again and refills the queues.
+Requests are cut into sequences, a sample each. Prompts are laid out on pages, those that begin
+alike side by side; a page is computed once, and all its sequences continue from it. Between two
+calls of the device the host takes out finished samples, frees their pages, fills them again and
+refills the queues.
 
-A sample depends on the policy, the prompt, the settings and the seed alone: not on its neighbours, the number of slots or the order of the
-queue (up to float32 rounding where two ids are all but equally likely).
+A sample depends on the policy, the prompt, the settings and the seed alone: not on its neighbours,
+the number of slots or the order of the queue (up to float32 rounding where two ids are almost
+equally likely).
+
+Shapes: B blocks, N slots of a block, Q positions of a block's queue, R rows of a block's results,
+P pages admitted together, T positions of a page, C own positions of a slot.
 """
 
 import collections
 import dataclasses
 import functools
 import time
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -29,69 +33,19 @@ from synthjax.rollout import requests, slots
 from synthjax.rollout.prefixes import Page
 from synthjax.rollout.requests import Request, RequestError, Result, Sample
 from synthjax.rollout.sampling import Filters
+from synthjax.rollout.sequences import Asked, Counts, Room, Sequence
 from synthjax.rollout.shapes import batch_shape
-from synthjax.rollout.slots import Sequences, Shape
+from synthjax.rollout.slots import Pages, Sequences, Shape
 from synthjax.rollout.waiting import Batch, Lane, Turns
 from synthjax.sharding import Layout, make_layout
 
 _WINDOW = 20_000  # requests that are queued at once
-_TURN = 4  # sequences a slot of a block in one turn: fewer, and every turn computes the prompt again for little
-_LONGEST = 8192  # tokens of a prompt or a sample that an engine of no fixed shape makes room for
-
-
-class _Asked:
-  """A request whose samples are being drawn."""
-
-  def __init__(self, request: Request, prompt: tuple[int, ...]):
-    self.request, self.prompt = request, prompt
-    self.samples: list[Sample | None] = [None] * request.n
-    self.left = request.n
-
-
-@dataclasses.dataclass(eq=False)
-class _Sequence:
-  """One sample of a request, waiting or in a slot."""
-
-  asked: _Asked
-  number: int
-  ahead: bool = False  # goes before the further turns of other requests in its block
-  room: "_Room" = None  # type: ignore[assignment]  # once it is admitted
-  end: int = 0  # place in the block
-  row: int = 0  # of the block's results
-
-
-@dataclasses.dataclass(eq=False)
-class _Room:
-  """Room for a page in a block."""
-
-  block: int
-  start: int  # its first place
-  left: int = 0  # sequences that still need it
-
-
-@dataclasses.dataclass
-class Counts:
-  """What an engine has done."""
-
-  samples: int = 0
-  tokens: int = 0  # sampled
-  prompt_tokens: int = 0  # of all samples together
-  prefilled: int = 0  # of them computed
-  used: int = 0  # slots that were decoding, summed over steps
-  offered: int = 0  # slots there were, summed over steps
-  compilations: int = 0
-  seconds: float = 0.0
-
-  def line(self) -> str:
-    """As a person reads it."""
-    occupied, reused = (
-      100 * self.used / max(self.offered, 1),
-      100 * (1 - self.prefilled / max(self.prompt_tokens, 1)),
-    )
-    return (
-      f"{self.samples:,} samples, {self.tokens:,} tokens, {self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s; "
-      f"slots {occupied:.1f} % occupied; {reused:.1f} % of the prompts' tokens reused; {self.compilations} compilations"
-    )
+# Sequences a slot of a block in one turn. With fewer every turn computes the prompt again for
+# little.
+_TURN = 4
+_LONGEST = (
+  8192  # tokens of a prompt or a sample that an engine without a fixed shape makes room for
+)
 
 
 class JaxEngine:
@@ -104,11 +58,12 @@ class JaxEngine:
     shape: static sizes; None: chosen from the requests, and grown where they ask for more.
     mesh: of this process's devices.
     slots: sequences that decode together, where `shape` is None.
-    fair: requests take turns, so that one with few samples does not wait for one with many; for a session of a fixed shape. A batch is
-      faster without: all samples of a prompt go on from one page.
+    fair: requests take turns, so that one with few samples does not wait for one with many; for a
+      session of a fixed shape. A batch is faster without: all samples of a prompt share one page.
 
   Raises:
-    ValueError: the model's vocabulary does not hold the tokenizer's ids.
+    ConfigError: the model's vocabulary does not hold the tokenizer's ids.
+    ValueError: `fair` without a shape.
   """
 
   page: type[Page] = Page  # how prompts are laid out
@@ -130,23 +85,26 @@ class JaxEngine:
         f"the model has {model.cfg.vocab_size} ids, the tokenizer {tokenizer.size}; "
         "use the tokenizer that it was trained with"
       )
-    self.model, self.tokenizer, self.slots, self.counts = model, tokenizer, slots, Counts()
+    self.model = model
+    self.tokenizer = tokenizer
+    self.slots = slots
+    self.counts = Counts()
     self.fingerprint = ""
     self._layout = make_layout(mesh or schema.Mesh(), jax.local_devices())
     self._fixed = shape
     self._shape: Any = None  # a Shape, once there is one
     self._needed = (1, 1)  # tokens of the longest prompt and of the longest sample so far
-    self._asked: dict[str, _Asked] = {}
-    self._cancelled: set[_Asked] = set()  # the device may be at work on them
-    self._new: list[_Sequence] = []
+    self._asked: dict[str, Asked] = {}
+    self._cancelled: set[Asked] = set()  # the device may be at work on them
+    self._new: list[Sequence] = []
     self._waiting: Batch | Turns = Batch()
     self._first = 0  # samples of a request that go before the further turns of others
     self._most = 0  # sequences of a page; 0: as many as there are for each
     if fair and shape:
       self._first, self._most = shape.slots, _TURN * shape.slots
       self._waiting = Turns(self._first, self._most)
-    self._queues: list[collections.deque[_Sequence]] = []  # of the blocks
-    self._flying: list[dict[int, _Sequence]] = []  # of the blocks: row -> who has it
+    self._queues: list[collections.deque[Sequence]] = []  # of the blocks
+    self._flying: list[dict[int, Sequence]] = []  # of the blocks: row -> who has it
     self._dispatched: Any = None
     self._results: Any = None  # a Results of arrays of the host
     self.load(params)
@@ -154,7 +112,11 @@ class JaxEngine:
       self._reshape(shape)
 
   def load(self, params: Params, fingerprint: str = "") -> None:
-    """Takes over new weights of the same model: nothing is compiled again. Nothing may be in flight."""
+    """Takes over new weights of the same model; nothing is compiled again.
+
+    Raises:
+      RuntimeError: requests are in flight.
+    """
     if self.busy:
       raise RuntimeError(
         "new weights while requests are in flight; wait until the engine is not busy"
@@ -164,6 +126,7 @@ class JaxEngine:
 
   @property
   def busy(self) -> bool:
+    """Whether requests are in flight."""
     return bool(self._asked or self._cancelled)
 
   def generate(self, requests: Iterable[Request]) -> Iterator[Result]:
@@ -180,7 +143,7 @@ class JaxEngine:
     if requests:
       progress.say(f"sampled: {self.counts.line()}")
 
-  def _window(self, requests: Sequence[Request]) -> Iterator[Result]:
+  def _window(self, requests: list[Request]) -> Iterator[Result]:
     same: dict[str, list[str]] = {}
     for request in requests:
       key = request.key()
@@ -207,12 +170,13 @@ class JaxEngine:
   def add(self, request: Request) -> None:
     """Queues a request. Raises RequestError naming what is wrong with it."""
     prompt = self._check(request)
-    asked = self._asked[request.id] = _Asked(request, prompt)
+    asked = self._asked[request.id] = Asked(request, prompt)
+    longest_prompt, longest_sample = self._needed
     self._needed = (
-      max(self._needed[0], len(prompt)),
-      max(self._needed[1], request.sampling.max_tokens),
+      max(longest_prompt, len(prompt)),
+      max(longest_sample, request.sampling.max_tokens),
     )
-    self._new += [_Sequence(asked, number, number < self._first) for number in range(request.n)]
+    self._new += [Sequence(asked, number, number < self._first) for number in range(request.n)]
 
   def _check(self, request: Request) -> tuple[int, ...]:
     """The prompt's ids."""
@@ -232,19 +196,19 @@ class JaxEngine:
         raise RequestError(
           f"{name} span {min(ids)} to {max(ids)}; expected ids from 0 to {self.tokenizer.size - 1}"
         )
-    longest = (
-      (self._fixed.page_length, self._fixed.max_tokens) if self._fixed else (_LONGEST, _LONGEST)
-    )
-    for name, found, limit in (
-      ("prompt", len(prompt), longest[0]),
-      ("max_tokens", request.sampling.max_tokens, longest[1]),
+    longest_prompt = longest_sample = _LONGEST
+    if self._fixed:
+      longest_prompt, longest_sample = self._fixed.page_length, self._fixed.max_tokens
+    for name, tokens, limit in (
+      ("prompt", len(prompt), longest_prompt),
+      ("max_tokens", request.sampling.max_tokens, longest_sample),
     ):
-      if found > limit:
-        raise RequestError(f"{name} is {found} tokens long; this engine has room for {limit}")
+      if tokens > limit:
+        raise RequestError(f"{name} is {tokens} tokens long; this engine has room for {limit}")
     return prompt
 
   def cancel(self, id: str) -> None:
-    """Gives a request up; what it holds is freed by the next step, when the device is not at work on it."""
+    """Gives up a request. The next step frees what it holds, when the device is done with it."""
     if asked := self._asked.pop(id, None):
       self._cancelled.add(asked)
 
@@ -263,25 +227,26 @@ class JaxEngine:
   def partial(self, id: str) -> list[Sample]:
     """What the samples of an unfinished request have so far."""
     asked = self._asked[id]
-    found = [sample or Sample("") for sample in asked.samples]
+    samples = [sample or Sample("") for sample in asked.samples]
     for flying in self._flying:
       for sequence in flying.values():
         if sequence.asked is asked:
-          found[sequence.number] = self._sample(sequence, self._ids(sequence), over=False)[0]
-    return found
+          samples[sequence.number], _ = self._sample(sequence, self._ids(sequence), over=False)
+    return samples
 
   def step(self) -> list[Result]:
-    """Takes out what the device has finished and sets it to work again; while it works the caller has the results."""
+    """Takes out what the device has finished, and sets it to work again.
+
+    The device works while the caller has the results.
+    """
     began = time.monotonic()
     self._collect()
     if self._cancelled:
       self._forget()
-    finished = [
-      result
-      for flying in self._flying
-      for sequence in list(flying.values())
-      for result in self._look(sequence)
-    ]
+    finished: list[Result] = []
+    for flying in self._flying:
+      for sequence in list(flying.values()):
+        finished += self._completed(sequence)
     self._waiting.extend(self._new)
     self._new = []
     if self._asked:
@@ -292,24 +257,16 @@ class JaxEngine:
     return finished
 
   def _fit(self) -> bool:
-    """Whether all that waits has room. The shape grows where it has not, once nothing is in flight."""
-    if (
-      self._shape
-      and self._needed[0] <= self._shape.page_length
-      and self._needed[1] <= self._shape.max_tokens
-    ):
+    """Whether all that waits has room. If not, the shape grows as soon as nothing is in flight."""
+    prompt, sample = self._needed
+    if self._shape and prompt <= self._shape.page_length and sample <= self._shape.max_tokens:
       return True
     if any(self._flying) or any(self._queues):
       return False
     mesh = self._layout.mesh.shape
-    self._reshape(
-      batch_shape(
-        [s.asked.prompt for s in self._waiting],
-        self._needed,
-        self.slots,
-        mesh["replica"] * mesh["fsdp"],
-      )
-    )
+    devices = mesh["replica"] * mesh["fsdp"]
+    prompts = [sequence.asked.prompt for sequence in self._waiting]
+    self._reshape(batch_shape(prompts, self._needed, self.slots, devices))
     return True
 
   def _reshape(self, shape: Shape) -> None:
@@ -322,7 +279,7 @@ class JaxEngine:
     self.counts.compilations += 2 * (slots.functions.cache_info().misses - misses)
     self._state = self._functions.empty()
     self._rooms = [
-      _Room(block, page * shape.page_length)
+      Room(block, page * shape.page_length)
       for page in range(shape.pages)
       for block in range(shape.blocks)
     ]
@@ -334,56 +291,67 @@ class JaxEngine:
   def _admit(self) -> None:
     """Fills free pages with the prompts that wait."""
     shape = self._shape
-    blocks_of_device = shape.blocks // self._functions.devices
-    most = -(
-      -len(self._waiting) // len(self._rooms)
-    )  # sequences of a page: the last ones are spread over the blocks
+    # Sequences of a page. Rounded up from the mean, so that the last ones spread over the blocks.
+    most = -(-len(self._waiting) // len(self._rooms))
     if self._most:
       most = min(most, self._most)
     while self._waiting:
-      made: list[list[tuple[Page, _Room]]] = [[] for _ in range(self._functions.devices)]
-      per_device = max(1, 512 // shape.page_length)
-      rooms = sorted(
-        (room for room in self._rooms if room.left == 0), key=lambda room: self._load(room.block)
-      )
-      for room in rooms:
-        device = made[room.block // blocks_of_device]
-        if self._waiting and len(device) < per_device:
-          lane = self._waiting.lane(busy=self._busy(room.block))
-          if lane:
-            device.append((self._fill(room, most, lane), room))
-      if not any(made):
+      per_device = max(1, 512 // shape.page_length)  # 512 tokens keep a small device busy
+      filled = self._filled_pages(most, per_device)
+      if not any(filled):
         return
-      P = per_device * len(made)
-      tokens_PT, positions_PT, until_PT = (
-        np.zeros((P, shape.page_length), np.int32) for _ in range(3)
-      )
-      places_P2, real_P = np.zeros((P, 2), np.int32), np.zeros(P, bool)
-      until_PT[:] = np.arange(1, shape.page_length + 1)
-      for number, pages in enumerate(made):
-        for i, (page, room) in enumerate(pages, number * per_device):
-          tokens_PT[i], positions_PT[i], until_PT[i], real_P[i] = (
-            page.tokens_T,
-            page.positions_T,
-            page.until_T,
-            True,
-          )
-          places_P2[i] = room.block % blocks_of_device, room.start
-      self._state = self._functions.admit(
-        self._params, self._state, tokens_PT, positions_PT, until_PT, places_P2, real_P
-      )
+      pages = self._laid_out(filled, per_device)
+      self._state = self._functions.admit(self._params, self._state, pages)
+
+  def _filled_pages(self, most: int, per_device: int) -> list[list[tuple[Page, Room]]]:
+    """Pages of waiting prompts by device, those of the least busy blocks first."""
+    filled: list[list[tuple[Page, Room]]] = [[] for _ in range(self._functions.devices)]
+    rooms = [room for room in self._rooms if room.left == 0]
+    rooms.sort(key=lambda room: self._load(room.block))
+    for room in rooms:
+      of_device = filled[room.block // self._blocks_of_device]
+      if self._waiting and len(of_device) < per_device:
+        lane = self._waiting.lane(busy=self._busy(room.block))
+        if lane:
+          of_device.append((self._fill(room, most, lane), room))
+    return filled
+
+  def _laid_out(self, filled: list[list[tuple[Page, Room]]], per_device: int) -> Pages:
+    """The pages as arrays, padded to the same number on every device."""
+    P, T = per_device * len(filled), self._shape.page_length
+    tokens_PT = np.zeros((P, T), np.int32)
+    positions_PT = np.zeros((P, T), np.int32)
+    until_PT = np.zeros((P, T), np.int32)
+    until_PT[:] = np.arange(1, T + 1)
+    places_P2 = np.zeros((P, 2), np.int32)
+    real_P = np.zeros(P, bool)
+    for device, of_device in enumerate(filled):
+      for i, (page, room) in enumerate(of_device, device * per_device):
+        tokens_PT[i] = page.tokens_T
+        positions_PT[i] = page.positions_T
+        until_PT[i] = page.until_T
+        places_P2[i] = room.block % self._blocks_of_device, room.start
+        real_P[i] = True
+    arrays: Any = (tokens_PT, positions_PT, until_PT, places_P2, real_P)
+    return Pages(*arrays)
+
+  @property
+  def _blocks_of_device(self) -> int:
+    return self._shape.blocks // self._functions.devices
 
   def _load(self, block: int) -> int:
     return len(self._queues[block]) + len(self._flying[block])
 
   def _busy(self, block: int) -> bool:
-    """Whether a block is not for further turns: it has enough to do, or is the one of its device that is kept for new requests."""
-    blocks_of_device = self._shape.blocks // self._functions.devices
-    kept_free = blocks_of_device > 1 and block % blocks_of_device == 0
+    """Whether a block takes no further turns.
+
+    It has enough to do, or it is the one of its device that is kept for new requests.
+    """
+    kept_free = self._blocks_of_device > 1 and block % self._blocks_of_device == 0
     return kept_free or self._load(block) > self._shape.slots
 
-  def _fill(self, room: _Room, most: int, lane: Lane) -> Page:
-    """A page of the lane's next prompts for up to that many sequences, which join the block's queue."""
+  def _fill(self, room: Room, most: int, lane: Lane) -> Page:
+    """A page of the lane's next prompts for up to `most` sequences, which join the queue."""
     page = self.page(self._shape.page_length)
     while lane and room.left < most:
       sequence = lane.head
@@ -391,13 +359,15 @@ class JaxEngine:
       if end is None:
         break
       lane.pop()
-      sequence.room, sequence.end, room.left = room, room.start + end, room.left + 1
+      sequence.room = room
+      sequence.end = room.start + end
+      room.left += 1
       self._enqueue(sequence)
       self.counts.prompt_tokens += len(sequence.asked.prompt)
     self.counts.prefilled += page.filled
     return page
 
-  def _enqueue(self, sequence: _Sequence) -> None:
+  def _enqueue(self, sequence: Sequence) -> None:
     queue = self._queues[sequence.room.block]
     place = len(queue)
     if sequence.ahead:
@@ -407,20 +377,23 @@ class JaxEngine:
   def _dispatch(self) -> None:
     shape = self._shape
     B, Q = shape.blocks, shape.queue
-    integers, reals = np.zeros((4, B, Q), np.int32), np.ones((3, B, Q), np.float32)
-    key_BQ2, waiting_B = np.zeros((B, Q, 2), np.uint32), np.zeros(B, np.int32)
+    integers = np.zeros((4, B, Q), np.int32)
+    reals = np.ones((3, B, Q), np.float32)
+    key_BQ2 = np.zeros((B, Q, 2), np.uint32)
+    waiting_B = np.zeros(B, np.int32)
     for block, queue in enumerate(self._queues):
       free = (row for row in range(shape.rows) if row not in self._flying[block])
       waiting_B[block] = min(Q, len(queue))
       for i in range(waiting_B[block]):
-        sequence, how = queue[i], queue[i].asked.request.sampling
+        sequence, sampling = queue[i], queue[i].asked.request.sampling
         sequence.row = next(free)
-        integers[:, block, i] = sequence.end, sequence.row, how.max_tokens, how.top_k
-        reals[:, block, i] = how.temperature, how.top_p, how.min_p
-        key_BQ2[block, i] = _key(sequence)
+        integers[:, block, i] = sequence.end, sequence.row, sampling.max_tokens, sampling.top_k
+        reals[:, block, i] = sampling.temperature, sampling.top_p, sampling.min_p
+        key_BQ2[block, i] = sequence.key()
     end, row, max_tokens, top_k = integers
     temperature, top_p, min_p = reals
-    new: Any = Sequences(end, row, max_tokens, key_BQ2, Filters(temperature, top_k, top_p, min_p))  # type: ignore[arg-type]
+    filters: Any = Filters(temperature, top_k, top_p, min_p)  # type: ignore[arg-type]
+    new: Any = Sequences(end, row, max_tokens, key_BQ2, filters)  # type: ignore[arg-type]
     self._state, results, taken_B = self._functions.decode(
       self._params, self._state, new, waiting_B, self._killed_BR
     )
@@ -428,14 +401,15 @@ class JaxEngine:
     self._dispatched = results, taken_B, self._state.time, self._state.used
 
   def _collect(self) -> None:
-    """Waits for the device, and takes over what it has done."""
+    """Waits for the device, and takes over its results."""
     if self._dispatched is None:
       return
     self._results, taken_B, *now = jax.tree.map(np.asarray, self._dispatched)
     self._dispatched = None
-    steps, used = np.array(now) - self._before  # int32: right even where a count has wrapped around
+    # In int32 the difference is exact even where a count has wrapped around.
+    steps, used = np.array(now) - self._before
     self._before = np.array(now)
-    # Devices wait for the slowest one.
+    # The slowest device counts: the others wait for it.
     self.counts.offered += int(steps.max()) * self._shape.blocks * self._shape.slots
     self.counts.used += int(used.sum())
     for queue, flying, taken in zip(self._queues, self._flying, taken_B):
@@ -443,11 +417,11 @@ class JaxEngine:
         sequence = queue.popleft()
         flying[sequence.row] = sequence
 
-  def _look(self, sequence: _Sequence) -> list[Result]:
-    """The sequence's request, where this sample was its last one."""
+  def _completed(self, sequence: Sequence) -> list[Result]:
+    """The result that this sequence completes; [] where it or another of its request goes on."""
     done = bool(self._results.done_BR[sequence.room.block, sequence.row])
-    how = sequence.asked.request.sampling
-    if not done and not how.stop and not how.stop_ids:
+    sampling = sequence.asked.request.sampling
+    if not done and not sampling.stop and not sampling.stop_ids:
       return []
     sample, stopped = self._sample(sequence, self._ids(sequence), done)
     if not done and not stopped:
@@ -461,47 +435,58 @@ class JaxEngine:
     if asked.left:
       return []
     del self._asked[asked.request.id]
-    return [
-      Result(
-        asked.request.id, tuple(s for s in asked.samples if s), prompt_tokens=len(asked.prompt)
-      )
-    ]
+    return [asked.result()]
 
-  def _ids(self, sequence: _Sequence) -> list[int]:
-    block = sequence.room.block
-    return self._results.tokens_BRC[
-      block, sequence.row, : self._results.length_BR[block, sequence.row]
-    ].tolist()
+  def _ids(self, sequence: Sequence) -> list[int]:
+    """The tokens drawn so far."""
+    block, row = sequence.room.block, sequence.row
+    length = self._results.length_BR[block, row]
+    return self._results.tokens_BRC[block, row, :length].tolist()
 
-  def _sample(self, sequence: _Sequence, drawn: list[int], over: bool) -> tuple[Sample, bool]:
-    """(the sample as far as it has come, whether a stop text or id ends it)."""
-    how, eos_id = sequence.asked.request.sampling, self.tokenizer.eos_id
-    ends = [i for i, token in enumerate(drawn) if token == eos_id or token in how.stop_ids]
-    count, logged = (ends[0], ends[0] + 1) if ends else (len(drawn), len(drawn))
-    text, stopped = self.tokenizer.decode(drawn[:count]), bool(ends)
-    if any(mark in text for mark in how.stop):
-      # The fewest tokens whose text holds a stop text: whenever the host looks, the sample is the same.
-      count = logged = next(
-        n
-        for n in range(1, count + 1)
-        if any(mark in self.tokenizer.decode(drawn[:n]) for mark in how.stop)
-      )
-      text, stopped = self.tokenizer.decode(drawn[:count]), True
-      text = text[: min(text.find(mark) for mark in how.stop if mark in text)]
+  def _sample(self, sequence: Sequence, drawn: list[int], over: bool) -> tuple[Sample, bool]:
+    """(the sample so far, whether a stop text or id ends it)."""
+    sampling, eos_id = sequence.asked.request.sampling, self.tokenizer.eos_id
+    ends = [i for i, token in enumerate(drawn) if token == eos_id or token in sampling.stop_ids]
+    stopped = bool(ends)
+    count = logged = len(drawn)
+    if ends:
+      # The id that ends a sample is not part of it, but its log-prob is kept.
+      count, logged = ends[0], ends[0] + 1
+    text = self.tokenizer.decode(drawn[:count])
+    if any(mark in text for mark in sampling.stop):
+      stopped = True
+      count = logged = self._first_with_stop(drawn, sampling.stop)
+      text = self.tokenizer.decode(drawn[:count])
+      text = text[: min(text.find(mark) for mark in sampling.stop if mark in text)]
     log_probs = self._results.log_probs_BRC[sequence.room.block, sequence.row, :logged].tolist()
-    return Sample(
-      text, tuple(drawn[:count]), tuple(log_probs), "stop" if stopped or not over else "length"
-    ), stopped
+    sample = Sample(
+      text=text,
+      ids=tuple(drawn[:count]),
+      log_probs=tuple(log_probs),
+      finish="stop" if stopped or not over else "length",
+    )
+    return sample, stopped
 
-  def _free(self, sequence: _Sequence, running: bool) -> None:
-    """Gives back a sequence's row, and its slot where it is still running."""
+  def _first_with_stop(self, drawn: list[int], stop: tuple[str, ...]) -> int:
+    """The fewest tokens whose text holds a stop text, so that the host may look at any time."""
+    for count in range(1, len(drawn) + 1):
+      text = self.tokenizer.decode(drawn[:count])
+      if any(mark in text for mark in stop):
+        return count
+    raise AssertionError("no stop text in the drawn tokens")
+
+  def _free(self, sequence: Sequence, running: bool) -> None:
+    """Frees a sequence's row, its part of the page, and its slot where it is still running."""
     del self._flying[sequence.room.block][sequence.row]
     self._killed_BR[sequence.room.block, sequence.row] = running
     sequence.room.left -= 1
 
 
 def _place(model: Transformer, params: Params, layout: Layout) -> Params:
-  """The parameters as the engine reads them: heads, MLP and vocabulary split over `tensor`, copies everywhere else."""
+  """The parameters as the engine reads them.
+
+  Heads, MLP and vocabulary are split over `tensor`; all else is copied to every device.
+  """
   layout = dataclasses.replace(layout, parameters=dataclasses.replace(layout.parameters, embed=()))
   return _unstacked(model)(jax.device_put(params, layout.of(model.leaves)))
 
@@ -509,13 +494,3 @@ def _place(model: Transformer, params: Params, layout: Layout) -> Params:
 @functools.lru_cache(8)
 def _unstacked(model: Transformer):
   return jax.jit(functools.partial(unstack_layers, model))
-
-
-def _key(sequence: _Sequence) -> tuple[int, int]:
-  """Of a sample's random numbers: from its seed, its prompt and its number alone."""
-  seed = sequence.asked.request.seed
-  return zlib.crc32(
-    np.array(
-      [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, *sequence.asked.prompt], np.uint32
-    ).tobytes()
-  ), sequence.number

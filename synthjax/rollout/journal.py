@@ -1,7 +1,8 @@
-"""Sampling that survives a kill: results of any engine stream into an append-only journal, and nothing is sampled twice.
+"""Sampling that survives a kill: results of any engine go into an append-only journal.
 
-A row of the journal is request id, `Request.key()`, engine fingerprint and result. A request is answered from the journal where key and
-fingerprint are there; another policy, or a changed request under an old id, is sampled again.
+Nothing is sampled twice. A row of the journal is request id, `Request.key()`, engine fingerprint
+and result. A request is answered from the journal where it holds this key and fingerprint; for
+another policy, or a changed request under an old id, it is sampled again.
 """
 
 import collections
@@ -31,16 +32,20 @@ class Row(Record):
 
 
 def generate(engine: Engine, requests: Iterable[Request], path: files.Path) -> Iterator[Result]:
-  """Yields one result a request: first those that the journal holds, then the others as the engine finishes them.
+  """Yields one result a request: those of the journal, then the others as the engine finishes them.
 
-  Requests are read to the end before anything is sampled. Equal ones (`Request.key`) are sampled once and answered under every id. A result
-  with an error is yielded but not journalled: the next run asks again. A result is in the journal before it is yielded.
+  Requests are read to the end before anything is sampled. Equal ones (`Request.key`) are sampled
+  once and answered under every id. A result is in the journal before it is yielded; one with an
+  error is not journalled, so that the next run asks again.
 
   Args:
-    path: JSONL of `Row`; made where it is not there. One process at a time writes to it.
+    engine: samples what the journal does not hold.
+    requests: with unique ids.
+    path: JSONL of `Row`; created if missing. One process at a time writes to it.
 
   Raises:
-    DataError: two requests have one id, or the journal is malformed. LockError: another process writes to it.
+    DataError: two requests have one id, or the journal is malformed.
+    LockError: another process writes to the journal.
     UnansweredError: the engine left requests without an answer.
   """
   waiting = _by_key(requests)
@@ -58,26 +63,28 @@ def generate(engine: Engine, requests: Iterable[Request], path: files.Path) -> I
         failed += 1
       else:
         journal.append(Row(result.id, key, engine.fingerprint, result).to_json())
-      for request in waiting.pop(key):
-        yield dataclasses.replace(result, id=request.id)
+      yield from _for_each(result, waiting.pop(key))
     journal.sync()
   if failed:
     progress.say(
-      f"{path}: {failed:,} of {len(key_of):,} different requests ended with an error; they are asked again at the next run"
+      f"{path}: {failed:,} of {len(key_of):,} different requests ended with an error; they are "
+      "asked again at the next run"
     )
   if waiting:
     first = next(iter(waiting.values()))[0]
     raise UnansweredError(
-      f"{engine.fingerprint} ended without an answer to {len(waiting):,} requests, the first of them {first.id!r}; "
-      f"what it answered is in {path}"
+      f"{engine.fingerprint} ended without an answer to {len(waiting):,} requests, the first of "
+      f"them {first.id!r}; what it answered is in {path}"
     )
 
 
 def together(engine: Engine, requests: Iterable[Request], path: files.Path) -> Iterator[Result]:
-  """As `generate`, the requests shared out to all processes; each of them yields all results, ordered by the process that sampled them.
+  """As `generate`, with the requests divided among all processes.
 
-  Process k keeps its journal, and beside it what ended with an error, in files of its own: NAME.k.jsonl. A job that is run again by the
-  same number of processes goes on where it was; by another number, what has changed hands is sampled again.
+  Each process yields all results, ordered by the process that sampled them. Process k keeps its
+  journal, and beside it what ended with an error, in files of its own: NAME.k.jsonl. A job that is
+  run again by the same number of processes goes on where it was; with another number, requests
+  that fall to another process are sampled again.
   """
   process, processes = multihost.share()
   if processes == 1:
@@ -86,24 +93,25 @@ def together(engine: Engine, requests: Iterable[Request], path: files.Path) -> I
   path = pathlib.Path(path)
   journals = [path.with_suffix(f".{k}{path.suffix}") for k in range(processes)]
   waiting = _by_key(requests)
-  mine = [same[0] for number, same in enumerate(waiting.values()) if number % processes == process]
-  files.write_jsonl(
-    _errors(journals[process]),
-    (result.to_json() for result in generate(engine, mine, journals[process]) if result.error),
-  )
+  mine = [same[0] for same in itertools.islice(waiting.values(), process, None, processes)]
+  results = generate(engine, mine, journals[process])
+  errors = (result.to_json() for result in results if result.error)
+  files.write_jsonl(_errors(journals[process]), errors)
   multihost.meet(f"{path} sampled")
   key_of = {same[0].id: key for key, same in waiting.items()}
   for journal in journals:
-    answered = (
-      (row.key, row.result)
-      for row in records.read(Row, journal)
-      if row.engine == engine.fingerprint
-    )
-    refused = ((key_of[result.id], result) for result in records.read(Result, _errors(journal)))
-    for key, result in itertools.chain(answered, refused):
-      for request in waiting.pop(key, ()):
-        yield dataclasses.replace(result, id=request.id)
+    for row in records.read(Row, journal):
+      if row.engine == engine.fingerprint:
+        yield from _for_each(row.result, waiting.pop(row.key, ()))
+    for result in records.read(Result, _errors(journal)):
+      yield from _for_each(result, waiting.pop(key_of[result.id], ()))
   multihost.meet(f"{path} read")  # nobody samples again before all have read
+
+
+def _for_each(result: Result, requests: Iterable[Request]) -> Iterator[Result]:
+  """The result under the id of every request that it answers."""
+  for request in requests:
+    yield dataclasses.replace(result, id=request.id)
 
 
 def _errors(journal: pathlib.Path) -> pathlib.Path:
@@ -112,7 +120,8 @@ def _errors(journal: pathlib.Path) -> pathlib.Path:
 
 def _by_key(requests: Iterable[Request]) -> dict[str, list[Request]]:
   """Requests that are equal but for their id, together."""
-  groups, ids = collections.defaultdict(list), set()
+  groups = collections.defaultdict(list)
+  ids = set()
   for request in requests:
     if request.id in ids:
       raise files.DataError(
@@ -126,23 +135,31 @@ def _by_key(requests: Iterable[Request]) -> dict[str, list[Request]]:
 def _journalled(
   journal: files.Journal, fingerprint: str, waiting: dict[str, list[Request]]
 ) -> Iterator[Result]:
-  """Results of earlier runs; takes out of `waiting` what they answer, and says what else the journal holds under the same ids."""
-  key_of = {request.id: key for key, same in waiting.items() for request in same}
-  changed, other_policy = set[str](), set[str]()
+  """Results of earlier runs; takes what they answer out of `waiting`.
+
+  What else the journal holds under the same ids is reported.
+  """
+  key_of = {}
+  for key, same in waiting.items():
+    for request in same:
+      key_of[request.id] = key
+  changed: set[str] = set()
+  other_policy: set[str] = set()
   for row in records.parse(Row, journal.read(), journal.path):
     if row.engine == fingerprint and row.key in waiting:
-      for request in waiting.pop(row.key):
-        yield dataclasses.replace(row.result, id=request.id)
+      yield from _for_each(row.result, waiting.pop(row.key))
     if row.engine != fingerprint:
       other_policy.add(row.id)
     elif row.key != key_of.get(row.id):
       changed.add(row.id)
-  left = {request.id for same in waiting.values() for request in same}
+  left = {request.id for request in itertools.chain.from_iterable(waiting.values())}
   if again := changed & left:
     progress.say(
-      f"{journal.path}: {len(again):,} requests have changed since they were answered; they are sampled again"
+      f"{journal.path}: {len(again):,} requests have changed since they were answered; they are "
+      "sampled again"
     )
   if again := other_policy & left - changed:
     progress.say(
-      f"{journal.path}: {len(again):,} requests were answered by another policy than {fingerprint}; they are sampled again"
+      f"{journal.path}: {len(again):,} requests were answered by another policy than "
+      f"{fingerprint}; they are sampled again"
     )

@@ -1,8 +1,8 @@
-"""Prompts laid out so that what they share is there once: a row of prefix trees, depth first, under the one mask.
+"""Prompts laid out so that a shared beginning is there once: prefix trees, depth first.
 
-A sequence that goes on from the prompt that ends at place e sees place t iff t <= e < until[t].
+A sequence that continues the prompt ending at position e sees position t iff t <= e < until[t].
 
-Shapes: T places of a page.
+Shapes: T positions of a page.
 """
 
 from collections.abc import Sequence
@@ -11,29 +11,34 @@ import numpy as np
 
 
 class Page:
-  """One row that takes prompts, in lexicographic order, until it is full."""
+  """Takes prompts, in lexicographic order, until it is full."""
 
   def __init__(self, length: int):
     self.length = length
-    self.tokens_T, self.positions_T = np.zeros(length, np.int32), np.zeros(length, np.int32)
-    self.until_T = np.arange(1, length + 1, dtype=np.int32)  # filler sees itself
+    self.tokens_T = np.zeros(length, np.int32)
+    self.positions_T = np.zeros(length, np.int32)
+    # Padding sees itself, so that no softmax is over nothing.
+    self.until_T = np.arange(1, length + 1, dtype=np.int32)
     self.filled = 0
     self._ids: Sequence[int] = ()  # of the last prompt
-    self._path: list[int] = []  # the places of its tokens
+    self._path: list[int] = []  # where its tokens stand on the page
 
   def add(self, ids: Sequence[int]) -> int | None:
-    """Lays out what of a prompt is not there yet. Returns the place of its last token; None where the page has no room for it."""
+    """Lays out the part of a prompt that is not there yet.
+
+    Returns:
+      Where its last token stands; None where the page has no room for it.
+    """
     shared = common(self._ids, ids)
-    if self.filled + len(ids) - shared > self.length:
+    start, stop = self.filled, self.filled + len(ids) - shared
+    if stop > self.length:
       return None
-    places = range(self.filled, self.filled + len(ids) - shared)
-    self.tokens_T[places.start : places.stop], self.positions_T[places.start : places.stop] = (
-      ids[shared:],
-      np.arange(shared, len(ids)),
-    )
-    self._path[shared:] = places
-    self._ids, self.filled = ids, places.stop
-    self.until_T[self._path] = self.filled  # everything on the path is seen up to here
+    self.tokens_T[start:stop] = ids[shared:]
+    self.positions_T[start:stop] = np.arange(shared, len(ids))
+    self._path[shared:] = range(start, stop)
+    self._ids = ids
+    self.filled = stop
+    self.until_T[self._path] = stop  # everything on the path is seen up to here
     return self._path[len(ids) - 1]
 
 

@@ -1,6 +1,7 @@
-"""What is asked of an engine and what it answers: plain records, the same for every engine.
+"""Requests to an engine and its results: plain records, the same for every engine.
 
-An engine answers every request: with samples, or with an `error` that says what is wrong with that request while the others go on.
+An engine answers every request: with samples, or with an `error` that says what is wrong with that
+request while the others go on.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from synthjax.records import Record
 
 
 class RequestError(Error, ValueError):
-  """A request that cannot be served; the message names the field, what was found and what was expected."""
+  """A request that cannot be served; the message names the field, its value and what is allowed."""
 
 
 def check(sampling: Sampling) -> None:
@@ -32,25 +33,27 @@ class Request(Record):
 
   id: str  # unique within a job
   prompt: str = ""
-  prompt_ids: tuple[int, ...] = ()  # of the prompt; they count where both are given
+  prompt_ids: tuple[int, ...] = ()  # of the prompt; take precedence over it
   sampling: Sampling = Sampling()
   n: int = 1
   seed: int = 0  # sample j of a request is drawn from (seed, j) alone
 
   def key(self) -> str:
     """Hash of everything but the id: equal keys have equal samples."""
-    return files.value_hash({name: value for name, value in self.to_json().items() if name != "id"})
+    row = self.to_json()
+    del row["id"]
+    return files.value_hash(row)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample(Record):
-  """One continuation. `ids` are those sampled, without the end-of-text or stop id; `text` ends before the first stop text."""
+  """One continuation of a prompt."""
 
-  text: str
-  ids: tuple[int, ...] = ()  # empty from engines that give text only
-  log_probs: tuple[
-    float, ...
-  ] = ()  # of `ids`, and of the end-of-text or stop id where one was drawn, under the untempered policy
+  text: str  # ends before the first stop text
+  # as sampled, without the end-of-text or stop id; empty from engines that give text only
+  ids: tuple[int, ...] = ()
+  # of `ids`, and of the end-of-text or stop id where one was drawn, under the untempered policy
+  log_probs: tuple[float, ...] = ()
   finish: Literal["stop", "length"] = "stop"
 
 
@@ -71,9 +74,8 @@ Generate = Callable[[Iterable[Request]], Iterator[Result]]
 class Engine(Protocol):
   """Anything that samples."""
 
-  fingerprint: (
-    str  # of the policy: checkpoint and tokenizer, or server and model name; journals keep it
-  )
+  # of the policy: checkpoint and tokenizer, or server and model name; journals keep it
+  fingerprint: str
 
   def generate(self, requests: Iterable[Request]) -> Iterator[Result]:
     """Yields one result a request, in the order in which they are finished."""
@@ -85,7 +87,7 @@ class Session(Protocol):
 
   @property
   def busy(self) -> bool:
-    """There is something to do."""
+    """Whether there is something to do."""
     ...
 
   def add(self, request: Request) -> None:
@@ -93,13 +95,13 @@ class Session(Protocol):
     ...
 
   def cancel(self, id: str) -> None:
-    """Frees what a request holds; no result comes for it. Nothing happens where it is not known."""
+    """Gives up a request: no result comes for it. An unknown id is ignored."""
     ...
 
   def step(self) -> list[Result]:
-    """Decodes some tokens for everything in flight; returns the requests that have finished."""
+    """Decodes some tokens for everything in flight; returns the results of finished requests."""
     ...
 
   def partial(self, id: str) -> list[Sample]:
-    """What the samples of an unfinished request have so far, in order; a sample that has not begun is empty."""
+    """The samples of an unfinished request so far, in order; one that has not begun is empty."""
     ...

@@ -1,8 +1,9 @@
 """Drawing a token from logits: greedy, or by temperature with top-k, top-p and min-p.
 
-A block of ids is drawn by the Gumbel-max trick, then an id of it by inverting its cumulated probabilities. That takes V / 64 + 1 random
-numbers instead of V; and a rounding error changes a draw about as rarely as with V of them, 100 times more rarely than where all of V is
-inverted by one number.
+A block of ids is drawn by the Gumbel-max trick, then an id of it by inverting its cumulative
+probabilities. That takes V / 64 + 1 random numbers instead of V. A rounding error changes a draw
+about as rarely as with V of them, and 100 times more rarely than where one number inverts all of
+V.
 
 Shapes: S sequences, V vocabulary, U blocks of the vocabulary, J ids of a block.
 """
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-_BLOCK = 64
+_BLOCK = 64  # ids of a block: the more, the fewer random numbers and the more rounding
 
 
 class Filters(NamedTuple):
@@ -27,13 +28,17 @@ class Filters(NamedTuple):
 def draw(
   logits_SV: jax.Array, key_S: jax.Array, filters: Filters, size: int
 ) -> tuple[jax.Array, jax.Array]:
-  """(token, its log-prob) of every sequence. The log-prob is that of the untempered, unfiltered policy.
+  """Draws a token for every sequence.
 
   Args:
     logits_SV: float32.
     key_S: of each sequence; a token depends on its own row alone.
-    filters: in the order temperature, top-k, top-p, min-p; ids that tie with the last one kept are kept too.
+    filters: in the order temperature, top-k, top-p, min-p; ids that tie with the last one kept are
+      kept too.
     size: ids from here on are never drawn (the vocabulary is rounded up).
+
+  Returns:
+    (token, its log-prob under the untempered, unfiltered policy), both [S].
   """
   known_SV = jnp.where((jnp.arange(logits_SV.shape[1]) < size)[None], logits_SV, -jnp.inf)
   highest_S1 = known_SV.max(-1, keepdims=True)
@@ -41,9 +46,8 @@ def draw(
   filtering = jnp.any((filters.top_k > 0) | (filters.top_p < 1) | (filters.min_p > 0))
   scaled_SV = jax.lax.cond(filtering, lambda: _filtered(scaled_SV, filters), lambda: scaled_SV)
   # Two plain reductions: argmax, a reduction over pairs, takes XLA on CPU 20 times as long.
-  greedy_S = jnp.min(
-    jnp.where(known_SV == highest_S1, jnp.arange(known_SV.shape[1])[None], size - 1), axis=-1
-  )
+  candidates_SV = jnp.where(known_SV == highest_S1, jnp.arange(known_SV.shape[1])[None], size - 1)
+  greedy_S = jnp.min(candidates_SV, axis=-1)
   token_S = jnp.where(filters.temperature > 0, _weighted(jnp.exp(scaled_SV), key_S), greedy_S)
   chosen_S = jnp.take_along_axis(logits_SV, token_S[:, None], axis=1)[:, 0]
   return token_S.astype(jnp.int32), chosen_S - jax.nn.logsumexp(logits_SV, axis=-1)
@@ -53,17 +57,14 @@ def _filtered(scaled_SV, filters):
   """-inf where an id is filtered out; `scaled_SV` has a maximum of 0."""
   ordered_SV = -jnp.sort(-scaled_SV, axis=-1)
   top_k_S = jnp.where(filters.top_k > 0, filters.top_k, ordered_SV.shape[1])
-  kept_SV = jnp.where(
-    jnp.arange(ordered_SV.shape[1])[None] < top_k_S[:, None], ordered_SV, -jnp.inf
-  )
+  in_top_k_SV = jnp.arange(ordered_SV.shape[1])[None] < top_k_S[:, None]
+  kept_SV = jnp.where(in_top_k_SV, ordered_SV, -jnp.inf)
   probability_SV = jax.nn.softmax(kept_SV, axis=-1)
   before_SV = jnp.cumsum(probability_SV, axis=-1) - probability_SV
-  kept_SV = jnp.where(
-    before_SV < filters.top_p[:, None], kept_SV, jnp.inf
-  )  # the first one always has 0 before it
-  least_S = jnp.maximum(
-    jnp.min(jnp.where(kept_SV == -jnp.inf, jnp.inf, kept_SV), axis=-1), jnp.log(filters.min_p)
-  )
+  # The most probable id is always kept: it has 0 before it.
+  kept_SV = jnp.where(before_SV < filters.top_p[:, None], kept_SV, jnp.inf)
+  last_kept_S = jnp.min(jnp.where(kept_SV == -jnp.inf, jnp.inf, kept_SV), axis=-1)
+  least_S = jnp.maximum(last_kept_S, jnp.log(filters.min_p))
   return jnp.where(scaled_SV >= least_S[:, None], scaled_SV, -jnp.inf)
 
 
@@ -79,10 +80,9 @@ def _weighted(weights_SV, key_S):
 
 
 def _inverse(weights_SJ, uniform_S):
-  """Where the cumulated weights pass `uniform` of their sum; never at a weight of 0."""
+  """Where the cumulative weights pass `uniform` of their sum; never at a weight of 0."""
   upto_SJ = jnp.cumsum(weights_SJ, axis=-1)
   passed_S = jnp.sum(upto_SJ <= uniform_S[:, None] * upto_SJ[:, -1:], axis=-1)
-  last_S = (
-    weights_SJ.shape[1] - 1 - jnp.argmax(weights_SJ[:, ::-1] > 0, axis=-1)
-  )  # where rounding passes them all
+  # The last weight above 0, for a uniform number that rounding takes past all of them.
+  last_S = weights_SJ.shape[1] - 1 - jnp.argmax(weights_SJ[:, ::-1] > 0, axis=-1)
   return jnp.minimum(passed_S, last_S)

@@ -1,9 +1,9 @@
-"""Sequences that wait for a page: in one order for a batch, by turns where people wait."""
+"""Sequences that wait for a page: sorted by prompt for a batch, by turns for a server."""
 
 import collections
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 class Waits(Protocol):
@@ -107,6 +107,13 @@ class _First(Batch):
     self._sequences.extend(new)
 
 
+class _Turn(NamedTuple):
+  """A request in the circle."""
+
+  asked: Any
+  sequences: collections.deque
+
+
 class _Further:
   """Requests in a circle: the one at the head gives `turn` sequences and goes to the end."""
 
@@ -114,37 +121,37 @@ class _Further:
     self._turn = turn
     self._given = 0  # in this turn
     self._count = 0
-    self._requests: collections.deque = collections.deque()  # (request, its sequences)
+    self._requests: collections.deque[_Turn] = collections.deque()
 
   def append(self, asked: Any, sequences: Sequence[Waits]) -> None:
-    self._requests.append((asked, collections.deque(sequences)))
+    self._requests.append(_Turn(asked, collections.deque(sequences)))
     self._count += len(sequences)
 
   def remove(self, gone: set) -> None:
-    if self._requests and self._requests[0][0] in gone:
+    if self._requests and self._requests[0].asked in gone:
       self._given = 0
-    self._requests = collections.deque(entry for entry in self._requests if entry[0] not in gone)
-    self._count = sum(len(sequences) for _, sequences in self._requests)
+    self._requests = collections.deque(turn for turn in self._requests if turn.asked not in gone)
+    self._count = sum(len(turn.sequences) for turn in self._requests)
 
   @property
   def head(self) -> Any:
-    return self._requests[0][1][0]
+    return self._requests[0].sequences[0]
 
   def pop(self) -> Any:
     asked, sequences = self._requests[0]
-    found = sequences.popleft()
+    first = sequences.popleft()
     self._count -= 1
     self._given += 1
     if self._given == self._turn or not sequences:
       self._given = 0
       self._requests.popleft()
       if sequences:
-        self._requests.append((asked, sequences))
-    return found
+        self._requests.append(_Turn(asked, sequences))
+    return first
 
   def __len__(self) -> int:
     return self._count
 
   def __iter__(self) -> Iterator:
-    for _, sequences in self._requests:
-      yield from sequences
+    for turn in self._requests:
+      yield from turn.sequences

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from synthjax import files
 from synthjax.bench import pits as simulated
-from synthjax.config.credit import PitThresholds, ValueConfig
+from synthjax.config.credit import ValueConfig
 from synthjax.config.worlds import World
-from synthjax.credit import pits, values
+from synthjax.credit import values
 from synthjax.credit.schedules import SCHEDULES, Count
 from synthjax.credit.traces import PromptedTrace, SampledTrace
 from synthjax.data.tokenizers import Words
@@ -462,106 +462,6 @@ def test_a_killed_job_goes_on_from_its_journal_with_the_same_values_and_samples_
 
 
 @pytest.mark.parametrize(
-  ("q", "pit"),
-  [
-    ([0.8, 0.8, 0.1, 0.1], 2),
-    ([0.8, 0.1, 0.0], 1),
-    ([0.8, 0.35, 0.0], 1),
-    ([0.8, 0.5, 0.2, 0.0], 2),
-    ([0.6, 0.0, 0.9, 0.0], 1),
-    ([0.2, 0.0, 0.9, 0.0], None),
-    ([0.2, 0.0, 0.0], None),
-    ([0.8, 0.5, 0.5], None),
-    ([0.8, 0.4, 0.5], 1),
-    ([0.6, 0.3], 1),
-    ([0.8, 0.8, 0.0, 0.9, 0.0], 2),
-    ([0.8], None),
-    ([None, 0.0], None),
-    ([0.8, None, 0.8, 0.0], 3),
-    ([0.0, 0.0], None),
-    ([1.0, 1.0], None),
-    ([0.8, 0.8, 0.8, None], None),
-    ([1 - 0.7, 0.0], 1),
-    ([1.0, 0.9, 0.0, 0.5], 2),
-  ],
-)
-def test_where_values_are_known_the_pit_is_the_first_fall_that_passes_the_guards(q, pit):
-  assert pits.first_pit(q, PitThresholds()) == pit
-
-
-@pytest.mark.parametrize(
-  ("counts", "pit"),
-  [
-    ((6, 0), 1),
-    ((3, 0), None),
-    ((6, 2), None),
-    ((8, 1), 1),
-    ((4, 0), 1),
-    ((6, 5, 0), 2),
-    ((5, 3, 0), None),
-    ((0, 6, 0), 2),
-    ((2, 0, 6, 0), None),
-  ],
-)
-def test_a_fall_by_chance_is_no_pit(counts, pit):
-  evidence = [pits.Evidence(8, c) for c in counts]
-  assert pits.first_pit([c / 8 for c in counts], PitThresholds(), evidence) == pit
-
-
-def test_what_is_known_exactly_needs_no_rollouts_and_many_rollouts_are_as_good():
-  for q in ([0.31, 0.15], [0.9, 0.46], [0.9, 0.44], [0.29, 0.0], [0.6, 0.6, 0.1, 0.7, 0.0]):
-    many = [pits.Evidence(100_000, round(100_000 * p)) for p in q]
-    assert pits.first_pit(q, PitThresholds(), many) == pits.first_pit(q, PitThresholds())
-  assert pits.first_pit([0.5, 0.0], PitThresholds(), [pits.Evidence(8, 4), None]) == 1
-  assert pits.first_pit([0.375, 0.0], PitThresholds(), [pits.Evidence(8, 3), None]) is None
-  with pytest.raises(ValueError, match="1 counts of 2 values; expected as many, or none"):
-    pits.first_pit([0.5, 0.0], PitThresholds(), [None])
-
-
-@pytest.mark.parametrize("best_of", [1, 3])
-def test_the_posterior_is_that_of_draws(best_of):
-  rng, n = np.random.default_rng(0), 12
-  for c, d in ((6, 1), (3, 0), (12, 9)):
-    before, after = (1 - (1 - rng.beta(k + 0.5, n - k + 0.5, 200_000)) ** best_of for k in (c, d))
-    q = [Count(n, n, k).value(best_of) for k in (c, d)]
-    found = pits.credible(
-      pits.ValueEstimate(q[0], pits.Evidence(n, c, best_of)),
-      pits.ValueEstimate(q[1], pits.Evidence(n, d, best_of)),
-      PitThresholds(),
-    )
-    assert found == pytest.approx(
-      (np.mean(before >= 0.3), np.mean(after <= 0.5 * before)), abs=0.01
-    )
-
-
-@pytest.mark.parametrize("schedule", ["full", "sequential"])
-@pytest.mark.parametrize("levels", [(0.6, 0.05), (0.8, 0.1)])
-def test_more_rollouts_find_more_true_pits_and_few_false_ones(levels, schedule):
-  found = [
-    simulated.rates(levels, 8, ValueConfig(rollouts=n, block=n // 4, schedule=schedule), 300)
-    for n in (8, 16, 32, 64)
-  ]
-  true = [rate.true for rate in found]
-  assert true == sorted(true) and true[0] > 0.55 and true[-1] > 0.97
-  assert max(rate.false for rate in found) < 0.03
-
-
-def test_where_the_value_sinks_evenly_more_rollouts_name_fewer_steps():
-  false = [simulated.rates((0.7,), 8, ValueConfig(rollouts=n), 300).false for n in (8, 16, 32, 64)]
-  # the rule before it, the first step with the lowest value, named one in 24 % at 8 rollouts
-  assert false == sorted(false, reverse=True) and false[0] < 0.24 and false[-1] < 0.04
-
-
-def test_thresholds_can_be_taken_down_but_a_step_that_loses_nothing_is_no_pit():
-  nothing = PitThresholds(min_before=0.0, min_drop=0.0)
-  assert (
-    pits.first_pit([0.2, 0.1, 0.0], nothing) == 1 and pits.first_pit([0.0, 0.0], nothing) is None
-  )
-  with pytest.raises(ValueError, match=r"PitThresholds.min_drop is 2.0; expected float, 0 to 1"):
-    PitThresholds(min_drop=2)
-
-
-@pytest.mark.parametrize(
   ("wrong", "message"),
   [
     ({"rollouts": 0}, "ValueConfig.rollouts is 0; expected int, 1 to 65536"),
@@ -664,18 +564,3 @@ def test_in_the_shop_estimates_are_those_of_all_continuations_summed_up(best_of)
   assert {prompted.trace.reward for prompted in traces} == {0, 1} and expected > 0
   # Prefixes of different problems are independent; those of one problem are different rollouts.
   assert abs(error) < 3.5 * math.sqrt(expected) and squared == pytest.approx(expected, rel=0.6)
-
-
-def test_simulated_traces_have_their_pit_where_their_success_falls():
-  found = simulated.simulate("clean", 200, 0)
-  falls = [
-    found.success[prompted.prompt_ids + tuple(range(pit))]
-    < found.success[prompted.prompt_ids + tuple(range(pit - 1))]
-    for prompted, pit in zip(found.traces, found.pits)
-    if pit < len(prompted.trace.steps)
-  ]
-  assert (
-    len(falls) > 100
-    and all(falls)
-    and {len(prompted.trace.steps) for prompted in found.traces} == set(range(4, 9))
-  )

@@ -19,10 +19,9 @@ from synthjax.config.credit import Sampling
 from synthjax.config.schema import Model
 from synthjax.model.transformer import Transformer
 from synthjax.rollout import engine as engine_lib
-from synthjax.rollout import sampling, slots
+from synthjax.rollout import slots
 from synthjax.rollout.engine import JaxEngine
 from synthjax.rollout.requests import Request, RequestError
-from synthjax.rollout.sampling import Filters, draw
 from synthjax.rollout.slots import Shape
 
 TINY = Model(
@@ -540,89 +539,3 @@ def test_a_shape_in_use_is_not_compiled_again_for_another_engine():
   misses = slots.functions.cache_info().misses
   _engine(), _engine()
   assert slots.functions.cache_info().misses - misses <= 1
-
-
-_draw = jax.jit(draw, static_argnums=3)
-
-
-def _oracle(logits_V, how):
-  """Probabilities in float64, by sorting and cutting."""
-  scaled = logits_V.astype(np.float64) / how.temperature
-  weights = np.exp(scaled - scaled.max())
-  order = np.argsort(-weights, kind="stable")
-  if how.top_k:
-    weights[order[how.top_k :]] = 0
-  weights /= weights.sum()
-  total, kept = 0.0, np.zeros(len(weights), bool)
-  for i in order:
-    if total < how.top_p and weights[i] > 0:
-      kept[i] = True
-    total += weights[i]
-  kept &= weights >= how.min_p * weights.max()
-  weights = np.where(kept, weights, 0)
-  return weights / weights.sum()
-
-
-@pytest.mark.parametrize(
-  "how",
-  [
-    Sampling(),
-    Sampling(temperature=0.5),
-    Sampling(temperature=2.0),
-    Sampling(top_k=1),
-    Sampling(top_k=7),
-    Sampling(top_p=0.8),
-    Sampling(min_p=0.2),
-    Sampling(temperature=1.5, top_k=20, top_p=0.9, min_p=0.05),
-    Sampling(temperature=0.3, top_p=0.05),
-  ],
-  ids=str,
-)
-def test_tokens_are_drawn_with_the_probabilities_of_a_float64_oracle(how):
-  size, V, count = 150, 192, 40_000
-  logits_V = np.random.default_rng(0).normal(size=V).astype(np.float32) * 2
-  logits_V[size:] = 50.0  # ids that are never drawn
-  expected_V = np.append(_oracle(logits_V[:size], how), np.zeros(V - size))
-  fill = lambda value, dtype: jnp.full(count, value, dtype)
-  filters = Filters(
-    fill(how.temperature, jnp.float32),
-    fill(how.top_k, jnp.int32),
-    fill(how.top_p, jnp.float32),
-    fill(how.min_p, jnp.float32),
-  )
-  key_S = jax.random.split(jax.random.key(1), count)
-  token_S, log_prob_S = _draw(jnp.tile(logits_V, (count, 1)), key_S, filters, size)
-  found_V = np.bincount(token_S, minlength=V)
-  assert not found_V[expected_V == 0].any()
-  likely = expected_V * count >= 5
-  statistic = (((found_V - expected_V * count) ** 2)[likely] / (expected_V * count)[likely]).sum()
-  degrees = max(1, likely.sum() - 1)
-  assert statistic < degrees + 5 * np.sqrt(2 * degrees)
-  whole = logits_V.astype(np.float64)
-  np.testing.assert_allclose(
-    log_prob_S, (whole - np.log(np.exp(whole).sum()))[np.asarray(token_S)], atol=2e-5
-  )
-
-
-def test_no_id_of_weight_zero_is_drawn_even_at_the_ends():
-  weights_SJ = jnp.zeros((4, 64)).at[:, jnp.array([5, 30, 41])].set(0.1)
-  assert sampling._inverse(weights_SJ, jnp.array([0.0, 0.5, 1 - 2**-24, 1.0])).tolist() == [
-    5,
-    30,
-    41,
-    41,
-  ]
-  one = jax.nn.one_hot(jnp.array([70, 191, 0]), 192)
-  assert sampling._weighted(one, jax.random.split(jax.random.key(0), 3)).tolist() == [70, 191, 0]
-
-
-def test_sequences_of_one_call_have_their_own_settings():
-  logits_SV = jnp.tile(jnp.arange(64.0) / 8, (3, 1))
-  filters = Filters(jnp.array([0.0, 1.0, 1.0]), jnp.array([0, 2, 0]), jnp.ones(3), jnp.zeros(3))
-  tokens = np.array(
-    [
-      _draw(logits_SV, jax.random.split(key, 3), filters, 60)[0]
-      for key in jax.random.split(jax.random.key(0), 50)
-    ]
-  )
-  assert set(tokens[:, 0]) == {59} and set(tokens[:, 1]) == {58, 59} and len(set(tokens[:, 2])) > 15
