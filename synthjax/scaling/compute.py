@@ -69,7 +69,9 @@ def flops(
 
 
 def mean_context(lengths: Sequence[int], before: Sequence[int] | int = 0) -> float:
-  """Positions that the tokens of sequences see on average, each itself and all before it; 0 without tokens.
+  """Positions that the tokens of sequences attend to on average, each itself and all before it.
+
+  0 without tokens.
 
   Args:
     lengths: tokens of every sequence.

@@ -1,25 +1,26 @@
-"""How often a study's intervals hold the truth: simulated studies with known curves, analysed as real ones are.
+"""How often a study's intervals contain the truth: simulated studies with known curves.
 
-A seed's error differs from the arm's true one on the logit scale. The deviation has up to three
-sources: what the seed's training problems do to all of its arms, what they do to one arm, and the
-training's own random numbers. Training problems are nested: the first N of a seed are among its
-first 2N, so what they do is correlated over N by sqrt(N / N') (two means that share observations).
-Test problems have a difficulty that all runs share; the rest of an answer is a run's own luck.
+They are analysed as real ones are. A seed's error differs from the arm's true one on the logit
+scale. The deviation has up to three sources: what the seed's training problems do to all of its
+arms, what they do to one arm, and the training's own random numbers. Training problems are nested:
+the first N of a seed are among its first 2N, so their effect is correlated over N by sqrt(N / N')
+(two means that share observations). Test problems have a difficulty that all runs share; the rest
+of an answer is a run's own luck.
 
 Shapes: P test problems, N sizes, S seeds.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import scipy.special
 import scipy.stats
 
 from synthjax.config import schema
-from synthjax.scaling import multiples as efficiency
-from synthjax.scaling import paired
+from synthjax.scaling import multiples, paired
 from synthjax.scaling.bootstrap import Bootstrap, Run, resample
 from synthjax.scaling.multiples import Multiple
 
@@ -29,16 +30,16 @@ _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(41)
 
 @dataclasses.dataclass(frozen=True)
 class Design:
-  """A study's structure and its truth: error = coefficient * (multiple * N)^-exponent, bent where it has a curvature."""
+  """A study's structure and its truth.
+
+  The truth is error = coefficient * (multiple * N)^-exponent, bent where it has a curvature.
+  """
 
   baseline: tuple[int, ...]  # sizes of SFT
   sizes: tuple[int, ...]  # of the other arms
   seeds: int
-  multiples: tuple[tuple[str, float], ...] = (
-    ("rft", 2.0),
-    ("dpo", 1.5),
-    ("branch", 4.5),
-  )  # of the arms
+  # True multiples of the arms.
+  multiples: tuple[tuple[str, float], ...] = (("rft", 2.0), ("dpo", 1.5), ("branch", 4.5))
   test_problems: int = 1000
   coefficient: float = 2.4
   exponent: float = 0.25
@@ -54,7 +55,10 @@ class Design:
 
 
 def of_study(experiment: schema.Experiment) -> Design:
-  """The structure of an experiment's study: its sizes, seeds and test problems (1,000 where it takes all)."""
+  """The structure of an experiment's study: its sizes, seeds and test problems.
+
+  Where the study takes all test problems, 1,000 are assumed.
+  """
   study = experiment.study
   return Design(
     baseline=tuple(sorted({*study.problems, *study.baseline_problems})),
@@ -77,17 +81,34 @@ def simulate(design: Design, seed: int) -> list[Run]:
     deviation_SN = design.spread * (
       design.nested**0.5 * problems_SN + (1 - design.nested) ** 0.5 * training_SN
     )
+    arm_sizes = design.sizes
+    if arm == "sft":
+      arm_sizes = design.baseline
     for column, size in enumerate(_sizes(design)):
-      if size not in (design.baseline if arm == "sft" else design.sizes):
+      if size not in arm_sizes:
         continue
       centre = _centre(design.error(size, multiple), design.spread)
-      for run in range(design.seeds):
-        error = scipy.special.expit(centre + deviation_SN[run, column])
-        luck_P = random.normal(size=design.test_problems)
-        latent_P = _DIFFICULTY**0.5 * difficulty_P + (1 - _DIFFICULTY) ** 0.5 * luck_P
-        correct_P = latent_P <= scipy.stats.norm.isf(error)
-        runs.append(Run(arm, size, run, correct_P.astype(float), 100.0 * size, 0.0, 1e9 * size))
+      for run_seed in range(design.seeds):
+        error = scipy.special.expit(centre + deviation_SN[run_seed, column])
+        run = Run(
+          arm=arm,
+          problems=size,
+          seed=run_seed,
+          accuracy_P=_answers(error, difficulty_P, random),
+          tokens_trained=100.0 * size,
+          tokens_sampled=0.0,
+          flops=1e9 * size,
+        )
+        runs.append(run)
   return runs
+
+
+def _answers(error: float, difficulty_P: np.ndarray, random: np.random.Generator) -> np.ndarray:
+  """[P] 1.0 for each test problem that a run with this true error answers correctly."""
+  luck_P = random.normal(size=len(difficulty_P))
+  latent_P = _DIFFICULTY**0.5 * difficulty_P + (1 - _DIFFICULTY) ** 0.5 * luck_P
+  correct_P = latent_P <= scipy.stats.norm.isf(error)
+  return correct_P.astype(float)
 
 
 def _sizes(design: Design) -> list[int]:
@@ -103,18 +124,21 @@ def _of_nested_problems(design: Design, random: np.random.Generator) -> np.ndarr
 
 
 def _centre(error: float, spread: float) -> float:
-  """The logit around which seeds lie that have this mean error."""
+  """The logit around which seeds with this mean error lie."""
   centre = scipy.special.logit(error)
+  # A fixed-point iteration; Gauss-Hermite quadrature gives the mean over seeds.
   for _ in range(20):
-    mean = _WEIGHTS @ scipy.special.expit(centre + spread * _NODES) / _WEIGHTS.sum()
+    error_of_node = scipy.special.expit(centre + spread * _NODES)
+    mean = _WEIGHTS @ error_of_node / _WEIGHTS.sum()
     centre += scipy.special.logit(error) - scipy.special.logit(mean)
   return float(centre)
 
 
 def holds(multiple: Multiple, truth: float) -> bool:
-  """Whether the interval holds the truth; an end off the measured range is open."""
-  above = multiple.low_beyond == "below" or multiple.low <= truth
-  return above and (multiple.high_beyond == "above" or truth <= multiple.high)
+  """Whether the interval contains the truth; an end off the measured range is open."""
+  low_holds = multiple.low_beyond == "below" or multiple.low <= truth
+  high_holds = multiple.high_beyond == "above" or truth <= multiple.high
+  return low_holds and high_holds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,64 +146,89 @@ class Coverage:
   """Shares of studies, averaged over the numbers of a kind; NaN where there are none."""
 
   studies: int
-  multiples: float  # intervals that hold the truth, of multiples on SFT's measured range
+  multiples: float  # intervals that contain the truth, of multiples on SFT's measured range
   bounds: float  # the same of multiples off it: one end is open, and a 95 % interval misses 2.5 %
   differences: float
   exponents: float
-  rejected: float  # true laws that the data are said to speak against
+  rejected: float  # true laws that are rejected
+
+
+class _Shares(NamedTuple):
+  """Shares of one study, as in `Coverage`."""
+
+  multiples: float
+  bounds: float
+  differences: float
+  exponents: float
+  rejected: float
 
 
 def measure(design: Design, studies: int, replicates: int = 1000, first_seed: int = 0) -> Coverage:
-  """Simulates and analyses so many studies; a law is counted where the sizes are enough for one."""
-  found = [_checks(design, first_seed + i, replicates) for i in range(studies)]
-  means = [_mean([study[kind] for study in found]) for kind in range(5)]
-  return Coverage(studies, *means)
+  """Simulates and analyses so many studies.
+
+  Laws are counted in studies whose sizes are enough to fit one.
+  """
+  shares = []
+  for seed in range(first_seed, first_seed + studies):
+    shares.append(_shares(design, seed, replicates))
+  means = _Shares._make(_mean(kind) for kind in zip(*shares))
+  return Coverage(studies=studies, **means._asdict())
 
 
 def _mean(shares: Sequence[float]) -> float:
-  return float(np.mean(shares)) if len(shares) else math.nan
+  if not shares:
+    return math.nan
+  return float(np.mean(shares))
 
 
-def _checks(design: Design, seed: int, replicates: int) -> tuple[float, ...]:
+def _shares(design: Design, seed: int, replicates: int) -> _Shares:
   runs = simulate(design, seed)
   bootstrap = Bootstrap(replicates=replicates)
-  analysis = efficiency.analyse(resample(runs, bootstrap))
+  analysis = multiples.analyse(resample(runs, bootstrap))
   truth = dict(design.multiples)
-  multiples: list[bool] = []
-  bounds: list[bool] = []
+  on_range: list[bool] = []
+  off_range: list[bool] = []
   for point in analysis.points:
-    if point.arm != "sft":
-      place = truth[point.arm] * point.problems
-      measured = design.baseline[0] <= place <= design.baseline[-1]
-      kind = multiples if measured else bounds
-      kind.append(holds(point.multiple, truth[point.arm]))
-  shares = [
-    _mean(kind) for kind in (multiples, bounds, list(_differences(design, runs, bootstrap)))
-  ]
+    if point.arm == "sft":
+      continue
+    matching = truth[point.arm] * point.problems
+    kind = off_range
+    if design.baseline[0] <= matching <= design.baseline[-1]:
+      kind = on_range
+    kind.append(holds(point.multiple, truth[point.arm]))
+  exponents = rejected = math.nan
   law = analysis.law
-  if np.isnan(law.exponent):
-    return (*shares, np.nan, np.nan)
-  held = law.low <= design.exponent <= law.high
-  return (*shares, float(held), float(not law.supported))
+  if not np.isnan(law.exponent):
+    exponents = float(law.low <= design.exponent <= law.high)
+    rejected = float(not law.supported)
+  return _Shares(
+    multiples=_mean(on_range),
+    bounds=_mean(off_range),
+    differences=_mean(_differences_hold(design, runs, bootstrap)),
+    exponents=exponents,
+    rejected=rejected,
+  )
 
 
 def claims(
   design: Design, studies: int, arm: str, replicates: int = 2000, first_seed: int = 0
 ) -> float:
-  """Share of studies in which the arm is said to be above one of the other arms at some size."""
+  """Share of studies that report the arm above one of the other arms at some size."""
   others = [name for name, _ in design.multiples if name != arm]
-  said = 0
+  claimed = 0
   for seed in range(first_seed, first_seed + studies):
     cells = resample(simulate(design, seed), Bootstrap(replicates=replicates))
-    found = efficiency.above(efficiency.analyse(cells), arm, others)
-    said += any(row.above for rows in found.values() for row in rows)
-  return said / studies
+    bounds = multiples.above(multiples.analyse(cells), arm, others)
+    claimed += any(row.above for rows in bounds.values() for row in rows)
+  return claimed / studies
 
 
-def _differences(design: Design, runs: list[Run], bootstrap: Bootstrap) -> Iterator[bool]:
-  """Whether each paired difference's interval holds the true one."""
+def _differences_hold(design: Design, runs: list[Run], bootstrap: Bootstrap) -> list[bool]:
+  """Whether each paired difference's interval contains the true one."""
   arms = dict(design.multiples)
+  results = []
   for arm, other in (("rft", "dpo"), ("dpo", "branch")):
     for gain in paired.differences(runs, arm, other, bootstrap):
       truth = design.error(gain.problems, arms[arm]) - design.error(gain.problems, arms[other])
-      yield gain.low <= truth <= gain.high
+      results.append(bool(gain.low <= truth <= gain.high))
+  return results

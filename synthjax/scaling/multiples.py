@@ -1,11 +1,13 @@
-"""How much the data of an arm are worth: the data-efficiency multiple against SFT, with its interval and the compute beside it.
+"""The data-efficiency multiple of every arm against SFT, with its interval and its compute.
 
-The multiple of an arm at N problems is the m with error_arm(N) = error_SFT(m N) (design.md, "Study A in formulas"; Setlur et al. 2024,
-arXiv 2406.14532). It is read off the measured SFT curve, made monotone and straight in log-log between its points; how far the truth may
-lie from these lines is taken from the error of leaving a point out, and is part of the interval. The fitted law gives a
-second reading where the data support it. Neither is read beyond the measured sizes: there a multiple is a bound, `> x` or `< x`.
+The multiple of an arm at N problems is the m with error_arm(N) = error_SFT(m N) (Setlur et al.
+2024, arXiv 2406.14532; design.md, "Study A in formulas"). It is read off the measured SFT curve,
+made monotone and interpolated by straight lines in log-log. How far the true curve may lie from
+these lines is estimated by leaving points out, and is part of the interval. The fitted law gives a
+second reading where the data support it. Neither is extrapolated: beyond the measured sizes a
+multiple is a bound, `> x` or `< x`.
 
-Shapes: N sizes of the baseline, R = 1 + B (what was found, then its replicates).
+Shapes: N sizes of the baseline, R = 1 + B (the estimate, then its replicates).
 """
 
 import dataclasses
@@ -17,16 +19,24 @@ import numpy as np
 
 from synthjax import files, stats
 from synthjax.files import DataError
-from synthjax.scaling import error_law, isotonic, noise
+from synthjax.scaling import error_law
 from synthjax.scaling.bootstrap import Cell, Key
+from synthjax.scaling.reference_curve import ReferenceCurve
 
 Beyond = Literal["", "above", "below"]
-BOUND = {"": "", "above": "> ", "below": "< "}  # what is written before a number with that flag
+# What is written before a number with that flag.
+BOUND = {"": "", "above": "> ", "below": "< "}
 
 
 def shown(number: float, beyond: Beyond = "") -> str:
   """A multiple as text: `0.35x`, `2.1x`, `> 128x`."""
-  return f"{BOUND[beyond]}{number:.{2 if number < 1 else 1 if number < 100 else 0}f}x"
+  if number < 1:
+    decimals = 2
+  elif number < 100:
+    decimals = 1
+  else:
+    decimals = 0
+  return f"{BOUND[beyond]}{number:.{decimals}f}x"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +45,16 @@ class Settings:
 
   baseline: str = "sft"  # the arm whose problems are the unit
   level: float = 0.95  # of the percentile intervals
-  significance: float = 0.05  # p-value below which the data speak against the law (our choice)
+  significance: float = 0.05  # the law is rejected at a smaller p-value (our choice)
 
 
 @dataclasses.dataclass(frozen=True)
 class Multiple:
-  """A ratio with its interval. A number whose flag is set is a bound, the end of the measured range: "above" means `> number`."""
+  """A ratio with its interval.
+
+  A number whose flag is set is a bound at the end of the measured range: "above" means `> number`.
+  All three numbers are NaN where the multiple is undefined.
+  """
 
   value: float
   low: float
@@ -51,14 +65,18 @@ class Multiple:
 
   @property
   def defined(self) -> bool:
-    """False where the baseline has the same error at every size, or at every small one: all three numbers are then NaN."""
+    """False where the baseline has the arm's error at every size, or at every small one."""
     return not math.isnan(self.value)
 
   def __str__(self) -> str:
     if not self.defined:
       return "undefined"
-    low, high = shown(self.low, self.low_beyond), shown(self.high, self.high_beyond)
-    return f"{shown(self.value, self.beyond)} ({low if low == high else f'{low} to {high}'})"
+    low = shown(self.low, self.low_beyond)
+    high = shown(self.high, self.high_beyond)
+    interval = low
+    if low != high:
+      interval = f"{low} to {high}"
+    return f"{shown(self.value, self.beyond)} ({interval})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,28 +89,28 @@ class Point:
   accuracy: float
   standard_error: float  # of `accuracy`, over seeds and test problems
   test_problems: int  # that it was measured on
-  multiple: Multiple  # of problems, from the measured curve
-  law_multiple: Multiple | None  # the same from the law; None where the data do not support it
-  compute_multiple: (
-    Multiple | None
-  )  # FLOPs with which the baseline has this error, over the arm's own; None: see the notes
-  tuned_multiple: (
-    Multiple | None
-  )  # the same with the FLOPs of tuning, each arm's once, on both sides; None: unknown
+  # Of problems, from the measured curve.
+  multiple: Multiple
+  # The same from the law; None where the data do not support it.
+  law_multiple: Multiple | None
+  # FLOPs at which the baseline has this error, over the arm's own; None: see the notes.
+  compute_multiple: Multiple | None
+  # The same with each arm's FLOPs of tuning, paid once on both sides; None: unknown.
+  tuned_multiple: Multiple | None
   tokens_trained: float
   tokens_sampled: float
   flops: float  # everything but tuning
-  matching_flops: float  # that the baseline takes at multiple.value * N problems
+  matching_flops: float  # of the baseline at multiple.value * N problems
 
   @property
   def interval(self) -> tuple[float, float]:
-    """Of the accuracy, 95 %; see `stats.interval`."""
+    """95 % interval of the accuracy; see `stats.interval`."""
     return stats.interval(self.accuracy, self.standard_error, self.test_problems)
 
 
 @dataclasses.dataclass(frozen=True)
 class Efficiency:
-  """What a study found."""
+  """The result of a study."""
 
   settings: Settings
   points: tuple[Point, ...]
@@ -100,18 +118,17 @@ class Efficiency:
   law: error_law.Law
   missing: tuple[str, ...]  # cells and seeds that other arms or sizes have
   notes: tuple[str, ...]  # what a reader must know to read the numbers
-  tuning: Mapping[str, float] = dataclasses.field(
-    default_factory=dict
-  )  # FLOPs of choosing an arm's settings, by arm
-  # what comparisons of two arms draw from; not part of the JSON
+  # FLOPs spent on choosing an arm's settings, by arm.
+  tuning: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  # Comparisons of two arms draw from these; not part of the JSON.
   cells: Mapping[Key, Cell] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
   def at(self, arm: str) -> list[Point]:
     """The arm's points, N rising. Raises DataError where it has none."""
-    if not (points := [point for point in self.points if point.arm == arm]):
-      raise DataError(
-        f"arm {arm!r} was not measured; there are {', '.join(dict.fromkeys(point.arm for point in self.points))}"
-      )
+    points = [point for point in self.points if point.arm == arm]
+    if not points:
+      arms = dict.fromkeys(point.arm for point in self.points)
+      raise DataError(f"arm {arm!r} was not measured; there are {', '.join(arms)}")
     return sorted(points, key=lambda point: point.problems)
 
   def to_json(self) -> dict:
@@ -122,14 +139,15 @@ class Efficiency:
 
 
 @dataclasses.dataclass(frozen=True)
-class Above:
-  """How many times another arm's multiple an arm's is, at one number of problems."""
+class RatioBound:
+  """Lower end of the ratio of two arms' multiples at one number of problems."""
 
   problems: int
-  low: float  # of the ratio, its lower end; off the measured range a bound; NaN: unknown
+  low: float  # a bound where the ratio leaves the measured range; NaN: unknown
 
   @property
   def above(self) -> bool:
+    """Whether the first arm is shown to be worth more."""
     return self.low > 1
 
 
@@ -138,25 +156,25 @@ def analyse(
   settings: Settings = Settings(),
   tuning: Mapping[str, float] | None = None,
 ) -> Efficiency:
-  """Multiples of every cell of `resample.resample` against the baseline arm.
+  """Multiples of every cell of `bootstrap.resample` against the baseline arm.
 
   Args:
     cells: of all arms.
     settings: how they are compared.
-    tuning: FLOPs that went into choosing each arm's settings, once for all its sizes and seeds; None: unknown.
+    tuning: FLOPs spent on choosing each arm's settings, once for all its sizes and seeds;
+      None: unknown.
 
   Raises:
     DataError: the baseline was measured at fewer than two sizes, or tuning lacks an arm.
   """
   tuning = dict(tuning or {})
-  if tuning and (
-    without := [arm for arm in dict.fromkeys(key.arm for key in cells) if arm not in tuning]
-  ):
+  unknown = [arm for arm in _arms(cells) if arm not in tuning]
+  if tuning and unknown:
     raise DataError(
-      f"the compute of tuning is known for {', '.join(tuning)} and not for {', '.join(without)}; "
+      f"the compute of tuning is known for {', '.join(tuning)} and not for {', '.join(unknown)}; "
       "give all arms' (0 for one that was not tuned), or none"
     )
-  reference = _Reference(_baseline(cells, settings), settings)
+  reference = _reference(cells, settings)
   points = tuple(_point(cell, reference, settings, tuning) for cell in cells.values())
   return Efficiency(
     settings=settings,
@@ -170,132 +188,60 @@ def analyse(
   )
 
 
-def _baseline(cells: Mapping[Key, Cell], settings: Settings) -> list[Cell]:
-  baseline = sorted(
-    (cell for key, cell in cells.items() if key.arm == settings.baseline),
-    key=lambda cell: cell.key.problems,
-  )
+def _arms(cells: Mapping[Key, Cell]) -> list[str]:
+  return list(dict.fromkeys(key.arm for key in cells))
+
+
+def _reference(cells: Mapping[Key, Cell], settings: Settings) -> ReferenceCurve:
+  """The baseline's curve. Raises DataError where it has fewer than two sizes."""
+  baseline = [cell for key, cell in cells.items() if key.arm == settings.baseline]
   if len(baseline) < 2:
     raise DataError(
-      f"baseline {settings.baseline!r} was measured at {len(baseline)} sizes; a curve needs two at least "
-      f"(arms found: {', '.join(dict.fromkeys(key.arm for key in cells)) or 'none'})"
+      f"baseline {settings.baseline!r} was measured at {len(baseline)} sizes; "
+      f"a curve needs two at least (arms found: {', '.join(_arms(cells)) or 'none'})"
     )
-  return baseline
-
-
-class _Reference:
-  """The baseline's curve of error against problems and against compute, and its law, with all replicates."""
-
-  def __init__(self, baseline: list[Cell], settings: Settings):
-    self.baseline = baseline
-    self.problems = [cell.key.problems for cell in baseline]
-    self.log_problems_N = np.log(self.problems)
-    self.seeds_N = np.array([float(len(cell.seeds)) for cell in baseline])
-    raw_NR = np.stack([cell.log_error() for cell in baseline])
-    self.log_error_N = self.curves(raw_NR[:, :1])[:, 0]
-    moved_N = abs(self.log_error_N - raw_NR[:, 0]) > 1e-9
-    self.pooled = [str(cell.key) for cell, moved in zip(baseline, moved_N) if moved]
-    covariance_NN, redrawn = _covariance(baseline)
-    self.fit = error_law.fit(
-      self.problems,
-      raw_NR,
-      settings.level,
-      settings.significance,
-      covariance_NN=covariance_NN,
-      redrawn=redrawn,
-    )
-    self.seeds_NB = np.stack([cell.log_error_of_seeds()[1:] for cell in baseline])
-    self.flops_N = np.array([cell.flops for cell in baseline])
-    self.flops_rise = bool(self.flops_N[0] > 0 and (np.diff(self.flops_N) > 0).all())
-
-  def curves(self, raw_NR: np.ndarray) -> np.ndarray:
-    """[N, R] log errors, made monotone."""
-    return np.log(isotonic.falling(np.exp(raw_NR), self.seeds_N))
-
-  def against(self, cell: Cell) -> float:
-    """Degrees of freedom of the seeds' variance where the cell is compared with the curve: both are estimated."""
-    place = isotonic.invert(self.log_problems_N, self.log_error_N[:, None], cell.log_error()[:1])[0]
-    at = np.interp(place, self.log_problems_N, np.arange(len(self.log_problems_N)))
-    below, above = math.floor(at), math.ceil(at)
-    there_B = (1 - (at - below)) * self.seeds_NB[below] + (at - below) * self.seeds_NB[above]
-    variances = [float(cell.log_error_of_seeds()[1:].var()), float(there_B.var())]
-    return noise.welch(variances, [cell.drawn.freedom, self.baseline[0].drawn.freedom])
-
-  def match(self, axis_N: np.ndarray, curve_NR: np.ndarray, level_R: np.ndarray) -> np.ndarray:
-    """[R] where the curve reaches a level; a replicate's curve bends by as much as leaving points out shows."""
-    straight_R = isotonic.invert(axis_N, curve_NR, level_R)
-    bend_N = isotonic.bends(axis_N, curve_NR)
-    # the same draw for every level: two arms are read off one curve
-    bent_R = np.append(0.0, np.random.default_rng(len(level_R)).normal(size=len(level_R) - 1))
-    return isotonic.invert(
-      axis_N, curve_NR, level_R + bent_R * isotonic.sag(axis_N, bend_N, straight_R)
-    )
-
-  def undefined_at(self, log_error: float) -> bool:
-    """Whether no number of problems belongs to an error: the whole curve is flat there, or begins flat with no correct answer."""
-    curve_N = self.log_error_N
-    flat = curve_N[0] == curve_N[-1] == log_error
-    without_answer = curve_N[0] == curve_N[1] == log_error == 0.0
-    return bool(flat or without_answer)
-
-  def points(self) -> tuple[tuple[int, float], ...]:
-    return tuple(
-      (cell.key.problems, float(np.exp(log_error)))
-      for cell, log_error in zip(self.baseline, self.log_error_N)
-    )
-
-
-def _covariance(baseline: list[Cell]) -> tuple[np.ndarray, error_law.Redrawn]:
-  """[N, N] of the log errors, from seeds and problems, and studies drawn anew with what each would estimate."""
-  problems_NR = np.stack([cell.log_error_of_problems() for cell in baseline])
-  of_problems_NN = np.atleast_2d(np.cov(problems_NR[:, 1:]))
-  slope_N = np.array([cell.log_slope for cell in baseline])
-  spread = baseline[0].drawn.spread  # the arm's, in the order of its cells
-  replicates = problems_NR.shape[1] - 1
-  seeds_BN, seeds_BNN = noise.redrawn(spread, noise.Bootstrap(replicates))
-  of_seeds_NN = noise.covariance(spread.variance, spread.nested, spread)
-  slope_NN = slope_N[:, None] * slope_N
-  redrawn = error_law.Redrawn(
-    moves_BN=(problems_NR[:, 1:] - problems_NR[:, :1]).T + slope_N * seeds_BN,
-    covariance_BNN=of_problems_NN + slope_NN * seeds_BNN,
-    freedom=spread.counted or math.inf,
-  )
-  return of_problems_NN + slope_NN * of_seeds_NN, redrawn
+  baseline.sort(key=lambda cell: cell.key.problems)
+  return ReferenceCurve(baseline, settings.level, settings.significance)
 
 
 def _point(
-  cell: Cell, reference: _Reference, settings: Settings, tuning: Mapping[str, float]
+  cell: Cell, reference: ReferenceCurve, settings: Settings, tuning: Mapping[str, float]
 ) -> Point:
-  own = cell.key.arm == settings.baseline
-  freedom = reference.against(cell)
+  is_baseline = cell.key.arm == settings.baseline
+  freedom = reference.comparison_freedom(cell)
   error_R = cell.log_error(freedom)
-  curve_NR = reference.curves(np.stack([other.log_error(freedom) for other in reference.baseline]))
-  undefined = not own and reference.undefined_at(error_R[0])
+  curve_NR = reference.curves(freedom)
+  undefined = not is_baseline and reference.undefined_at(error_R[0])
 
-  def multiple(matching_R, here, axis_N):
+  def multiple(matching_R, own, axis_N):
     if undefined:
       return Multiple(math.nan, math.nan, math.nan)
-    return _multiple(
-      np.zeros_like(error_R) if own else matching_R - here, axis_N - here, settings.level
-    )
+    log_ratio_R = matching_R - own
+    if is_baseline:
+      log_ratio_R = np.zeros_like(error_R)
+    return _multiple(log_ratio_R, axis_N - own, settings.level)
 
-  def of_compute(tuned: bool):
-    if not reference.flops_rise or not cell.flops or (tuned and not tuning):
+  def multiple_of_compute(baseline_tuning, arm_tuning):
+    if not reference.flops_rise or not cell.flops:
       return None
-    both = (tuning[settings.baseline], tuning[cell.key.arm]) if tuned else (0.0, 0.0)
-    axis_N = np.log(reference.flops_N + both[0])
-    return multiple(
-      reference.match(axis_N, curve_NR, error_R), np.log(cell.flops + both[1]), axis_N
-    )
+    axis_N = np.log(reference.flops_N + baseline_tuning)
+    matching_R = reference.match(axis_N, curve_NR, error_R)
+    return multiple(matching_R, np.log(cell.flops + arm_tuning), axis_N)
 
-  axis_N, here = reference.log_problems_N, np.log(cell.key.problems)
+  axis_N, own = reference.log_problems_N, np.log(cell.key.problems)
   matching_R = reference.match(axis_N, curve_NR, error_R)
-  law = None
+  law_multiple = None
   if reference.fit.law.supported:
-    law = multiple(reference.fit.invert(error_R), here, axis_N)
-  matching = here if own else np.clip(matching_R[0], axis_N[0], axis_N[-1])
+    law_multiple = multiple(reference.fit.invert(error_R), own, axis_N)
+  tuned_multiple = None
+  if tuning:
+    tuned_multiple = multiple_of_compute(tuning[settings.baseline], tuning[cell.key.arm])
   if undefined:
     matching = math.nan
+  elif is_baseline:
+    matching = own
+  else:
+    matching = np.clip(matching_R[0], axis_N[0], axis_N[-1])
   return Point(
     arm=cell.key.arm,
     problems=cell.key.problems,
@@ -303,10 +249,10 @@ def _point(
     accuracy=1 - cell.error,
     standard_error=cell.standard_error,
     test_problems=cell.test_problems,
-    multiple=multiple(matching_R, here, axis_N),
-    law_multiple=law,
-    compute_multiple=of_compute(tuned=False),
-    tuned_multiple=of_compute(tuned=True),
+    multiple=multiple(matching_R, own, axis_N),
+    law_multiple=law_multiple,
+    compute_multiple=multiple_of_compute(0.0, 0.0),
+    tuned_multiple=tuned_multiple,
     tokens_trained=cell.tokens_trained,
     tokens_sampled=cell.tokens_sampled,
     flops=cell.flops,
@@ -315,21 +261,32 @@ def _point(
 
 
 def _multiple(log_ratio_R: np.ndarray, log_range_N: np.ndarray, level: float) -> Multiple:
-  """Order statistics, so that a replicate off the range counts as the infinity it is and is never averaged with its neighbour."""
+  """A multiple from its replicates.
+
+  The ends of the interval are order statistics: a replicate off the range counts as the infinity
+  that it is, and is never averaged with its neighbour.
+  """
   sorted_B = np.sort(log_ratio_R[1:])
   count = len(sorted_B)
-  ends = (
-    sorted_B[max(0, math.ceil(count * (1 - level) / 2) - 1)],
-    sorted_B[min(count - 1, math.floor(count * (1 + level) / 2))],
+  first = max(0, math.ceil(count * (1 - level) / 2) - 1)
+  last = min(count - 1, math.floor(count * (1 + level) / 2))
+  lowest, highest = log_range_N[0], log_range_N[-1]
+  value, beyond = _bounded(log_ratio_R[0], lowest, highest)
+  low, low_beyond = _bounded(sorted_B[first], lowest, highest)
+  high, high_beyond = _bounded(sorted_B[last], lowest, highest)
+  return Multiple(
+    value=value,
+    low=low,
+    high=high,
+    beyond=beyond,
+    low_beyond=low_beyond,
+    high_beyond=high_beyond,
   )
-  (value, beyond), (low, low_beyond), (high, high_beyond) = (
-    _bounded(x, log_range_N[0], log_range_N[-1]) for x in (log_ratio_R[0], *ends)
-  )
-  return Multiple(value, low, high, beyond, low_beyond, high_beyond)
 
 
 def _bounded(log_ratio: float, lowest: float, highest: float) -> tuple[float, Beyond]:
-  slack = 1e-12  # an arm that equals the last measured point is on the range, whatever the rounding
+  # An arm that equals the last measured point is on the range, whatever the rounding.
+  slack = 1e-12
   if log_ratio > highest + slack:
     return float(np.exp(highest)), "above"
   if log_ratio < lowest - slack:
@@ -339,97 +296,103 @@ def _bounded(log_ratio: float, lowest: float, highest: float) -> tuple[float, Be
 
 def _missing(cells: Mapping[Key, Cell]) -> list[str]:
   """Cells, and seeds of cells, that another arm or size has."""
-  seeds = sorted({seed for cell in cells.values() for seed in cell.seeds})
+  seeds = set()
+  for cell in cells.values():
+    seeds.update(cell.seeds)
+  sizes = sorted({key.problems for key in cells})
   lines = []
-  for key in (
-    Key(arm, size)
-    for arm in dict.fromkeys(k.arm for k in cells)
-    for size in sorted({k.problems for k in cells})
-  ):
-    if key not in cells:
-      lines.append(str(key))
-    elif absent := sorted(set(seeds) - set(cells[key].seeds)):
-      lines.append(f"{key}: seed {', '.join(map(str, absent))}")
+  for arm in _arms(cells):
+    for size in sizes:
+      key = Key(arm, size)
+      if key not in cells:
+        lines.append(str(key))
+        continue
+      absent = sorted(seeds - set(cells[key].seeds))
+      if absent:
+        lines.append(f"{key}: seed {', '.join(map(str, absent))}")
   return lines
 
 
-def _notes(cells: Mapping[Key, Cell], reference: _Reference) -> list[str]:
+def _notes(cells: Mapping[Key, Cell], reference: ReferenceCurve) -> list[str]:
   notes = []
-  arms = list(dict.fromkeys(key.arm for key in cells))
   several = {key.arm for key, cell in cells.items() if len(cell.seeds) > 1}
-  if single := [arm for arm in arms if arm not in several]:
+  single = [arm for arm in _arms(cells) if arm not in several]
+  if single:
     notes.append(
-      f"one seed only: intervals of {', '.join(single)} are over test problems and do not contain the spread of seeds"
+      f"one seed only: intervals of {', '.join(single)} are over test problems "
+      "and do not contain the spread of seeds"
     )
   if reference.pooled:
     notes.append(
-      f"the baseline's error rises with N somewhere; its curve is pooled at {', '.join(reference.pooled)}"
+      "the baseline's error rises with N somewhere; "
+      f"its curve is pooled at {', '.join(reference.pooled)}"
     )
-  if without := [str(key) for key, cell in cells.items() if cell.error == 1]:
-    notes.append(f"no correct answer in {', '.join(without)}")
+  none_correct = [str(key) for key, cell in cells.items() if cell.error == 1]
+  if none_correct:
+    notes.append(f"no correct answer in {', '.join(none_correct)}")
   if len(reference.baseline) == 2:
     notes.append(
-      "the baseline has two sizes: how far its curve lies from the line between them is unknown, and not in the intervals"
+      "the baseline has two sizes: how far its curve lies from the line between them is unknown, "
+      "and not in the intervals"
     )
   if not reference.flops_rise:
     notes.append(
       "no iso-compute multiple: the baseline's FLOPs are not recorded or do not rise with N"
     )
-  if perfect := [str(key) for key, cell in cells.items() if cell.error < cell.half_answer]:
+  all_correct = [str(key) for key, cell in cells.items() if cell.error < cell.half_answer]
+  if all_correct:
     notes.append(
-      f"no wrong answer in {', '.join(perfect)}: the error is taken as half a test answer"
+      f"no incorrect answer in {', '.join(all_correct)}: the error is taken as half a test answer"
     )
   return notes
 
 
-def above(efficiency: Efficiency, arm: str, others: Sequence[str]) -> dict[str, list[Above]]:
-  """For every other arm, at every number of problems at which both were measured: the lower end of the ratio of their multiples.
+def above(efficiency: Efficiency, arm: str, others: Sequence[str]) -> dict[str, list[RatioBound]]:
+  """Lower ends of the ratios of one arm's multiples to those of others.
 
-  The ratio is drawn as a whole, both arms with the same test problems, seeds and curve. Each lower
-  end is at a level that all of them share (Bonferroni): the chance that one of them is above 1 by
-  chance is (1 - level) / 2 in all, however many sizes and arms were looked at.
+  There is one for every other arm at every number of problems at which both were measured. The
+  ratio is drawn as a whole, both arms with the same test problems, seeds and curve. All lower ends
+  share one level (Bonferroni): if no arm is better, the chance that any of them is above 1 is at
+  most (1 - level) / 2, however many sizes and arms were looked at.
 
   Args:
-    efficiency: what `analyse` found.
+    efficiency: the result of `analyse`.
     arm: whose multiple is the numerator.
     others: the arms to beat.
   """
   settings, cells = efficiency.settings, efficiency.cells
   sizes = [point.problems for point in efficiency.at(arm)]
-  pairs = {other: [size for size in sizes if Key(other, size) in cells] for other in others}
-  looks = sum(len(shared) for other, shared in pairs.items() if other != arm)
-  reference = _Reference(_baseline(cells, settings), settings)
-  found = {}
-  for other, shared in pairs.items():
-    found[other] = [
-      Above(
-        size,
-        _lowest_ratio(
-          cells[Key(arm, size)],
-          cells[Key(other, size)],
-          reference,
-          (1 - settings.level) / 2 / max(1, looks),
-        ),
-      )
-      for size in shared
-    ]
-  return found
+  shared = {}
+  for other in others:
+    shared[other] = [size for size in sizes if Key(other, size) in cells]
+  looks = sum(len(shared[other]) for other in shared if other != arm)
+  tail = (1 - settings.level) / 2 / max(1, looks)
+  reference = _reference(cells, settings)
+  bounds: dict[str, list[RatioBound]] = {}
+  for other, other_sizes in shared.items():
+    bounds[other] = []
+    for size in other_sizes:
+      low = _lowest_ratio(cells[Key(arm, size)], cells[Key(other, size)], reference, tail)
+      bounds[other].append(RatioBound(size, low))
+  return bounds
 
 
-def _lowest_ratio(cell: Cell, other: Cell, reference: _Reference, tail: float) -> float:
-  """The ratio of two multiples that a share `tail` of the replicates lies below; NaN where they do not reach so far."""
+def _lowest_ratio(cell: Cell, other: Cell, reference: ReferenceCurve, tail: float) -> float:
+  """The ratio of two multiples below which a share `tail` of the replicates lies.
+
+  NaN where there are too few replicates for that share.
+  """
   axis_N = reference.log_problems_N
   # A seed's deviations in two arms are no independent estimates: together they are known no better
   # than one of them (Welch's rule would give the sum of both degrees of freedom).
   freedom = min(cell.drawn.freedom, other.drawn.freedom)
-  curve_NR = reference.curves(np.stack([own.log_error(freedom) for own in reference.baseline]))
-  place_R, against_R = (
-    reference.match(axis_N, curve_NR, one.log_error(freedom)) for one in (cell, other)
-  )
-  # What is known of two places of which one may be off the range: an arm above it is at least at
-  # its end, and one that the other may be above of is above nothing.
-  least_R = np.where(place_R < axis_N[0], -np.inf, np.minimum(place_R, axis_N[-1]))
-  most_R = np.where(against_R > axis_N[-1], np.inf, np.maximum(against_R, axis_N[0]))
+  curve_NR = reference.curves(freedom)
+  matching_R = reference.match(axis_N, curve_NR, cell.log_error(freedom))
+  other_R = reference.match(axis_N, curve_NR, other.log_error(freedom))
+  # Off the range only one side is known. The first arm, if above, is worth at least the range's
+  # end; if below, it may be worth nothing. The other arm, if above, may be worth anything.
+  least_R = np.where(matching_R < axis_N[0], -np.inf, np.minimum(matching_R, axis_N[-1]))
+  most_R = np.where(other_R > axis_N[-1], np.inf, np.maximum(other_R, axis_N[0]))
   sorted_B = np.sort(least_R[1:] - most_R[1:])
   index = math.ceil(len(sorted_B) * tail) - 1
   if len(sorted_B) * tail < 1 or reference.undefined_at(cell.log_error()[0]):

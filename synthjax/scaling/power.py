@@ -1,4 +1,4 @@
-"""What difference between two arms a study can detect, said before it runs.
+"""The difference between two arms that a study can detect, computed before it runs.
 
 A paired difference at one N varies with its seeds and with the luck of single answers; test
 problems are the same for both arms. Its variance is pooled over the N of the study, as in
@@ -16,8 +16,8 @@ from synthjax.scaling import noise
 
 
 @dataclasses.dataclass(frozen=True)
-class Assumed:
-  """What must be known of runs before there are any; earlier studies gave these (docs/log.md)."""
+class Assumptions:
+  """Assumptions about runs before there are any, from earlier studies (docs/log.md)."""
 
   accuracy: float = 0.5  # of both arms, about: an answer's variance is largest here
   spread: float = 0.35  # standard deviation of a seed's error on the logit scale
@@ -39,7 +39,7 @@ def power(
   sizes: Sequence[int],
   seeds: int,
   test_problems: int,
-  assumed: Assumed = Assumed(),
+  assumed: Assumptions = Assumptions(),
   chance: float = 0.8,
   level: float = 0.95,
 ) -> Power:
@@ -53,9 +53,8 @@ def power(
     chance: that the interval of a true difference of this size excludes 0.
     level: of the interval.
   """
-  slope = assumed.accuracy * (
-    1 - assumed.accuracy
-  )  # of the accuracy by its logit; an answer's variance too
+  # Of the accuracy by its logit.
+  slope = assumed.accuracy * (1 - assumed.accuracy)
   of_seed = 2 * (1 - assumed.common) * (slope * assumed.spread) ** 2
   luck = _disagreement(assumed) / test_problems
   if seeds < 2:  # the interval is over test problems alone, and the spread of seeds is not in it
@@ -73,28 +72,34 @@ def power(
   return Power(standard_error=error, freedom=freedom, detectable=float(ratio) * error)
 
 
-def _disagreement(assumed: Assumed) -> float:
-  """Share of answers of which one run's is correct and the other's is not: the variance of their difference."""
-  both = scipy.stats.multivariate_normal.cdf(
-    [scipy.stats.norm.ppf(assumed.accuracy)] * 2,
-    cov=[[1, assumed.agreement], [assumed.agreement, 1]],
-  )
+def _disagreement(assumed: Assumptions) -> float:
+  """Share of problems that one run answers correctly and the other does not.
+
+  It is the variance of the difference of their answers.
+  """
+  threshold = scipy.stats.norm.ppf(assumed.accuracy)
+  covariance = [[1, assumed.agreement], [assumed.agreement, 1]]
+  both = scipy.stats.multivariate_normal.cdf([threshold] * 2, cov=covariance)
   return 2 * (assumed.accuracy - float(both))
 
 
 def sentence(
-  sizes: Sequence[int], seeds: int, test_problems: int, assumed: Assumed = Assumed()
+  sizes: Sequence[int],
+  seeds: int,
+  test_problems: int,
+  assumed: Assumptions = Assumptions(),
 ) -> str:
-  """What a study says before it runs."""
+  """What a study can detect, as a line to print before it runs."""
   found = power(sizes, seeds, test_problems, assumed)
   points = f"{100 * found.detectable:.1f} points"
   if seeds < 2:
     return (
-      f"power: with one seed and {test_problems:,} test problems a difference of two arms is detected from {points} on (in 80 % of "
-      "studies, 95 % interval) between these two policies; what another seed would give is not in the interval"
+      f"power: with one seed and {test_problems:,} test problems a difference of two arms is "
+      f"detected from {points} on (in 80 % of studies, 95 % interval) between these two policies; "
+      "what another seed would give is not in the interval"
     )
   return (
-    f"power: with {seeds} seeds and {test_problems:,} test problems a difference of two arms at one N is detected from {points} on "
-    f"(in 80 % of studies, 95 % interval), if seeds spread by {assumed.spread:g} on the logit scale and accuracies are near "
-    f"{100 * assumed.accuracy:.0f} %"
+    f"power: with {seeds} seeds and {test_problems:,} test problems a difference of two arms at "
+    f"one N is detected from {points} on (in 80 % of studies, 95 % interval), if seeds spread by "
+    f"{assumed.spread:g} on the logit scale and accuracies are near {100 * assumed.accuracy:.0f} %"
   )
