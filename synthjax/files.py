@@ -1,4 +1,7 @@
-"""Files that are never half-written: whole files replaced atomically, JSONL with line numbers, append-only journals."""
+"""Files that are never half-written.
+
+Whole files are replaced atomically, JSONL errors name their line, and journals only grow.
+"""
 
 import contextlib
 import gzip
@@ -19,20 +22,25 @@ Path = str | os.PathLike
 
 
 class DataError(Error, ValueError):
-  """Input that cannot be used; the message names the file, what was found, what was expected and what to do."""
+  """Input that cannot be used.
+
+  The message names the file, what was found, what was expected and what to do.
+  """
 
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
-  """Yields a file that takes the place of `path` when the block ends well, and leaves `path` alone when it does not.
+  """Yields a file that replaces `path` when the block succeeds; otherwise `path` is left alone.
 
-  A name that ends in `.gz` is compressed; its bytes depend on the content alone (no time stamp is stored).
+  A name that ends in `.gz` is compressed; its bytes depend on the content alone (no time stamp is
+  stored).
   """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
   try:
     with os.fdopen(handle, "wb") as raw:
+      # mkstemp makes files that nobody else may read.
       os.fchmod(raw.fileno(), 0o644)
       with contextlib.ExitStack() as layers:
         stream: Any = raw
@@ -42,6 +50,7 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO]:
         if "b" not in mode:
           stream = layers.enter_context(_text(stream))
         yield stream
+      # On disk before the name points to it: a crash leaves the old file or the new one.
       raw.flush()
       os.fsync(raw.fileno())
     os.replace(scratch, path)
@@ -67,7 +76,9 @@ def without_nan(value: Any) -> Any:
     return {name: without_nan(part) for name, part in value.items()}
   if isinstance(value, Sequence) and not isinstance(value, str):
     return [without_nan(part) for part in value]
-  return None if isinstance(value, float) and not math.isfinite(value) else value
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -97,7 +108,8 @@ def open_text(path: Path) -> IO[str]:
   path = pathlib.Path(path)
   if not path.is_file():
     raise DataError(
-      f"{path}: no such file; give the path of an existing file (set SYNTHJAX_DATA to move ../shared/data)"
+      f"{path}: no such file; give the path of an existing file "
+      "(set SYNTHJAX_DATA to move ../shared/data)"
     )
   if path.suffix == ".gz":
     return gzip.open(path, "rt", encoding="utf-8")
@@ -108,7 +120,8 @@ def read_jsonl(path: Path, limit: int | None = None) -> Iterator[dict]:
   """Yields the objects of a JSONL file (optionally gzipped), at most `limit` of them.
 
   Raises:
-    DataError: the file is missing, a line is not a JSON object (named by number), or the text is not UTF-8 or gzip.
+    DataError: the file is missing, a line is not a JSON object (named by number), or the text is
+      not UTF-8 or gzip.
   """
   count = 0
   with open_text(path) as f:
@@ -137,7 +150,10 @@ def read_jsonl(path: Path, limit: int | None = None) -> Iterator[dict]:
 
 
 def write_jsonl(path: Path, rows: Iterable[dict]) -> int:
-  """Writes `rows` as JSONL, atomically (gzipped when the name ends in .gz). Returns the number of rows."""
+  """Writes `rows` as JSONL, atomically; gzipped when the name ends in .gz.
+
+  Returns the number of rows.
+  """
   count = 0
   with replacing(path) as f:
     for row in rows:
@@ -147,11 +163,15 @@ def write_jsonl(path: Path, rows: Iterable[dict]) -> int:
 
 
 def file_hash(path: Path) -> str:
-  """SHA-256 of a file's bytes, or of the names and bytes of a folder's files in name order (hidden ones left out)."""
+  """SHA-256 of a file's bytes.
+
+  Of a folder: of the names and bytes of its files in name order, without hidden ones.
+  """
   path = pathlib.Path(path)
   digest = hashlib.sha256()
   if path.is_dir():
-    for file in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")):
+    visible = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    for file in sorted(visible):
       digest.update(str(file.relative_to(path)).encode())
       digest.update(file_hash(file).encode())
     return digest.hexdigest()
@@ -165,32 +185,36 @@ def file_hash(path: Path) -> str:
 
 def value_hash(value: Any) -> str:
   """SHA-256 of a JSON value, independent of the order of keys."""
-  return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+  text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Journal:
-  """An append-only JSONL file that survives a kill: each row is on disk when `append` returns from its flush.
+  """An append-only JSONL file that survives a kill.
 
-  One writer at a time: opening takes a lock beside the file. Opening repairs a torn last line (cut off by
-  a kill or a full disk): the line is removed, said through `say`, and never counted. A malformed line
-  anywhere else is an error that says how to take it out.
+  When `append` returns, its rows are with the operating system; `sync` waits for the disk. There is
+  one writer at a time: opening takes a lock beside the file. Opening also repairs a torn last line
+  (cut off by a kill or a full disk): the line is removed, reported through `say`, and never
+  counted. A malformed line anywhere else is an error that says how to remove it.
 
   Use as a context manager. `rows` are those found on opening and those appended.
 
   Args:
     path: of the file.
     say: prints a line.
-    keep: `rows` holds the rows; otherwise they stay on disk alone, and `read` reads them.
-    locked: without it whoever opens the journal sees to it that nobody else does.
+    keep: `rows` holds the rows; otherwise they are only on disk, and `read` reads them.
+    locked: False where the caller makes sure that nobody else opens the journal.
 
   Raises:
-    LockError: another process writes to it. DataError: a malformed line.
+    LockError: another process writes to it.
+    DataError: a malformed line.
   """
 
   def __init__(
     self, path: Path, say: Callable[[str], None] = print, keep: bool = True, locked: bool = True
   ):
-    self.path, self.keep = pathlib.Path(path), keep
+    self.path = pathlib.Path(path)
+    self.keep = keep
     self.path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
       if locked:
@@ -198,12 +222,18 @@ class Journal:
         held.enter_context(locks.lock(locks.beside(self.path), "a run of synthjax", advice))
       if self.path.exists():
         self._repair(say)
-      self.rows = list(self.read()) if keep else []
+      self.rows: list[dict] = []
+      if keep:
+        self.rows = list(self.read())
+      # Unbuffered: `append` is one system call.
       self._file = held.enter_context(open(self.path, "ab", buffering=0))
       self._held = held.pop_all()
 
   def read(self) -> Iterator[dict]:
-    """The rows on disk. Raises DataError, with all their numbers and the command that takes them out, for malformed lines."""
+    """The rows on disk.
+
+    Raises DataError for malformed lines, with all their numbers and the command that removes them.
+    """
     if not self.path.exists():
       return
     with open(self.path, "rb") as lines:
@@ -216,23 +246,26 @@ class Journal:
         yield row
 
   def _malformed(self, first: int) -> str:
+    """The message for malformed lines from line `first` on."""
+    numbers = []
     with open(self.path, "rb") as lines:
-      numbers = [
-        number
-        for number, line in enumerate(lines, 1)
-        if number >= first and not line.isspace() and _row(line) is None
-      ]
+      for number, line in enumerate(lines, 1):
+        if number >= first and not line.isspace() and _row(line) is None:
+          numbers.append(number)
     cut = "".join(f"{number}d;" for number in numbers)
     return (
-      f"{self.path}, line {', '.join(map(str, numbers))}: not a JSON object, so the file was damaged after it was written; run "
-      f"`sed -i.damaged '{cut}' {self.path}`, which keeps the whole file as {self.path.name}.damaged, then the same command "
-      "again, which does anew what the lines held"
+      f"{self.path}, line {', '.join(map(str, numbers))}: not a JSON object, so the file was "
+      f"damaged after it was written; run `sed -i.damaged '{cut}' {self.path}`, which keeps the "
+      f"whole file as {self.path.name}.damaged, then the same command again, which does anew what "
+      "the lines held"
     )
 
-  def _repair(self, say):
+  def _repair(self, say: Callable[[str], None]) -> None:
+    """Removes a torn last line."""
     with open(self.path, "r+b") as f:
       size = end = f.seek(0, os.SEEK_END)
-      while end:  # backwards, a block at a time: a journal may be larger than memory
+      # Backwards, a block at a time: a journal may be larger than memory.
+      while end:
         start = max(0, end - (1 << 20))
         f.seek(start)
         newline = f.read(end - start).rfind(b"\n")
@@ -241,12 +274,16 @@ class Journal:
           break
       if end != size:
         say(
-          f"{self.path}: removed a torn last line of {size - end} bytes, written when a run was cut off"
+          f"{self.path}: removed a torn last line of {size - end} bytes, "
+          "written when a run was cut off"
         )
         f.truncate(end)
 
   def append(self, *rows: dict) -> None:
-    """Writes the rows with one system call; after a failed write (a full disk) the file ends at its last whole row."""
+    """Writes the rows with one system call.
+
+    After a failed write (a full disk) the file ends at its last complete row.
+    """
     data = "".join(map(dump_line, rows)).encode()
     start = os.fstat(self._file.fileno()).st_size
     try:
@@ -279,4 +316,6 @@ def _row(line: bytes) -> dict | None:
     row = json.loads(line)
   except ValueError:
     return None
-  return row if isinstance(row, dict) else None
+  if not isinstance(row, dict):
+    return None
+  return row

@@ -1,8 +1,9 @@
-"""Seeds with names: what is drawn for one purpose has nothing to do with what is drawn for another."""
+"""Seeds with names: draws for one purpose are independent of draws for any other."""
 
 from synthjax import files
 
 
 def named(seed: int, *names: str | int) -> int:
-  """The seed of a purpose: 31 bits that follow from the experiment's seed and the names alone."""
-  return int(files.value_hash([seed, *names])[:8], 16) >> 1
+  """The seed of a purpose: 31 bits that depend on the experiment's seed and the names alone."""
+  digits = files.value_hash([seed, *names])[:8]
+  return int(digits, 16) >> 1

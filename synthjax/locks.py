@@ -89,7 +89,7 @@ def folder_lock(
     if multihost.is_first():
       held.enter_context(_made(folder))
       held.enter_context(lock(folder / ".lock", what, f"{folder}: {remedy}", patience))
-    multihost.meet(f"{folder} locked")
+    multihost.barrier(f"{folder} locked")
     yield
 
 
@@ -107,7 +107,7 @@ def lock_beside(path: Path, what: str, remedy: str) -> Iterator[None]:
   with contextlib.ExitStack() as held:
     if multihost.is_first():
       held.enter_context(lock(beside(path), what, f"{path}: {remedy}"))
-    multihost.meet(f"{path} locked")
+    multihost.barrier(f"{path} locked")
     yield
 
 
@@ -315,7 +315,10 @@ def _started(pid: int) -> str | None:
   """When a process of this machine started; None where there is none, or a zombie."""
   try:
     fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else fields[19]
+    state, start_time = fields[0], fields[19]
+    if state in "ZX":
+      return None
+    return start_time
   except (FileNotFoundError, ProcessLookupError):
     pass
   # There is none, or the system does not show it: it has no /proc, or hides other users' processes.
@@ -356,7 +359,7 @@ def _made(folder: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def empty_folders_removed(folder: pathlib.Path) -> Iterator[None]:
-  """Afterwards removes those of a folder and its parents that were not there before and are empty."""
+  """Afterwards removes a folder and its parents, those that are new and empty."""
   missing = [path for path in (folder, *folder.parents) if not path.exists()]
   try:
     yield

@@ -1,9 +1,9 @@
 """Several processes that start, wait, fail and stop together.
 
-Beside JAX's own connections the processes keep a channel to the first of them, plain TCP with a
-line of JSON a message. Through it they call the roll, meet, agree on values, and hear at once when
-one of them fails, is asked to stop, or is gone: JAX alone would leave the others in a collective
-until its own limits run out, minutes later.
+Beside JAX's own connections the processes keep a channel to the first of them: plain TCP, one line
+of JSON a message. Through it they find each other, wait at barriers, agree on values, and learn at
+once when one of them fails, is asked to stop, or is gone. JAX alone would leave the others in a
+collective until its own limits run out, minutes later.
 """
 
 import contextlib
@@ -23,7 +23,10 @@ from synthjax.errors import Error
 
 
 class StartError(Error, RuntimeError):
-  """Processes that did not come together; the message names the missing ones and where they should have called."""
+  """Processes that did not connect.
+
+  The message names the missing ones and the address that they should have connected to.
+  """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,23 +40,36 @@ class Start:
 
 
 def from_environment() -> Start | None:
-  """SYNTHJAX_COORDINATOR, SYNTHJAX_PROCESSES, SYNTHJAX_PROCESS (and SYNTHJAX_START_TIMEOUT), or None when unset."""
+  """The start that the environment describes; None where it describes none.
+
+  Reads SYNTHJAX_COORDINATOR, SYNTHJAX_PROCESSES and SYNTHJAX_PROCESS, which are set together, and
+  SYNTHJAX_START_TIMEOUT.
+
+  Raises:
+    StartError: only some of them are set, or a number is malformed.
+  """
   names = ("SYNTHJAX_COORDINATOR", "SYNTHJAX_PROCESSES", "SYNTHJAX_PROCESS")
-  values = [os.environ.get(n, "") for n in names]
+  values = [os.environ.get(name, "") for name in names]
   if not any(values):
     return None
   if not all(values):
-    missing = [n for n, v in zip(names, values) if not v]
+    missing = [name for name, value in zip(names, values) if not value]
     raise StartError(
       f"{', '.join(missing)} is not set; a start of several processes needs {', '.join(names)}"
     )
+  coordinator, processes, process = values
   timeout = os.environ.get("SYNTHJAX_START_TIMEOUT", "300")
   try:
-    return Start(values[0], int(values[1]), int(values[2]), float(timeout))
+    return Start(
+      coordinator=coordinator,
+      processes=int(processes),
+      process=int(process),
+      timeout=float(timeout),
+    )
   except ValueError:
     raise StartError(
-      f"SYNTHJAX_PROCESSES={values[1]!r}, SYNTHJAX_PROCESS={values[2]!r}, SYNTHJAX_START_TIMEOUT={timeout!r}: expected "
-      "two whole numbers and a number of seconds"
+      f"SYNTHJAX_PROCESSES={processes!r}, SYNTHJAX_PROCESS={process!r}, "
+      f"SYNTHJAX_START_TIMEOUT={timeout!r}: expected two whole numbers and a number of seconds"
     ) from None
 
 
@@ -61,7 +77,7 @@ def start(who: Start | None) -> None:
   """Connects the processes before any device is touched; does nothing for a single process.
 
   Raises:
-    StartError: someone did not come within the timeout; on process 0 it lists who is missing.
+    StartError: a process did not connect within the timeout; process 0 lists the missing ones.
   """
   global _channel
   if who is None or who.processes == 1:
@@ -77,9 +93,10 @@ def start(who: Start | None) -> None:
   else:
     connections = {0: _answer_the_roll(host, int(port) + 1, who, deadline)}
   channel = _Channel(who, connections)
-  stopping.others(channel.tell_to_stop)
+  stopping.tell_others(channel.tell_to_stop)
+  # JAX's own service would take SIGTERM for itself.
   if "jax_enable_preemption_service" in jax.config.values:
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
+    jax.config.update("jax_enable_preemption_service", False)
   jax.distributed.initialize(
     who.coordinator,
     who.processes,
@@ -96,22 +113,26 @@ def is_first() -> bool:
 
 def share() -> tuple[int, int]:
   """(number of this process, how many there are)."""
-  return (_channel.who.process, _channel.who.processes) if _channel else (0, 1)
+  if _channel is None:
+    return 0, 1
+  return _channel.who.process, _channel.who.processes
 
 
-def meet(name: str) -> None:
-  """Waits until all processes have come to the same place; does nothing for a single process."""
+def barrier(name: str) -> None:
+  """Waits until all processes have reached the same barrier; does nothing for a single process."""
   gather(name, None)
 
 
 def gather(name: str, value: Any) -> list[Any]:
-  """Every process's value, by number, once all have come to the same place.
+  """Every process's value, by number, once all have reached the same barrier.
 
   Args:
-    name: of the place; a process passes places in the same order as the others.
+    name: of the barrier; all processes pass barriers in the same order.
     value: JSON.
   """
-  return _channel.gather(name, value) if _channel else [value]
+  if _channel is None:
+    return [value]
+  return _channel.gather(name, value)
 
 
 def agree(name: str, value: Any) -> Any:
@@ -120,9 +141,9 @@ def agree(name: str, value: Any) -> Any:
 
 
 def leave(message: str, exit_code: int) -> None:
-  """Ends this process because of an error or a signal, and with it the others, who say the same sentence.
+  """Ends this process because of an error or a signal, and with it the others.
 
-  Returns where there is one process: its caller ends it.
+  All print the same message. Returns where there is one process: its caller ends it.
   """
   if _channel is None:
     return
@@ -134,7 +155,7 @@ def leave(message: str, exit_code: int) -> None:
 
 
 def finish() -> None:
-  """This process has done its work: the others are not to wonder that it is gone."""
+  """Tells the others that this process has done its work and will disconnect."""
   if _channel is not None:
     _channel.say_goodbye()
 
@@ -142,7 +163,7 @@ def finish() -> None:
 class _Channel:
   """This process's connections: of the first process to all others, of the others to the first.
 
-  The first process passes on what concerns all. A thread a connection reads.
+  The first process forwards what concerns all. Each connection has a thread that reads it.
   """
 
   def __init__(self, who: Start, connections: dict[int, socket.socket]):
@@ -150,7 +171,8 @@ class _Channel:
     self._connections = connections
     self._sending = threading.Lock()
     self._changed = threading.Condition()
-    self._values: dict[tuple[str, int], dict[int, Any]] = {}  # (place, visit) -> values so far
+    # Barriers by (name, how often that name was passed before).
+    self._values: dict[tuple[str, int], dict[int, Any]] = {}  # by process, as they arrive
     self._gathered: dict[tuple[str, int], list[Any]] = {}
     self._visits: dict[str, int] = {}
     self._gone: set[int] = set()  # that have said goodbye
@@ -164,13 +186,13 @@ class _Channel:
     with self._changed:
       visit = self._visits.get(name, 0)
       self._visits[name] = visit + 1
-    place = (name, visit)
-    self._arrive(self.who.process, place, value)
+    key = (name, visit)
+    self._arrive(self.who.process, key, value)
     with self._changed:
       # Woken now and then: signals are handled between two waits.
-      while place not in self._gathered:
+      while key not in self._gathered:
         self._changed.wait(1.0)
-      return self._gathered.pop(place)
+      return self._gathered.pop(key)
 
   def tell_to_stop(self, number: int) -> None:
     self._send({"stop": number})
@@ -183,34 +205,36 @@ class _Channel:
     with self._changed:
       self._gone |= set(range(self.who.processes))
 
-  def _arrive(self, process: int, place: tuple[str, int], value: Any) -> None:
-    """A process has come to a place; the first process tells all once everyone is there."""
+  def _arrive(self, process: int, key: tuple[str, int], value: Any) -> None:
+    """Records that a process reached a barrier; the first process tells all once all have."""
     if self.who.process != 0:
-      self._send({"arrived": place, "value": value})
+      self._send({"arrived": key, "value": value})
       return
     with self._changed:
-      values = self._values.setdefault(place, {})
+      values = self._values.setdefault(key, {})
       values[process] = value
       complete = len(values) == self.who.processes
       if complete:
-        del self._values[place]
+        del self._values[key]
     if complete:
       gathered = [values[k] for k in range(self.who.processes)]
-      self._send({"gathered": place, "values": gathered})
-      self._release(place, gathered)
+      self._send({"gathered": key, "values": gathered})
+      self._release(key, gathered)
 
-  def _release(self, place: tuple[str, int], values: list[Any]) -> None:
+  def _release(self, key: tuple[str, int], values: list[Any]) -> None:
     with self._changed:
-      self._gathered[place] = values
+      self._gathered[key] = values
       self._changed.notify_all()
 
   def _send(self, message: dict, but: int = -1) -> None:
     data = json.dumps(message).encode() + b"\n"
     with self._sending:
       for process, connection in self._connections.items():
-        if process != but:
-          with contextlib.suppress(OSError):  # whoever is gone is noticed by its reader
-            connection.sendall(data)
+        if process == but:
+          continue
+        # A process that is gone is noticed by the thread that reads its connection.
+        with contextlib.suppress(OSError):
+          connection.sendall(data)
 
   def _read(self, process: int, connection: socket.socket) -> None:
     with contextlib.suppress(OSError), connection.makefile("r", encoding="utf-8") as lines:
@@ -218,8 +242,8 @@ class _Channel:
         self._hear(process, json.loads(line))
     if process not in self._gone:
       self._fail(
-        f"process {process} of {self.who.processes} ended without a word (killed, or its host is gone); "
-        "run the same command again on all of them to go on",
+        f"process {process} of {self.who.processes} ended without a word "
+        "(killed, or its host is gone); run the same command again on all of them to go on",
         1,
       )
 
@@ -242,7 +266,7 @@ class _Channel:
       self._send(message, but=process)
 
   def _fail(self, message: str, exit_code: int, process: int = -1) -> None:
-    """Ends this process, whatever its main thread waits for."""
+    """Ends this process, whatever its main thread is waiting for."""
     self._pass_on(process, {"failed": message, "exit_code": exit_code})
     progress.error(f"synthjax: {message}")
     sys.stdout.flush()
@@ -253,7 +277,7 @@ _channel: _Channel | None = None  # set once the processes are connected
 
 
 def _call_the_roll(host: str, port: int, who: Start, deadline: float) -> dict[int, socket.socket]:
-  """Process 0 waits until every other process has said its number, then tells all of them to go on."""
+  """Process 0 waits until every other process has sent its number, then tells all to go on."""
   present: dict[int, socket.socket] = {}
   with socket.create_server((host, port), backlog=who.processes) as server:
     while len(present) < who.processes - 1:
@@ -265,13 +289,15 @@ def _call_the_roll(host: str, port: int, who: Start, deadline: float) -> dict[in
       except TimeoutError:
         missing = sorted(set(range(1, who.processes)) - set(present))
         message = (
-          f"process {', '.join(map(str, missing))} of {who.processes} did not call {host}:{port} within "
-          f"{who.timeout:.0f} s; {len(present) + 1} are here: start the missing ones with the same coordinator"
+          f"process {', '.join(map(str, missing))} of {who.processes} did not call {host}:{port} "
+          f"within {who.timeout:.0f} s; {len(present) + 1} are here: start the missing ones with "
+          "the same coordinator"
         )
         _tell(present, {"error": message})
         raise StartError(message) from None
+      # Not one of ours: somebody scanned the port.
       except (OSError, ValueError, KeyError, TypeError):
-        continue  # not one of ours; somebody scanned the port
+        continue
       present[number] = connection
     _tell(present, {"go": True})
   for connection in present.values():
@@ -280,14 +306,16 @@ def _call_the_roll(host: str, port: int, who: Start, deadline: float) -> dict[in
 
 
 def _answer_the_roll(host: str, port: int, who: Start, deadline: float) -> socket.socket:
+  """Another process sends its number to process 0 until that answers."""
   while True:
     connection = None
     try:
-      connection = socket.create_connection(
-        (host, port), timeout=max(0.01, deadline - time.monotonic())
-      )
+      left = max(0.01, deadline - time.monotonic())
+      connection = socket.create_connection((host, port), timeout=left)
       connection.sendall(json.dumps({"process": who.process}).encode() + b"\n")
-      connection.settimeout(max(0.01, deadline - time.monotonic()) + 5)
+      left = max(0.01, deadline - time.monotonic())
+      # Process 0 is to report a missing process first, and by name.
+      connection.settimeout(left + 5)
       answer = json.loads(_line(connection))
       break
     except (OSError, ValueError) as e:
@@ -295,8 +323,8 @@ def _answer_the_roll(host: str, port: int, who: Start, deadline: float) -> socke
         connection.close()
       if time.monotonic() > deadline:
         raise StartError(
-          f"process {who.process}: process 0 of {who.processes} did not answer at {host}:{port} within "
-          f"{who.timeout:.0f} s ({e}); start process 0 there"
+          f"process {who.process}: process 0 of {who.processes} did not answer at {host}:{port} "
+          f"within {who.timeout:.0f} s ({e}); start process 0 there"
         ) from None
       time.sleep(0.1)
   if "error" in answer:
@@ -307,17 +335,17 @@ def _answer_the_roll(host: str, port: int, who: Start, deadline: float) -> socke
 
 def _line(connection: socket.socket) -> bytes:
   """One line, byte by byte: what follows it is for the channel to read."""
-  found = b""
-  while not found.endswith(b"\n"):
+  line = b""
+  while not line.endswith(b"\n"):
     byte = connection.recv(1)
-    if not byte or len(found) > 4096:
-      raise ValueError(f"the connection ended after {found[:60]!r}")
-    found += byte
-  return found
+    if not byte or len(line) > 4096:
+      raise ValueError(f"the connection ended after {line[:60]!r}")
+    line += byte
+  return line
 
 
 def _keep(connection: socket.socket) -> None:
-  """For as long as the run takes: a host that vanishes without a word is noticed within a minute."""
+  """Keeps a connection for the whole run; a host that vanishes is noticed within a minute."""
   connection.settimeout(None)
   connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
   connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -328,6 +356,6 @@ def _keep(connection: socket.socket) -> None:
 
 def _tell(present: dict[int, socket.socket], message: dict) -> None:
   for connection in present.values():
-    # A process that is gone will not wait for us.
+    # A process that is gone waits for no message.
     with contextlib.suppress(OSError):
       connection.sendall(json.dumps(message).encode() + b"\n")

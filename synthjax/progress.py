@@ -1,7 +1,7 @@
 """The one display of a run: lines that stay and, below them, a bar with a rate and the time left.
 
-On a terminal the bar is tqdm's. In a log file it is a line a minute, where nothing else was said
-meanwhile. Silent on every process but the first. In a study both say where it stands:
+On a terminal the bar is tqdm's. In a log file it is a line a minute, unless other lines were
+printed meanwhile. Silent on every process but the first. In a study both say how far it has come:
 `cell 3 of 9, stage rft, about 6 minutes left`.
 """
 
@@ -40,15 +40,18 @@ def logged(path: str | os.PathLike) -> Iterator[None]:
 
 
 def error(line: str) -> None:
-  """Prints a line on the standard error stream, wherever that belongs to others at the moment; on every process."""
+  """Prints a line on the screen's standard error stream, on every process.
+
+  Within `foreign` that is the stream from before.
+  """
   print(line, file=_screen or sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def foreign(path: str | os.PathLike) -> Iterator[None]:
-  """Within the block what libraries write to the standard error stream goes to a file, bars do not.
+  """Within the block the libraries' standard error stream goes to a file; bars stay on the screen.
 
-  TensorFlow, CUDA and Beam warn of what is no concern of the user, some of it from C++.
+  TensorFlow, CUDA and Beam print warnings that do not concern the user, some of them from C++.
   """
   global _screen
   sys.stderr.flush()
@@ -134,12 +137,16 @@ def _terminal() -> bool:
 
 def _title(name: str) -> str:
   """A bar's name, after where the study stands."""
-  parts = [_study.describe()] if _study else []
+  parts = []
+  if _study:
+    parts.append(_study.describe())
   if _stage:
     parts.append(f"stage {_stage}")
   if _study and _study.left():
     parts.append(_study.left())
-  return f"{', '.join(parts)}: {name}" if parts else name
+  if not parts:
+    return name
+  return f"{', '.join(parts)}: {name}"
 
 
 class _Lines:
@@ -154,7 +161,8 @@ class _Lines:
     global _said
     self.done += n
     now = time.monotonic()
-    if self.began is None:  # what came before the first piece of work was compiling
+    # What came before the first piece of work was compiling.
+    if self.began is None:
       self.first, self.began = self.done, now
     if now - _said < _SECONDS_BETWEEN_LINES:
       return
@@ -169,7 +177,8 @@ class _Lines:
     if self.done == self.first or now == self.began:
       return ", no estimate yet"
     rate = (self.done - self.first) / (now - self.began)
-    return f", {rate:,.1f} a second, {_duration((self.total - self.done) / rate)} left"
+    seconds_left = (self.total - self.done) / rate
+    return f", {rate:,.1f} a second, {_duration(seconds_left)} left"
 
 
 class _Study:

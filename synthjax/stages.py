@@ -1,9 +1,10 @@
-"""Stages: steps of a recipe that are skipped when finished with the same inputs and go on where
-they stopped.
+"""Stages: steps of a recipe, skipped when finished with the same inputs, resumed when interrupted.
 
 A stage's folder NAME holds the version in use. When the inputs change, the folder is renamed to
 NAME.KEY, KEY being the first eight digits of the hash of its inputs, and comes back by another
 renaming when those inputs do. Nothing that a stage made is ever deleted.
+
+`begun.json` is written first and holds the inputs; `manifest.json` is written last.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ class Version:
   Attributes:
     folder: where it lies.
     key: hash of the inputs.
-    inputs: the inputs, or None where an older synthjax wrote down their hash alone.
+    inputs: the inputs, or None where an older synthjax recorded only their hash.
     result: what the work returned, or None where the version is not finished.
   """
 
@@ -62,8 +63,8 @@ def versions(folder: files.Path) -> list[Version]:
     kept = [path for path in folder.parent.iterdir() if names.fullmatch(path.name)]
   kept = [path for path in kept if (path / "begun.json").exists()]
   kept.sort(key=_begun_at, reverse=True)
-  found = [version(path) for path in (folder, *kept)]
-  return [each for each in found if each]
+  all_versions = [version(path) for path in (folder, *kept)]
+  return [one for one in all_versions if one is not None]
 
 
 def is_kept(folder: files.Path) -> bool:
@@ -74,17 +75,22 @@ def is_kept(folder: files.Path) -> bool:
 def finished(
   folder: files.Path, inputs: Any, whole: Callable[[Version], bool] | None = None
 ) -> Version | None:
-  """The finished version that `run` would take instead of working, where nothing forces it: in use
-  or kept.
+  """The finished version, in use or kept, that `run` would take instead of working.
+
+  None where `run` would work, as it also does where it is forced.
 
   Args:
     folder, inputs, whole: as `run` takes them.
   """
   key = files.value_hash(inputs)
-  same = [each for each in versions(folder) if each.key == key]
+  same = [one for one in versions(folder) if one.key == key]
+  # A version in use with these inputs is never exchanged for a kept one.
   if same and same[0].folder == pathlib.Path(folder):
     same = same[:1]
-  return next((each for each in same if _is_finished(each, whole)), None)
+  for one in same:
+    if _is_finished(one, whole):
+      return one
+  return None
 
 
 def run(
@@ -96,16 +102,15 @@ def run(
   together: bool = False,
   whole: Callable[[Version], bool] | None = None,
 ) -> dict:
-  """Runs `work(folder)` unless a version of the stage finished with the same inputs. Returns what
-  it returned.
+  """Runs `work(folder)` unless a version of the stage finished with the same inputs.
 
-  A version with other inputs makes room: it is kept beside the folder (see `versions`), whether it
-  is finished or not. A kept version with these inputs is taken back. An unfinished version with
-  these inputs keeps its files, and the work decides how to go on from them.
+  A version with other inputs is kept beside the folder (see `versions`), whether it is finished or
+  not. A kept version with these inputs is taken back. An unfinished version with these inputs keeps
+  its files, and the work decides how to resume from them. Work that is refused (an `Error`, such as
+  a missing file) before it made anything leaves no folder.
 
-  Several processes of one start share the folder: the first of them works while the others wait, or
-  all work `together`. Of several starts that come to one stage, one works while the others wait for
-  it.
+  The processes of one start share the folder: the first works while the others wait, or all work
+  `together`. Of several starts that reach one stage, one works while the others wait for it.
 
   Args:
     folder: of this stage alone; `manifest.json` in it is written last.
@@ -114,57 +119,70 @@ def run(
     force: redo a finished stage; the version that was finished is kept.
     say: prints a line.
     together: all processes do the work.
-    whole: whether a finished version still holds what it made; if not, it goes on as an unfinished
-      one.
+    whole: whether a finished version still holds what it made; if not, it is resumed as an
+      unfinished one.
 
-  Work that is refused (an `Error`, such as a missing file) before it made anything leaves no folder.
+  Returns:
+    What the work returned, now or before.
 
   Raises:
     DataError: the folder holds files that no stage made.
   """
   folder = pathlib.Path(folder)
   manifest = folder / "manifest.json"
-  multihost.meet(f"{folder} before")
+  multihost.barrier(f"{folder} before")
   with contextlib.ExitStack() as held:
     if multihost.is_first():
       held.enter_context(locks.empty_folders_removed(folder.parent))
       if force or not _is_in_place(folder, inputs, whole):
         held.enter_context(_alone(folder, say))
       _put_in_place(folder, inputs, force, say, whole)
-    multihost.meet(f"{folder} begun")
+    multihost.barrier(f"{folder} begun")
     if manifest.exists():
       return files.read_json(manifest)["result"]
     if multihost.is_first() or together:
-      start = time.monotonic()
-      try:
-        result = work(folder)
-      except Error:
-        if multihost.is_first() and not _made_in(folder):
-          shutil.rmtree(folder)
-        raise
-      if multihost.is_first():
-        seconds = round(time.monotonic() - start, 2)
-        say(f"[{folder.name}] finished in {seconds:.1f} s")
-        about = {
-          "config": inputs,
-          "inputs": files.value_hash(inputs),
-          "result": result,
-          "seconds": seconds,
-        }
-        files.write_json(manifest, {**about, "version": __version__})
-    multihost.meet(f"{folder} finished")
+      _work(folder, inputs, work, say)
+    multihost.barrier(f"{folder} finished")
   return files.read_json(manifest)["result"]
+
+
+def _work(
+  folder: pathlib.Path,
+  inputs: Any,
+  work: Callable[[pathlib.Path], dict],
+  say: Callable[[str], None],
+) -> None:
+  """Does the work; the first process writes the manifest."""
+  start = time.monotonic()
+  try:
+    result = work(folder)
+  except Error:
+    if multihost.is_first() and not _made_in(folder):
+      shutil.rmtree(folder)
+    raise
+  if not multihost.is_first():
+    return
+  seconds = round(time.monotonic() - start, 2)
+  say(f"[{folder.name}] finished in {seconds:.1f} s")
+  manifest = {
+    "config": inputs,
+    "inputs": files.value_hash(inputs),
+    "result": result,
+    "seconds": seconds,
+    "version": __version__,
+  }
+  files.write_json(folder / "manifest.json", manifest)
 
 
 def _is_in_place(
   folder: pathlib.Path, inputs: Any, whole: Callable[[Version], bool] | None
 ) -> bool:
-  found = finished(folder, inputs, whole)
-  return found is not None and found.folder == folder
+  existing = finished(folder, inputs, whole)
+  return existing is not None and existing.folder == folder
 
 
-def _is_finished(found: Version, whole: Callable[[Version], bool] | None) -> bool:
-  return found.result is not None and (whole is None or whole(found))
+def _is_finished(one: Version, whole: Callable[[Version], bool] | None) -> bool:
+  return one.result is not None and (whole is None or whole(one))
 
 
 def _alone(
@@ -191,11 +209,10 @@ def _put_in_place(
   say: Callable[[str], None],
   whole: Callable[[Version], bool] | None,
 ) -> None:
-  """Leaves in `folder` the version with these inputs: the one that is there, a kept one, or a new
-  one.
+  """Leaves in `folder` the version with these inputs: the present one, a kept one, or a new one.
 
   Each change is one renaming, and whatever lies in the folder or beside it is found again by its
-  inputs: a kill at any moment loses nothing, and the next run does what is left.
+  inputs. So a kill at any moment loses nothing, and the next run does the rest.
   """
   key, current = files.value_hash(inputs), version(folder)
   if current is None:
@@ -205,12 +222,15 @@ def _put_in_place(
     return
   back = None
   if not force:
-    same = [each for each in versions(folder) if each.key == key]
-    back = next((each for each in same if each.result is not None), same[0] if same else None)
-  moved = _make_room(folder, current) if current else ""
+    back = _kept_version(folder, key)
+  moved = ""
+  if current:
+    moved = _make_room(folder, current)
   if back is not None:
     back.folder.rename(folder)
-    state = "finished" if back.result is not None else "was begun"
+    state = "finished"
+    if back.result is None:
+      state = "was begun"
     say(
       f"[{folder.name}] taken back from {back.folder.name}, which {state} with these inputs{moved}"
     )
@@ -223,6 +243,17 @@ def _put_in_place(
     reason = f" anew: its inputs changed ({workfolder.difference(current.inputs, inputs)})"
   say(f"[{folder.name}] begins{reason}{moved}")
   files.write_json(folder / "begun.json", {"inputs": key, "config": inputs})
+
+
+def _kept_version(folder: pathlib.Path, key: str) -> Version | None:
+  """The newest version with these inputs, a finished one first."""
+  same = [one for one in versions(folder) if one.key == key]
+  for one in same:
+    if one.result is not None:
+      return one
+  if same:
+    return same[0]
+  return None
 
 
 def _go_on(
@@ -254,7 +285,8 @@ def _check_empty(folder: pathlib.Path) -> None:
     raise files.DataError(
       f"{folder}: holds files that no stage of synthjax made; choose another --workdir or remove it"
     )
-  for scratch in folder.glob(".begun.json.*"):  # of a run that was killed while it began
+  # Left by a run that was killed while it began.
+  for scratch in folder.glob(".begun.json.*"):
     scratch.unlink()
 
 
@@ -265,7 +297,10 @@ def _made_in(folder: pathlib.Path) -> bool:
 
 
 def _make_room(folder: pathlib.Path, current: Version) -> str:
-  """Renames the version in use; says where it lies. One that made nothing yet is removed."""
+  """Renames the version in use and returns where it went, as the end of a message.
+
+  A version that made nothing yet is removed.
+  """
   if current.result is None and not _made_in(folder):
     shutil.rmtree(folder)
     return ""
@@ -275,7 +310,9 @@ def _make_room(folder: pathlib.Path, current: Version) -> str:
       break
     kept = folder.with_name(f"{folder.name}.{current.key[:8]}-{number}")
   folder.rename(kept)
-  state = "finished" if current.result is not None else "unfinished"
+  state = "finished"
+  if current.result is None:
+    state = "unfinished"
   return f"; the {state} version that was here is kept as {kept}"
 
 

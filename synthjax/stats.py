@@ -29,8 +29,10 @@ def interval(share: float, error: float, count: int) -> tuple[float, float]:
   """
   if not near_edge(share, count):
     return share - _Z * error, share + _Z * error
-  effective = share * (1 - share) / error**2 if error > 0 else count
-  return wilson(share, max(effective, count))
+  if error > 0:
+    effective = share * (1 - share) / error**2
+    return wilson(share, max(effective, count))
+  return wilson(share, count)
 
 
 def percent(share: float, error: float, count: int) -> str:
@@ -43,17 +45,21 @@ def percent(share: float, error: float, count: int) -> str:
 
 def wilson(share: float, count: float) -> tuple[float, float]:
   """Wilson's 95 % interval (1927) of a share of `count` independent trials."""
-  centre = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
-  half = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2)) / (1 + _Z**2 / count)
+  shrink = 1 + _Z**2 / count
+  centre = (share + _Z**2 / (2 * count)) / shrink
+  variance = share * (1 - share) / count + _Z**2 / (4 * count**2)
+  half = _Z * math.sqrt(variance) / shrink
   return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def mean(values_P: Sequence[float]) -> tuple[float, float]:
-  """(mean, standard error) over problems: values are each problem's share of right samples."""
+  """(mean, standard error) over problems: values are each problem's share of correct samples."""
   shares_P = np.asarray(values_P, float)
   if len(shares_P) == 0:
     raise ValueError("no problems to average over")
-  spread = shares_P.std(ddof=1) if len(shares_P) > 1 else 0.0
+  spread = 0.0
+  if len(shares_P) > 1:
+    spread = shares_P.std(ddof=1)
   return float(shares_P.mean()), float(spread / math.sqrt(len(shares_P)))
 
 
@@ -64,30 +70,37 @@ def mean_interval(values_P: Sequence[float]) -> tuple[float, float]:
 
 
 def pass_at(n: int, c: int, k: int) -> float:
-  """Unbiased estimate of the probability that one of k samples is right, from c right ones among n (Chen et al. 2021, eq. 1).
+  """Unbiased estimate of the probability that one of k samples is correct.
+
+  Chen et al. 2021, eq. 1.
+
+  Args:
+    n: samples taken.
+    c: correct ones among them.
+    k: samples that the estimate is for.
 
   Raises:
     ValueError: k is not in 1..n, or c not in 0..n.
   """
   if not (1 <= k <= n and 0 <= c <= n):
     raise ValueError(
-      f"pass@{k} from {c} right samples of {n}: expected 1 <= k <= n and 0 <= c <= n"
+      f"pass@{k} from {c} correct samples of {n}: expected 1 <= k <= n and 0 <= c <= n"
     )
   return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
 def majority(answers: Sequence[Hashable | None]) -> tuple[int | None, bool]:
-  """(index of the first sample with the most frequent answer, whether there was a tie); samples without an answer do not vote.
+  """(index of the first sample with the most frequent answer, whether there was a tie).
 
-  A tie goes to the answer that came first; (None, False) where nobody votes.
+  Samples without an answer do not vote. A tie goes to the answer that came first; (None, False)
+  where there is no vote.
   """
   votes = collections.Counter(answer for answer in answers if answer is not None)
   if not votes:
     return None, False
   most = max(votes.values())
-  leading = [
-    answer for answer, count in votes.items() if count == most
-  ]  # in order of first appearance
+  # In order of first appearance, as a Counter keeps it.
+  leading = [answer for answer, count in votes.items() if count == most]
   return answers.index(leading[0]), len(leading) > 1
 
 
@@ -97,4 +110,5 @@ def paired(one_P: Sequence[float], other_P: Sequence[float]) -> tuple[float, flo
     raise ValueError(
       f"a paired difference needs the same problems: {len(one_P)} against {len(other_P)}"
     )
-  return mean((np.asarray(other_P, float) - np.asarray(one_P, float)).tolist())
+  difference_P = np.asarray(other_P, float) - np.asarray(one_P, float)
+  return mean(difference_P.tolist())

@@ -1,12 +1,13 @@
-"""SIGTERM and Ctrl-C: every verb stops within seconds, says one line, and its exit code is 143 or 130.
+"""SIGTERM and Ctrl-C: every verb stops within seconds and prints one line; exit code 143 or 130.
 
-Everything on disk survives a SIGKILL at any moment, so most work is simply left where it is: the
-signal raises `Stopped` in the main thread. A training is worth finishing its step for: within
-`deferred()` the signal only sets what the loop asks for, and the loop leaves by itself. Where the
-main thread hangs in a library, the process ends all the same.
+Everything on disk survives a SIGKILL at any moment, so most work is simply abandoned: the signal
+raises `Stopped` in the main thread. A training is worth finishing its step for: within `deferred()`
+the signal only sets `asked()`, and the loop returns by itself. Where the main thread hangs in a
+library, the process ends all the same.
 
-The signals are blocked in every thread and waited for by one: a library's thread whose system call a
-signal cuts short may take that for an error (seen: a collective of two processes that never ended).
+The signals are blocked in every thread and one thread waits for them. Otherwise a signal may
+interrupt a system call in a library's thread, which may take that for an error (seen: a collective
+of two processes that never ended).
 """
 
 import contextlib
@@ -19,21 +20,30 @@ from collections.abc import Callable, Iterator
 from synthjax import progress
 
 GRACE_SECONDS = 10.0  # from a signal to the end, where nothing is worth waiting for
-_REPEAT_SECONDS = 2.0  # a launcher and its terminal send the same signal twice at once
+_REPEAT_SECONDS = 2.0  # a launcher and its terminal may send the same signal twice at once
 _POLL_SECONDS = 0.2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _WAKE = signal.SIGUSR2  # takes the main thread out of a wait
-_SWALLOWING = ("__del__", "_xla_gc_callback")  # functions out of which Python lets no exception
+_SWALLOWING = ("__del__", "_xla_gc_callback")  # functions whose exceptions Python discards
 _CALLBACK = ("asyncio.events", "_run")  # an event loop logs what its callbacks raise, and goes on
 
 
 class Stopped(BaseException):
-  """The user or the scheduler asked this run to stop. Like KeyboardInterrupt no `Exception`: nothing may take it for a failure."""
+  """The user or the scheduler asked this run to stop.
 
-  def __init__(self, number: int, what: str = "what is finished is kept"):
+  Like KeyboardInterrupt it is no `Exception`: nothing may take it for a failure.
+
+  Args:
+    number: of the signal.
+    kept: says what is on disk, as the middle of the message.
+  """
+
+  def __init__(self, number: int, kept: str = "what is finished is kept"):
     self.exit_code = 128 + number
-    name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-    super().__init__(f"stopped by {name}; {what}, run the same command to go on")
+    name = signal.Signals(number).name
+    if number == signal.SIGINT:
+      name = "Ctrl-C"
+    super().__init__(f"stopped by {name}; {kept}, run the same command to go on")
 
 
 class _State:
@@ -63,9 +73,8 @@ def handled() -> Iterator[None]:
   _state = _State()
   before = {number: signal.signal(number, _caught) for number in _SIGNALS}
   before[_WAKE] = signal.signal(_WAKE, _raise)
-  mask = signal.pthread_sigmask(
-    signal.SIG_BLOCK, _SIGNALS
-  )  # threads that begin from now on inherit it
+  # Threads that begin from now on inherit the mask.
+  mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
   watcher = threading.Thread(target=_watch, args=(_state,), name="signals", daemon=True)
   watcher.start()
   try:
@@ -80,7 +89,7 @@ def handled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def handed_over() -> Iterator[None]:
-  """Within the block signals reach whatever handlers the block installs, such as an event loop's."""
+  """Within the block signals reach the handlers that it installs, such as an event loop's."""
   _state.ended.set()
   mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
   try:
@@ -94,20 +103,20 @@ def asked() -> int:
   return _state.number
 
 
-def others(tell: Callable[[int], None]) -> None:
+def tell_others(tell: Callable[[int], None]) -> None:
   """From now on `tell(signal number)` passes a signal on to the other processes of this start."""
   _state.tell_others = tell
 
 
 def ask(number: int) -> None:
-  """This run is asked to stop. For threads other than the main one."""
+  """Asks this run to stop. For threads other than the main one."""
   with _state.lock:
     if _state.number:
       return
     _state.number, _state.asked_at = number, time.monotonic()
-    heard, tell_others, deferring = _state.heard, _state.tell_others, _state.deferring
-  if tell_others:
-    tell_others(number)
+    heard, tell, deferring = _state.heard, _state.tell_others, _state.deferring
+  if tell:
+    tell(number)
   if heard:
     threading.Thread(target=heard, name="stopping", daemon=True).start()
   threading.Thread(target=_end_in_time, args=(_state,), name="grace", daemon=True).start()
@@ -117,13 +126,13 @@ def ask(number: int) -> None:
 
 @contextlib.contextmanager
 def deferred(heard: Callable[[], None] | None = None) -> Iterator[None]:
-  """Within the block a signal interrupts nothing: the work asks `asked()` and leaves by itself.
+  """Within the block a signal interrupts nothing: the work polls `asked()` and returns by itself.
 
   Args:
     heard: called once when a signal comes, in a thread of its own.
 
   Raises:
-    Stopped: on entering, where a signal has come before, and on leaving where it was not followed.
+    Stopped: on entering, where a signal came before; on leaving, where one came within the block.
   """
   with _state.lock:
     if _state.number:
@@ -134,26 +143,29 @@ def deferred(heard: Callable[[], None] | None = None) -> Iterator[None]:
     yield
   finally:
     with _state.lock:
-      _state.raised |= _state.number != 0  # the work left because of it, or is told below
+      # The work returned because of the signal, or `Stopped` is raised below.
+      _state.raised |= _state.number != 0
       _state.deferring, _state.heard = False, None
-      _state.asked_at = time.monotonic()  # what is still to be left has its own time
+      # What is left to clean up has its own grace period.
+      _state.asked_at = time.monotonic()
   if _state.number:
     _state.raised = True
     raise Stopped(_state.number)
 
 
 def _caught(number: int, frame) -> None:
-  """A signal that came to a thread that was there before `handled`, and does not block it."""
+  """Handles a signal in a thread that began before `handled` and so does not block it."""
   ask(number)
   _raise(number, frame)
 
 
 def _raise(_number: int, frame) -> None:
-  """The main thread's part."""
+  """Raises `Stopped` in the main thread, where it is due."""
   if not _state.number or _state.deferring or _state.raised:
     return
+  # `_end_in_time` wakes the main thread again, when it is elsewhere.
   if _is_swallowed(frame):
-    return  # the next call comes when the main thread is elsewhere
+    return
   _state.raised = True
   raise Stopped(_state.number)
 

@@ -1,5 +1,4 @@
-"""Work folders: which one a command works in, that it works there alone, and which settings matter
-in it.
+"""Work folders: which one a command works in, that it works there alone, which settings matter.
 
 Imports nothing heavy: a second start is refused before jax is loaded.
 """
@@ -38,8 +37,7 @@ RESULT_NEUTRAL_FIELDS = (
   "train.profile",
 )
 
-# In a folder with these changed, what is there is still of use: other evaluations, and more cells
-# of a study.
+# What a folder holds stays useful when these change: other evaluations, more cells of a study.
 _ADDED_TO_A_FOLDER = (
   "evaluate",
   "star.attempts",
@@ -69,11 +67,12 @@ def choose(experiment: schema.Experiment, given: str) -> pathlib.Path:
     neutral = _folder_neutral_fields()
     # A field that an older synthjax did not have is not compared.
     before, after = _without(known, neutral), _without(_common(wanted, known), neutral)
-    if changed := difference(before, after):
+    changed = difference(before, after)
+    if changed:
       raise ConfigError(
         f"{folder} holds a run with other settings ({changed}); give this one a folder of its own, "
-        f"such as --workdir {_proposal(folder, before, after)}, or --workdir {folder} to work there "
-        "all the same, which keeps what it holds"
+        f"such as --workdir {_proposal(folder, before, after)}, or --workdir {folder} to work "
+        "there all the same, which keeps what it holds"
       )
   return folder
 
@@ -111,9 +110,10 @@ def alone(
 def decisive(group: str, values: Any) -> dict:
   """The fields of a group of the config ("train") without RESULT_NEUTRAL_FIELDS, as JSON."""
   fields = dataclasses.asdict(values)
-  kept = {
-    name: value for name, value in fields.items() if f"{group}.{name}" not in RESULT_NEUTRAL_FIELDS
-  }
+  kept = {}
+  for name, value in fields.items():
+    if f"{group}.{name}" not in RESULT_NEUTRAL_FIELDS:
+      kept[name] = value
   return json.loads(json.dumps(kept))
 
 
@@ -131,7 +131,8 @@ def difference(before: Any, after: Any, most: int = 3) -> str:
   names = [name for name in one | other if one.get(name, "nothing") != other.get(name, "nothing")]
   shown = []
   for name in names[:most]:
-    before, after = (_short(leaves.get(name, "nothing")) for leaves in (one, other))
+    before = _short(one.get(name, "nothing"))
+    after = _short(other.get(name, "nothing"))
     shown.append(f"{name or 'inputs'} {before} -> {after}")
   if len(names) > most:
     shown.append(f"{len(names) - most} more")
@@ -139,28 +140,38 @@ def difference(before: Any, after: Any, most: int = 3) -> str:
 
 
 def _leaves(value: Any, name: str = "") -> list[tuple[str, Any]]:
+  """(dotted name, value) of everything in a JSON value that is neither an object nor a list."""
   if isinstance(value, dict):
     items = list(value.items())
   elif isinstance(value, list | tuple):
     items = list(enumerate(value))
   else:
     return [(name, value)]
-  found = []
+  leaves = []
   for key, inner in items:
-    found += _leaves(inner, f"{name}.{key}" if name else str(key))
-  return found
+    path = str(key)
+    if name:
+      path = f"{name}.{key}"
+    leaves += _leaves(inner, path)
+  return leaves
 
 
 def _short(value: Any) -> str:
   text = str(value)
-  return text if len(text) <= 40 else f"{text[:12]}..."
+  if len(text) > 40:
+    return f"{text[:12]}..."
+  return text
 
 
 def _without(tree: dict, fields: set[str], prefix: str = "") -> dict:
   kept = {}
   for name, value in tree.items():
-    if f"{prefix}{name}" not in fields:
-      kept[name] = _without(value, fields, f"{prefix}{name}.") if isinstance(value, dict) else value
+    path = f"{prefix}{name}"
+    if path in fields:
+      continue
+    if isinstance(value, dict):
+      value = _without(value, fields, f"{path}.")
+    kept[name] = value
   return kept
 
 
@@ -175,6 +186,7 @@ def _proposal(folder: pathlib.Path, before: dict, after: dict) -> pathlib.Path:
   """A free name that says what is different."""
   name, _, value = difference(before, after, most=1).partition(" ")
   value = value.rpartition(" -> ")[2].partition(",")[0]
-  told = f"{folder.name}-{name.rpartition('.')[2]}-{value}"
-  usable = all(letter.isalnum() or letter in "-_.+" for letter in told)
-  return folder.with_name(told if usable else f"{folder.name}-2")
+  proposed = f"{folder.name}-{name.rpartition('.')[2]}-{value}"
+  if not all(letter.isalnum() or letter in "-_.+" for letter in proposed):
+    proposed = f"{folder.name}-2"
+  return folder.with_name(proposed)

@@ -32,8 +32,8 @@ class PitThresholds(Checked):
   # value of the prefix before the step: below it the trace was lost already
   min_before: Share = 0.3
   min_drop: Share = 0.5  # share of that value that the step loses
-  # posterior probability of `min_before`, where values are estimated; 0 takes the estimates for true
-  # values. Both were chosen by simulation and on a real policy (docs/study_a.md, "Pits")
+  # posterior probability of `min_before`, where values are estimated; 0 takes the estimates for
+  # true values. Both were chosen by simulation and on a real policy (docs/study_a.md, "Pits")
   confidence_before: Share = 0.7
   confidence_drop: Share = 0.9  # the same of `min_drop`
 
@@ -56,12 +56,11 @@ class ValueConfig(Checked):
   schedule: Schedule = "full"  # which prefixes get rollouts
   # rollouts of a request; the last one of a prefix may have fewer
   block: Annotated[int, from_to(1, 1 << 16)] = 2
-  # sequential: probability of a pit at which its search ends (our choice; 8 failures in a row
+  # sequential: probability of a pit at which the search ends (our choice; 8 failures in a row
   # reach it)
   confidence: Annotated[float, from_to(0.5, 1)] = 0.975
   thresholds: PitThresholds = PitThresholds()  # of the pits
-  # correct rollouts of a prefix that are handed back, for pairs that go on from it; at most
-  # `rollouts`
+  # correct rollouts of a prefix that are returned, for pairs that continue it; at most `rollouts`
   keep: NonNegativeInt = 1
   sampling: Sampling = Sampling()  # of the rollouts
   seed: NonNegativeInt = 0  # of the job
@@ -74,14 +73,12 @@ class ValueConfig(Checked):
 
 
 PairMode = Literal["paper", "branch", "step", "random", "distant"]
-
-
 PitChoice = Literal["first", "random", "last"]
 
 
 @dataclasses.dataclass(frozen=True)
 class PairConfig(Checked):
-  """Which pairs are made."""
+  """Which preference pairs are made."""
 
   mode: PairMode = "paper"  # see pairs.py
   # paper, branch, step: which step of a trace that has a pit the pair is about

@@ -21,12 +21,14 @@ class Chain(Checked):
   """One setting of the phase diagram."""
 
   success: Share = 0.3  # p: share of the reference's traces that are correct
-  survival: Annotated[float, from_to_below(0, 1)] = 0.5  # u: how often a wrong step does no harm
+  survival: Annotated[float, from_to_below(0, 1)] = (
+    0.5  # u: how often an incorrect step does no harm
+  )
   length: PositiveInt = 10  # L: steps of a problem
   contexts: PositiveInt = 100  # V: distinct decisions
   traces: PositiveInt = 8  # S: sampled traces a training problem
   rollouts: NonNegativeInt = 0  # n of every step value; 0: exact values
-  # when the luck of a wrong step resolves: values after it know of it, or the final reward alone
+  # when the luck of an incorrect step resolves: in the values after it, or only in the final reward
   luck: Literal["at_once", "at_end"] = "at_once"
   problems: PositiveInt = 64  # N: training problems
   actions: Annotated[int, at_least(2)] = 6  # A: of each context
@@ -77,7 +79,7 @@ class Tuning(Checked):
 class CreditPhase(Checked):
   """The phase diagram of credit assignment, for recipe = "credit_phase". Sizes are our choice."""
 
-  base: Chain = Chain()  # the setting from which planes depart
+  base: Chain = Chain()  # the setting that planes vary
   # u: the axis that all planes share
   survivals: Annotated[tuple[Annotated[float, from_to_below(0, 1)], ...], not_empty()] = (
     0.0,

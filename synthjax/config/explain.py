@@ -39,29 +39,38 @@ def describe(key: str = "") -> str:
   if key.split(".")[0] == "model_overrides":
     return f"{MODEL_OVERRIDES}\n\n{describe('model' + key.removeprefix('model_overrides'))}"
   every = list(walk(schema.Experiment, schema.Experiment()))
-  below = re.compile(rf"{re.escape(key)}($|\.|\[)" if key else "")
-  found = [field for field in every if below.match(field.key)]
-  if not found:
-    last = key.split(".")[-1]
-    same = [field.key for field in every if field.key.split(".")[-1] == last]
-    hint = f"; did you mean {' or '.join(same)}?"
-    if not same:
-      hint = fields.nearest(key, [field.key for field in every])
+  if not key:
+    return "\n".join(map(_lines, every))
+  below = re.compile(rf"{re.escape(key)}($|\.|\[)")
+  matching = [field for field in every if below.match(field.key)]
+  if not matching:
+    hint = _hint(key, [field.key for field in every])
     raise ConfigError(f"--explain {key}: a config has no such key{hint}")
-  return "\n".join(_lines(field) for field in found)
+  return "\n".join(map(_lines, matching))
+
+
+def _hint(key: str, keys: list[str]) -> str:
+  """The keys that an unknown one may stand for: those with the same last part, or the nearest."""
+  last = key.split(".")[-1]
+  same = [known for known in keys if known.split(".")[-1] == last]
+  if same:
+    return f"; did you mean {' or '.join(same)}?"
+  return fields.nearest(key, keys)
 
 
 def walk(cls: Any, defaults: Any, prefix: str = "") -> Iterator[Field]:
   """Every field of a dataclass and, after a group, the fields of the group."""
-  said = comments(cls)
+  comment_of = comments(cls)
   for name, hint in fields.hints(cls).items():
     default = getattr(defaults, name)
-    yield Field(prefix + name, hint, default, said[name])
+    yield Field(key=prefix + name, hint=hint, default=default, comment=comment_of[name])
     if dataclasses.is_dataclass(hint):
       yield from walk(hint, default, f"{prefix}{name}.")
     element = _group_of(hint)
     if element:
-      example = default[0] if default else element()
+      example = element()
+      if default:
+        example = default[0]
       yield from walk(element, example, f"{prefix}{name}[i].")
 
 
@@ -70,25 +79,34 @@ def comments(cls) -> dict[str, str]:
   """Field -> the comment that stands behind it or in the lines above it."""
   source = textwrap.dedent(inspect.getsource(cls))
   tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-  by_line = {token.start[0]: token for token in tokens if token.type == tokenize.COMMENT}
+  by_line = {}
+  for token in tokens:
+    if token.type == tokenize.COMMENT:
+      by_line[token.start[0]] = token.string.lstrip("# ")
   lines = source.splitlines()
-  found = {}
+  comment_of = {}
   for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
-    if isinstance(node, ast.AnnAssign):
-      said = [by_line[node.end_lineno]] if node.end_lineno in by_line else []
-      above = node.lineno - 1
-      while above in by_line and lines[above - 1].lstrip().startswith("#"):
-        said.insert(0, by_line[above])
-        above -= 1
-      name = node.target.id  # type: ignore[union-attr]
-      found[name] = " ".join(token.string.lstrip("# ") for token in said)
-  return found
+    if not isinstance(node, ast.AnnAssign):
+      continue
+    parts = []
+    if node.end_lineno in by_line:
+      parts.append(by_line[node.end_lineno])
+    above = node.lineno - 1
+    # A comment behind the field before is that field's.
+    while above in by_line and lines[above - 1].lstrip().startswith("#"):
+      parts.insert(0, by_line[above])
+      above -= 1
+    name = node.target.id  # type: ignore[union-attr]
+    comment_of[name] = " ".join(parts)
+  return comment_of
 
 
 def _group_of(hint) -> Any:
   """The dataclass whose tuple a field holds, if it is one."""
-  groups = [inner for inner in fields.element_types(hint) if dataclasses.is_dataclass(inner)]
-  return groups[0] if groups else None
+  for inner in fields.element_types(hint):
+    if dataclasses.is_dataclass(inner):
+      return inner
+  return None
 
 
 def _lines(field: Field) -> str:
@@ -98,8 +116,8 @@ def _lines(field: Field) -> str:
     head = f"{field.key}: tuple of groups"
   else:
     head = f"{field.key} = {field.default!r}: {fields.allowed(field.hint)}"
-  said = [field.comment]
+  comment = field.comment
   if field.key == "model":
-    said.append(f"Presets: {', '.join(PRESETS)}.")
-  text = textwrap.fill(" ".join(said), 100, initial_indent=_INDENT, subsequent_indent=_INDENT)
+    comment += f" Presets: {', '.join(PRESETS)}."
+  text = textwrap.fill(comment, 100, initial_indent=_INDENT, subsequent_indent=_INDENT)
   return f"{head}\n{text}"

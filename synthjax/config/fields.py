@@ -1,7 +1,7 @@
-"""Fields of the experiment's dataclasses: each stands with its type, range, default and comment.
+"""Fields of the experiment's dataclasses, with their types and ranges.
 
-`beta2: Annotated[float, from_to(0, 1)] = 0.95  # decay of the second moment` says all of it once.
-Whatever builds the dataclass, a config or Python, the value is checked against the field.
+`beta2: Annotated[float, from_to(0, 1)] = 0.95  # decay of the second moment` says type, range,
+default and meaning once. The value is checked whether a config or Python code builds the dataclass.
 """
 
 import dataclasses
@@ -34,12 +34,14 @@ class FieldError(ConfigError):
 class Limit:
   """What a value must be besides its type."""
 
-  text: str  # reads on after "expected"
+  text: str  # continues a sentence after "expected"
   allows: Callable[[Any], bool]
 
 
 def _number(value: float) -> str:
-  return str(int(value)) if float(value).is_integer() else str(value)
+  if float(value).is_integer():
+    return str(int(value))
+  return str(value)
 
 
 def at_least(low: float, or_else: float | None = None) -> Limit:
@@ -89,7 +91,7 @@ Share = Annotated[float, from_to(0, 1)]
 
 
 class Checked:
-  """Base of the dataclasses that hold their fields to types and ranges, however they are built.
+  """Base of the dataclasses that check their fields' types and ranges, however they are built.
 
   A subclass with relations between its fields extends `__post_init__` and states them by `require`.
   """
@@ -99,22 +101,22 @@ class Checked:
       object.__setattr__(self, name, value)
 
   def require(self, condition: bool, name: str, allowed: str) -> None:
-    """Raises FieldError that says what the field `name` may be, unless `condition` holds."""
+    """Raises FieldError, which says what the field `name` may be, unless `condition` holds."""
     if not condition:
       raise FieldError(type(self).__name__, name, getattr(self, name), allowed)
 
 
 def checked(instance: Any) -> dict[str, Any]:
-  """Field -> value, with whole numbers in fields of floats made floats and lists made tuples.
+  """Field -> value, with integers in fields of floats converted and lists made tuples.
 
   Raises:
     FieldError: a value has another type than its field, is not finite, or is out of its range.
   """
   path = type(instance).__name__
-  return {
-    name: cast(getattr(instance, name), hint, path, name)
-    for name, hint in hints(type(instance)).items()
-  }
+  values = {}
+  for name, hint in hints(type(instance)).items():
+    values[name] = cast(getattr(instance, name), hint, path, name)
+  return values
 
 
 def hints(cls: Any) -> dict[str, Any]:
@@ -124,12 +126,12 @@ def hints(cls: Any) -> dict[str, Any]:
 
 @functools.cache
 def _hints(cls) -> dict[str, Any]:
-  found = typing.get_type_hints(cls, include_extras=True)
-  return {field.name: found[field.name] for field in dataclasses.fields(cls)}
+  annotations = typing.get_type_hints(cls, include_extras=True)
+  return {field.name: annotations[field.name] for field in dataclasses.fields(cls)}
 
 
 def build(cls: type[T], values: Any, path: str) -> T:
-  """An instance of the dataclass `cls` from a mapping; keys that are left out hold their defaults.
+  """An instance of the dataclass `cls` from a mapping; missing keys take their defaults.
 
   Raises:
     ConfigError: an unknown key, or a value that its field does not allow; `path` is what `values`
@@ -139,9 +141,12 @@ def build(cls: type[T], values: Any, path: str) -> T:
     keys = ", ".join(hints(cls))
     raise ConfigError(f"{path} is {_shown(values)}; expected a group with the keys {keys}")
   check_keys(values, hints(cls), path)
-  found = {key: cast(value, hints(cls)[key], path, key) for key, value in values.items()}
+  annotations = hints(cls)
+  arguments = {}
+  for key, value in values.items():
+    arguments[key] = cast(value, annotations[key], path, key)
   try:
-    return cls(**found)
+    return cls(**arguments)
   except FieldError as e:
     raise FieldError(path, e.name, e.value, e.allowed) from e
 
@@ -150,15 +155,16 @@ def check_keys(values: Mapping[str, Any], keys: Iterable[str], path: str) -> Non
   """Raises ConfigError for a key that is none of `keys`, with the nearest of them."""
   keys = list(keys)
   group = path.removeprefix("config").removeprefix(".")
-  for key in values:
-    if key not in keys and RENAMED.get(key) in keys:
+  for key, value in values.items():
+    if key in keys:
+      continue
+    if RENAMED.get(key) in keys:
       raise ConfigError(f"{path}.{key}: this key is now called {path}.{RENAMED[key]}")
-    if key not in keys:
-      raise ConfigError(
-        f"{path}.{key}: unknown key (value {values[key]!r}){nearest(key, keys)}; "
-        f"known here: {', '.join(keys)}; what they mean: "
-        f"synthjax config --explain {group}"
-      )
+    raise ConfigError(
+      f"{path}.{key}: unknown key (value {value!r}){nearest(key, keys)}; "
+      f"known here: {', '.join(keys)}; what they mean: "
+      f"synthjax config --explain {group}"
+    )
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -167,7 +173,9 @@ def nearest(name: str, names: Iterable[str]) -> str:
   # `path` may stand for `train_path` or `test_path`, and either of them for `path`.
   close = [known for known in names if known in name.split("_") or name in known.split("_")]
   close = close or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-  return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+  if not close:
+    return ""
+  return f"; did you mean {' or '.join(map(repr, close))}?"
 
 
 def cast(value: Any, hint: Any, path: str, name: str) -> Any:
@@ -199,7 +207,8 @@ def allowed(hint: Any) -> str:
   """What a field with this annotation takes, in words."""
   kind = typing.get_origin(hint)
   if kind is Annotated:
-    return ", ".join([allowed(hint.__origin__), *(limit.text for limit in hint.__metadata__)])
+    limits = [limit.text for limit in hint.__metadata__]
+    return ", ".join([allowed(hint.__origin__), *limits])
   if kind is typing.Literal:
     return f"one of {', '.join(typing.get_args(hint))}"
   if kind is tuple:
@@ -213,10 +222,12 @@ def element_types(hint: Any) -> tuple[Any, ...]:
   """What the tuple of a field holds; () for a field that is no tuple."""
   if typing.get_origin(hint) is Annotated:
     hint = hint.__origin__
-  return typing.get_args(hint)[:1] if typing.get_origin(hint) is tuple else ()
+  if typing.get_origin(hint) is not tuple:
+    return ()
+  return typing.get_args(hint)[:1]
 
 
-def _group(value, hint, path):
+def _group(value: Any, hint: Any, path: str) -> Any:
   if not isinstance(value, hint):
     return build(hint, value, path)
   for name, inner in hints(hint).items():
@@ -224,38 +235,42 @@ def _group(value, hint, path):
   return value
 
 
-def _elements(value, hint, path, name):
+def _elements(value: Any, hint: Any, path: str, name: str) -> tuple:
   if not isinstance(value, list | tuple):
-    written = f', written --{path}.{name}="({value!r},)"' if path.startswith("config") else ""
-    raise FieldError(path, name, value, allowed(hint) + written)
+    expected = allowed(hint)
+    if path.startswith("config"):
+      expected += f', written --{path}.{name}="({value!r},)"'
+    raise FieldError(path, name, value, expected)
   element = typing.get_args(hint)[0]
   return tuple(cast(inner, element, path, f"{name}[{i}]") for i, inner in enumerate(value))
 
 
-def _plain(value, hint, path, name):
+def _plain(value: Any, hint: Any, path: str, name: str) -> Any:
   """A number, a text or a truth value."""
-  whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-  if hint is int and whole:
+  # To Python a bool is an integer.
+  is_number = not isinstance(value, bool)
+  if hint is int and is_number and isinstance(value, numbers.Integral):
     return int(value)
-  if hint is float and (whole or isinstance(value, numbers.Real) and not isinstance(value, bool)):
+  if hint is float and is_number and isinstance(value, numbers.Real):
     return _finite(value, path, name)
   if hint in (int, float) or not isinstance(value, hint):
     raise FieldError(path, name, value, allowed(hint))
   return value
 
 
-def _finite(value, path, name) -> float:
+def _finite(value: Any, path: str, name: str) -> float:
   try:
     number = float(value)
-  except OverflowError:  # a whole number with more than 308 digits
+  # An integer with more than 308 digits.
+  except OverflowError:
     number = math.inf
   if not math.isfinite(number):
     raise FieldError(path, name, value, "a finite float")
   return number
 
 
-def _shown(value) -> str:
-  """A value with its type where the value alone does not tell it."""
+def _shown(value: Any) -> str:
+  """A value, with its type where that is not obvious: 'True' and True look alike."""
   if isinstance(value, str | bool):
     return f"{value!r} ({type(value).__name__})"
   return repr(value)

@@ -49,15 +49,18 @@ def read(spec: str) -> ml_collections.ConfigDict:
     raise ConfigError(f"--config {path}: the file defines no get_config(variant='')")
   get_config, variants = module["get_config"], [*module.get("VARIANTS", ())]
   if variant and variant not in variants:
-    said = _variants(variants) + nearest(variant, variants)
-    raise ConfigError(f"--config {path}:{variant}: {said}")
-  found = get_config(variant) if inspect.signature(get_config).parameters else get_config()
-  if not isinstance(found, ml_collections.ConfigDict):
+    problem = _variants(variants) + nearest(variant, variants)
+    raise ConfigError(f"--config {path}:{variant}: {problem}")
+  if inspect.signature(get_config).parameters:
+    config = get_config(variant)
+  else:
+    config = get_config()
+  if not isinstance(config, ml_collections.ConfigDict):
     raise ConfigError(
-      f"--config {path}: get_config returned {type(found).__name__}, "
+      f"--config {path}: get_config returned {type(config).__name__}, "
       "expected ml_collections.ConfigDict"
     )
-  return found
+  return config
 
 
 def _variants(names: list[str]) -> str:
@@ -219,8 +222,10 @@ def profile_steps(train: schema.Train) -> tuple[int, int] | None:
 
 
 def check_files(experiment: schema.Experiment) -> None:
-  """Raises ConfigError naming every checkpoint or tokenizer that a training needs and nobody has put
-  where the config says; without reading them."""
+  """Raises ConfigError that names every missing checkpoint or tokenizer of a training.
+
+  The files are not read.
+  """
   missing = []
   for name in ("init", "continue_from"):
     path = getattr(experiment.train, name)
@@ -247,16 +252,16 @@ def describe(experiment: schema.Experiment) -> str:
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
   """(dotted key, value) of every leaf of a nested mapping."""
-  found = []
+  pairs = []
   for key, value in tree.items():
     if isinstance(value, dict):
-      found += leaves(value, f"{prefix}{key}.")
+      pairs += leaves(value, f"{prefix}{key}.")
     else:
-      found.append((prefix + key, value))
-  return found
+      pairs.append((prefix + key, value))
+  return pairs
 
 
-def _require(condition, name, value, allowed):
+def _require(condition: object, name: str, value: Any, allowed: str) -> None:
   if not condition:
     raise ConfigError(f"config.{name} is {value!r}; expected {allowed}")
 
@@ -277,10 +282,11 @@ def _assign(tree: dict, key: str, text: str) -> None:
   for parent in parents:
     inner = tree.setdefault(parent, {})
     if isinstance(inner, str):
-      mend = f" Write --config.model_overrides.{leaf}={text}." if parent == "model" else ""
+      advice = MODEL_OVERRIDES
+      if parent == "model":
+        advice += f" Write --config.model_overrides.{leaf}={text}."
       raise ConfigError(
-        f"config.{key}: config.{parent} is {inner!r}, a name, and has no fields; "
-        f"{MODEL_OVERRIDES}{mend}"
+        f"config.{key}: config.{parent} is {inner!r}, a name, and has no fields; {advice}"
       )
     if not isinstance(inner, dict):
       raise ConfigError(

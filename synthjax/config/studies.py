@@ -1,4 +1,4 @@
-"""The studies: what study A and the star-graph study are made of."""
+"""The settings of study A and of the star-graph study."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -29,8 +29,8 @@ class Tune(Checked):
   """
 
   problems: NonNegativeInt = 0  # N of the cell that is tuned on; 0: nothing is tuned
-  # of that cell; not one of study.seeds: its training problems are of the study's distribution and
-  # not of its cells
+  # of that cell; not one of study.seeds: its training problems come from the study's distribution
+  # but are in none of its cells
   seed: NonNegativeInt = 1000
   dev_problems: PositiveInt = 500  # that every trial answers
   samples: PositiveInt = 2  # answers a problem, at the temperature of study.sampling
@@ -40,14 +40,17 @@ class Tune(Checked):
   # of arms by likelihood from the base policy: no beta and no anchor, but more epochs
   likelihood_rates: Positives = (5e-4, 1e-3, 2e-3, 4e-3)
   likelihood_epochs: Positives = (5.0, 10.0, 20.0, 40.0)  # of these
-  # of arms that go on by likelihood from the start policy
+  # of arms that continue by likelihood from the start policy
   short_rates: Positives = (3e-5, 1e-4, 3e-4, 1e-3, 2e-3, 4e-3)
   short_epochs: Positives = (1.0, 2.0, 6.0, 12.0)  # of these
 
 
 @dataclasses.dataclass(frozen=True)
 class StudyServer(Checked):
-  """A server of the OpenAI protocol that samples a study's start policy; see math_study/served.py."""
+  """A server of the OpenAI protocol that samples a study's start policy.
+
+  See math_study/served.py.
+  """
 
   url: str = ""  # with the version: http://HOST:PORT/v1; "": all policies are sampled here
   # what the server calls the start policy of a cell; {cell} is the cell's folder, such as
@@ -91,14 +94,14 @@ class Study(Checked):
   tune: Tune = Tune()  # chooses every arm's settings before the study
   # tuned.json of a study that chose them, instead of tuning; "" and no tuning: as the config says
   tuned: str = ""
-  # answers a test problem, at the temperature of `sampling`: marks are their means; greedy answers
-  # are given beside
+  # answers a test problem, at the temperature of `sampling`: a problem's accuracy is their mean;
+  # greedy answers are reported beside it
   marked: PositiveInt = 4
   sampling: Sampling = Sampling(max_tokens=64, temperature=0.7)  # of the traces
   # samples traces and rollouts of the start policy, once it is trained and served there
   server: StudyServer = StudyServer()
   samples: PositiveInt = 8  # traces drawn a problem
-  kept: PositiveInt = 4  # most distinct right ones a problem in an RFT set
+  kept: PositiveInt = 4  # most distinct correct ones a problem in an RFT set
   kept_many: PositiveInt = 8  # the same for rft_many
   samples_many: PositiveInt = 32  # traces drawn a problem for rft_many
   incorrect: NonNegativeInt = 8  # most incorrect traces a problem that get step values
@@ -106,8 +109,8 @@ class Study(Checked):
   values: ValueConfig = ValueConfig(
     sampling=Sampling(max_tokens=64, temperature=0.7), keep=4, block=8
   )
-  pairs: PairConfig = PairConfig()  # caps and guards; each arm sets its own mode
-  least_accuracy: Share = 0.25  # of the samples below which pits are noise: the study stops
+  pairs: PairConfig = PairConfig()  # caps and thresholds; each arm sets its own mode
+  least_accuracy: Share = 0.25  # of the samples; below it pits are noise and the study stops
   step_limit: PositiveInt = 32  # most steps of a trace
   # of the arms that are trained by likelihood after sft, which follows config.train
   rft: Train = Train()

@@ -97,7 +97,7 @@ def together(engine: Engine, requests: Iterable[Request], path: files.Path) -> I
   results = generate(engine, mine, journals[process])
   errors = (result.to_json() for result in results if result.error)
   files.write_jsonl(_errors(journals[process]), errors)
-  multihost.meet(f"{path} sampled")
+  multihost.barrier(f"{path} sampled")
   key_of = {same[0].id: key for key, same in waiting.items()}
   for journal in journals:
     for row in records.read(Row, journal):
@@ -105,7 +105,7 @@ def together(engine: Engine, requests: Iterable[Request], path: files.Path) -> I
         yield from _for_each(row.result, waiting.pop(row.key, ()))
     for result in records.read(Result, _errors(journal)):
       yield from _for_each(result, waiting.pop(key_of[result.id], ()))
-  multihost.meet(f"{path} read")  # nobody samples again before all have read
+  multihost.barrier(f"{path} read")  # nobody samples again before all have read
 
 
 def _for_each(result: Result, requests: Iterable[Request]) -> Iterator[Result]:

@@ -152,7 +152,7 @@ class Checkpoints:
     if multihost.is_first():
       for step in steps:
         set_aside(self.folder, step)
-    multihost.meet(f"{self.folder} set aside")
+    multihost.barrier(f"{self.folder} set aside")
     self._orbax.reload()  # it keeps a list of the steps in memory
 
   def close(self) -> None:

@@ -175,7 +175,7 @@ def reference_sums(
     _write_sums(measure, params, rows, limits, model.cfg.vocab_size, folder / "sums.npz")
     # Last: its presence says that the sums are complete.
     files.write_json(description, provenance)
-  multihost.meet(f"{folder} computed")
+  multihost.barrier(f"{folder} computed")
   stored = files.read_json(description)
   differ = [name for name in provenance if stored.get(name) != provenance[name]]
   if differ:

@@ -213,7 +213,7 @@ try:
     checkpoints.save(4, state, {"position": 4})
 except Exception as e:
   print(json.dumps(f"{type(e).__name__}: {e}"), flush=True)
-multihost.meet("end")
+multihost.barrier("end")
 multihost.finish()
 """
 
