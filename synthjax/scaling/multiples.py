@@ -296,7 +296,7 @@ def _bounded(log_ratio: float, lowest: float, highest: float) -> tuple[float, Be
 
 def _missing(cells: Mapping[Key, Cell]) -> list[str]:
   """Cells, and seeds of cells, that another arm or size has."""
-  seeds = set()
+  seeds: set[int] = set()
   for cell in cells.values():
     seeds.update(cell.seeds)
   sizes = sorted({key.problems for key in cells})

@@ -59,9 +59,11 @@ def differences(
   groups = grouped(runs)
   cells = []
   for key, group in groups.items():
-    if key.arm == arm:
-      cells.append(_gains(group, groups.get(Key(other, key.problems), [])))
-  cells = [cell for cell in cells if cell is not None]
+    if key.arm != arm:
+      continue
+    gains = _gains(group, groups.get(Key(other, key.problems), []))
+    if gains is not None:
+      cells.append(gains)
   if not cells:
     names = [f"{key} seed {run.seed}" for key, group in groups.items() for run in group]
     raise DataError(
