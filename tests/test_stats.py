@@ -22,7 +22,7 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(case):
 
 
 def test_pass_at_k_beyond_the_samples_is_refused():
-  with pytest.raises(ValueError, match="pass@9 from 2 right samples of 8"):
+  with pytest.raises(ValueError, match="pass@9 from 2 correct samples of 8"):
     stats.pass_at(8, 2, 9)
 
 

@@ -21,9 +21,8 @@ class Chain(Checked):
   """One setting of the phase diagram."""
 
   success: Share = 0.3  # p: share of the reference's traces that are correct
-  survival: Annotated[float, from_to_below(0, 1)] = (
-    0.5  # u: how often an incorrect step does no harm
-  )
+  # u: how often an incorrect step does no harm
+  survival: Annotated[float, from_to_below(0, 1)] = 0.5
   length: PositiveInt = 10  # L: steps of a problem
   contexts: PositiveInt = 100  # V: distinct decisions
   traces: PositiveInt = 8  # S: sampled traces a training problem
