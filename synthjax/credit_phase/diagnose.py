@@ -1,9 +1,9 @@
 """Where a policy's problems lie in the phase diagram, from its own traces and rollouts.
 
 A prefix's rollouts tell by their next steps what the policy is unsure of, and by their outcomes
-what an incorrect step costs. Every prefix is a place of the chain of chains.py (see likelihood.py). The
-correct step's probability c, its survival u, the number of actions and the share of uncertain
-prefixes have a flat prior on a grid.
+what an incorrect step costs. Every prefix is a place of the chain of chains.py (see likelihood.py).
+The probability c of the correct step, the survival u of the others, the number of actions and the
+share of uncertain prefixes have a flat prior on a grid.
 
 Steps are distinct where their tokens are. A policy that says the same in many ways is seen to
 survive its "incorrect" steps: u is near 1, as it is for credit.

@@ -128,7 +128,9 @@ def difference(
     quantile = scipy.stats.t.ppf(0.975, len(gap) - 1.0)
     return float(gap.mean()), float(quantile * error)
   mean = float(one.mean() - other.mean())
-  variances = np.array([one.var(ddof=1) / len(one), other.var(ddof=1) / len(other)])
+  variance = one.var(ddof=1) / len(one)
+  other_variance = other.var(ddof=1) / len(other)
+  variances = np.array([variance, other_variance])
   total = variances.sum()
   if total == 0:
     return mean, 0.0

@@ -72,11 +72,13 @@ def _panel(axis, study: CreditPhase, plane: Plane, gains: dict[tuple, Gain]) -> 
 
 
 def _tick_labels(plane: Plane) -> list[str]:
-  labels = [f"{value:g}" for value in plane.values]
-  if plane.field != "rollouts":
-    return labels
-  # No rollouts stand for exact values.
-  return ["exact" if label == "0" else label for label in labels]
+  labels = []
+  for value in plane.values:
+    label = f"{value:g}"
+    if plane.field == "rollouts" and value == 0:
+      label = "exact"
+    labels.append(label)
+  return labels
 
 
 def _draw_border(axis, plane: Plane, survivals: list[float], gains: dict[tuple, Gain]) -> None:

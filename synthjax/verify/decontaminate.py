@@ -137,10 +137,7 @@ def _with_signs(text: str) -> WordTuple:
 def masked(text: str) -> str:
   """The text's words with every number replaced, so that problems of one template are equal."""
   joined = re.sub(r"(?<=\d)[.,](?=\d)", "", text)
-  words = []
-  for word in words_of(joined):
-    words.append("0" if word.isdigit() else word)
-  return " ".join(words)
+  return " ".join(re.sub(r"^\d+$", "0", word) for word in words_of(joined))
 
 
 def _grams(words: WordTuple) -> Iterator[WordTuple]:

@@ -9,6 +9,7 @@ from synthjax.config.worlds import World
 from synthjax.data.tokenizers import Words
 from synthjax.worlds import shop
 
+SYMBOLS = {1: "+", -1: "-"}
 recounting = st.builds(
   World,
   leap=st.just(0.0),
@@ -29,80 +30,94 @@ worlds = recounting | st.builds(
 
 @settings(max_examples=20, deadline=None)
 @given(worlds)
-def test_teacher_traces_are_right_and_their_steps_tile_the_text(world):
+def test_teacher_traces_are_correct_and_their_steps_tile_the_text(world):
   for problem in shop.problems(world, "train", 20):
     trace = shop.teacher_trace(world, problem)
-    assert set(shop.judge_steps(problem.question, trace.text)) <= {"right", "leap"}
-    assert "".join(trace.text[step.start : step.end] for step in trace.steps) == trace.text
+    verdicts = shop.judge_steps(problem.question, trace.text)
+    lines = [trace.text[step.start : step.end] for step in trace.steps]
+    assert set(verdicts) <= {"right", "leap"}
+    assert "".join(lines) == trace.text
     assert trace.text.endswith(f"Answer: {problem.answer}")
 
 
 @settings(max_examples=10, deadline=None)
 @given(worlds, worlds)
 def test_splits_share_no_problem_whatever_seed_and_knobs(one, other):
-  questions = {
-    split: {p.question for w in (one, other) for p in shop.problems(w, split, 50)}
-    for split in shop.SPLITS
-  }
-  assert sum(map(len, questions.values())) == len(set().union(*questions.values()))
+  splits_of = {}
+  for split in shop.SPLITS:
+    for world in (one, other):
+      for problem in shop.problems(world, split, 50):
+        splits_of.setdefault(problem.question, set()).add(split)
+  assert all(len(splits) == 1 for splits in splits_of.values())
 
 
 def test_leaps_come_with_the_probability_asked_for():
   world = World(min_events=2, max_events=2)
   problems = shop.problems(world, "train", 2000)
-  share = sum(shop.teacher_trace(world, p).steps[0].leap for p in problems) / len(problems)
-  assert abs(share - world.leap) < 0.04
-  none = dataclasses.replace(world, leap=0.0)
-  assert not any(step.leap for p in problems for step in shop.teacher_trace(none, p).steps)
+  never = dataclasses.replace(world, leap=0.0)
+  leaps = 0
+  for problem in problems:
+    leaps += shop.teacher_trace(world, problem).steps[0].leap
+    assert not any(step.leap for step in shop.teacher_trace(never, problem).steps)
+  assert abs(leaps / len(problems) - world.leap) < 0.04
 
 
 def test_a_longer_list_begins_with_the_shorter_one_and_repeats_nothing():
   world = World()
-  few, many = shop.problems(world, "train", 30), shop.problems(world, "train", 90)
-  assert many[:30] == few and len({p.id for p in many}) == 90
+  many = shop.problems(world, "train", 90)
+  assert many[:30] == shop.problems(world, "train", 30)
+  assert len({problem.id for problem in many}) == 90
 
 
 def test_an_exhausted_split_says_how_many_problems_it_has():
+  small = World(largest=4, operand=2, max_events=2, verbs=1, base_verbs=1)
   with pytest.raises(ValueError, match="about .* distinct problems; 100000 were asked for"):
-    shop.problems(World(largest=4, operand=2, max_events=2, verbs=1, base_verbs=1), "test", 100_000)
+    shop.problems(small, "test", 100_000)
 
 
 def test_words_are_single_tokens_and_a_problem_with_its_trace_takes_at_most_45():
   world = World()
   words = Words(shop.vocabulary(world))
   for problem in shop.problems(world, "train", 300):
-    text = problem.question + " " + shop.teacher_trace(world, problem).text
+    trace = shop.teacher_trace(world, problem)
+    text = f"{problem.question} {trace.text}"
     ids = words.encode(text)
-    assert words.decode(ids) == text and len(ids) <= 45
+    assert words.decode(ids) == text
+    assert len(ids) <= 45
 
 
-def test_wrong_lines_are_seen():
-  problem = shop.problems(World(), "train", 1)[0]
-  start, events, _ = shop.parse(problem.question)
-  assert (
-    shop.judge_steps(problem.question, f"{start} + 99 = {start + 99} ; Answer: 3")[0] == "wrong"
-  )
+def test_incorrect_lines_are_seen():
+  question = shop.problems(World(), "train", 1)[0].question
+  start, events, _ = shop.parse(question)
   assert len(events) >= 2
+  text = f"{start} + 99 = {start + 99} ; Answer: 3"
+  assert shop.judge_steps(question, text)[0] == "wrong"
 
 
 def test_a_misreading_before_the_recount_is_harmless_and_a_single_one_after_it_never():
-  kept = harmless = 0
+  num_correct = num_harmless = 0
   for problem in shop.problems(shop.LUCK, "train", 500):
     events = shop.parse(problem.question).events
     recount = [event.sign for event in events].index(0)
     trace = shop.teacher_trace(shop.LUCK, problem)
     lines = trace.text.split(" ; ")
     assert lines[recount] == f"has {events[recount].amount}"
-    wrong = []
+    misread = []
     for number, event in enumerate(events):
-      if number != recount and lines[number].split()[1] != ("+" if event.sign > 0 else "-"):
-        wrong.append(number)
-    after = sum(number > recount for number in wrong)
+      if number == recount:
+        continue
+      _, symbol, *_ = lines[number].split()
+      if symbol != SYMBOLS[event.sign]:
+        misread.append(number)
+    misread_after = sum(number > recount for number in misread)
     correct = trace.text.endswith(f"Answer: {problem.answer}")
-    assert correct if after == 0 else not correct if after == 1 else True
-    kept += correct
-    harmless += correct and bool(wrong)
-  assert 150 < kept < 300 and harmless > kept / 2
+    # Two misreadings after the recount may cancel.
+    if misread_after < 2:
+      assert correct == (misread_after == 0)
+    num_correct += correct
+    num_harmless += correct and bool(misread)
+  assert 150 < num_correct < 300
+  assert num_harmless > num_correct / 2
 
 
 def test_half_of_the_events_come_before_the_recount_where_half_was_asked_for():
@@ -111,17 +126,19 @@ def test_half_of_the_events_come_before_the_recount_where_half_was_asked_for():
     signs = [event.sign for event in shop.parse(problem.question).events]
     before += signs.index(0)
     total += len(signs) - 1
-    assert signs.count(0) == 1 and signs[-1] != 0
+    assert signs.count(0) == 1
+    assert signs[-1] != 0
   assert abs(before / total - shop.LUCK.recount) < 0.03
 
 
 def test_lines_of_a_recount_are_judged():
   question = "A shop has 11 apples . gets 2 . has 20 . sells 5 . ?"
-  right = "11 + 2 = 13 ; has 20 ; 20 - 5 = 15 ; Answer: 15"
-  assert shop.judge_steps(question, right) == ["right"] * 4
+  correct = "11 + 2 = 13 ; has 20 ; 20 - 5 = 15 ; Answer: 15"
+  assert shop.judge_steps(question, correct) == ["right"] * 4
   for line in ("has 13", "has 21", "13 + 0 = 13", "13 + 20 = 33", "20 + 0 = 20"):
-    assert shop.judge_steps(question, right.replace("has 20", line))[1] == "wrong", line
-  early = right.replace("11 + 2 = 13", "has 20")
+    text = correct.replace("has 20", line)
+    assert shop.judge_steps(question, text)[1] == "wrong", line
+  early = correct.replace("11 + 2 = 13", "has 20")
   assert shop.judge_steps(question, early)[:2] == ["wrong", "right"]
   assert shop.computation(question) == (11, 2, 0, 20, -5)
 
@@ -130,8 +147,9 @@ def test_worlds_without_a_recount_are_what_they_were():
   """Digests of problems and traces from before there were recounts."""
   digests = []
   for world in (World(), shop.FACTS):
-    seen = hashlib.sha256()
+    digest = hashlib.sha256()
     for problem in shop.problems(world, "train", 100):
-      seen.update(f"{problem.question} {shop.teacher_trace(world, problem).text}".encode())
-    digests.append(seen.hexdigest()[:16])
+      trace = shop.teacher_trace(world, problem)
+      digest.update(f"{problem.question} {trace.text}".encode())
+    digests.append(digest.hexdigest()[:16])
   assert digests == ["b95b672929b1de9c", "9a7a247703b67435"]
