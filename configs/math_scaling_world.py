@@ -82,8 +82,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.world.min_events = 8
     config.world.max_events = 8
     config.study.problems = (256,)
-    config.study.baseline_problems = (512, 1024)
-    config.study.seeds = (0, 1, 2, 3)
+    config.study.baseline_problems = (512,)
+    config.study.seeds = (0, 1, 2)
     config.study.arms = (
       "sft",
       "rft",

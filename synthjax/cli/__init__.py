@@ -7,10 +7,10 @@ once.
 import argparse
 
 from synthjax import __version__
-from synthjax.cli import data, inspect, sample, study, train
+from synthjax.cli import data, exchange, inspect, sample, study, train
 
 # In the order in which --help lists them.
-FAMILIES = (train, sample, study, data, inspect)
+FAMILIES = (train, exchange, sample, study, data, inspect)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -136,6 +136,12 @@ def _add_export(verbs: common.Verbs) -> None:
   text = "write the parameters of the trained policy, without the optimizer's state"
   parser = common.add_job_verb(verbs, "export", export, text)
   parser.add_argument("--to", required=True, help="a new folder")
+  parser.add_argument(
+    "--format",
+    default="synthjax",
+    choices=("synthjax", "hf"),
+    help="a checkpoint for train.init, or a folder that transformers and vLLM load",
+  )
   common.add_arm(parser)
 
 
@@ -168,7 +174,16 @@ def export(parsed: argparse.Namespace, overrides: list[str]) -> int:
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), model.abstract()
   )
   with locks.lock_beside(parsed.to, "synthjax export", "wait for it, or give another --to"):
-    step = checkpoint.export_params(checkpoints, parsed.to, abstract)
+    if parsed.format == "hf":
+      from synthjax.train import imported
+
+      loaded = checkpoint.load_params(checkpoints, abstract)
+      step = loaded.step
+      tokenizer_config = experiment.data.tokenizer
+      provenance = f"the parameters of {checkpoints}, step {step:,}"
+      imported.export_folder(parsed.to, model, loaded.tree, tokenizer_config, provenance)
+    else:
+      step = checkpoint.export_params(checkpoints, parsed.to, abstract)
   exported = f"{checkpoints}, step {step:,}"
   if training:
     exported = training.describe(step)

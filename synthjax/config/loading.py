@@ -9,6 +9,7 @@ be one of the file's VARIANTS.
 import ast
 import dataclasses
 import inspect
+import json
 import pathlib
 import runpy
 from collections.abc import Mapping, Sequence
@@ -72,24 +73,32 @@ def _variants(names: list[str]) -> str:
 def resolve(tree: Mapping[str, Any]) -> schema.Experiment:
   """The frozen experiment of a nested mapping.
 
-  `model` may be a preset's name, whose fields `model_overrides` changes.
+  `model` may be a preset's name, or a folder that `synthjax import` wrote; `model_overrides` changes
+  single fields of it.
   """
   tree = dict(tree)
   overrides = tree.pop("model_overrides", None) or {}
   if isinstance(tree.get("model"), str):
-    name = tree["model"]
-    if name not in PRESETS:
-      raise ConfigError(
-        f"config.model is {name!r}; expected a preset ({', '.join(PRESETS)})"
-        f"{nearest(name, PRESETS)}"
-      )
-    tree["model"] = dataclasses.asdict(PRESETS[name])
+    tree["model"] = _named_model(tree["model"])
   if overrides:
     fields.check_keys(overrides, fields.hints(schema.Model), "config.model_overrides")
     tree["model"] = {**tree.get("model", {}), **overrides}
   experiment = fields.build(schema.Experiment, tree, "config")
   check(experiment)
   return experiment
+
+
+def _named_model(name: str) -> dict[str, Any]:
+  """The fields of a preset, or of an imported model by its folder."""
+  if name in PRESETS:
+    return dataclasses.asdict(PRESETS[name])
+  imported = pathlib.Path(name) / "model.json"
+  if imported.is_file():
+    return json.loads(imported.read_text(encoding="utf-8"))
+  raise ConfigError(
+    f"config.model is {name!r}; expected a preset ({', '.join(PRESETS)}), or a folder that "
+    f"`synthjax import` wrote{nearest(name, PRESETS)}"
+  )
 
 
 def check(experiment: schema.Experiment) -> None:

@@ -23,6 +23,7 @@ from synthjax.model.transformer import Leaf, Params, Transformer
 
 # What says nothing about the forward pass that we compute.
 _NEUTRAL = {
+  "_model_name_or_path",
   "_name_or_path",
   "architectures",
   "attention_dropout",
@@ -137,9 +138,7 @@ def model_of(config: Mapping[str, Any], where: files.Path) -> Model:
   for key, value in config.items():
     known = key in _NEUTRAL or key in _SHAPE or key in _ROPE
     if key in _REQUIRED and value != _REQUIRED[key]:
-      raise files.DataError(
-        f"{where}: {key} is {value!r}; our decoder has {_REQUIRED[key]!r} only"
-      )
+      raise files.DataError(f"{where}: {key} is {value!r}; our decoder has {_REQUIRED[key]!r} only")
     if not known and key not in _REQUIRED:
       raise files.DataError(
         f"{where}: key {key!r} (value {value!r}) asks for something that our decoder is not known "
