@@ -436,7 +436,7 @@ def _name_shards(folder, paths, weight_map, total) -> None:
 def _flat(tree, path=()) -> dict[tuple[str, ...], Any]:
   if not isinstance(tree, dict):
     return {path: tree}
-  found = {}
+  found: dict[str, tuple[int, ...]] = {}
   for key, value in tree.items():
     found |= _flat(value, (*path, key))
   return found
@@ -455,7 +455,7 @@ def _nested(flat: Mapping[tuple[str, ...], Any]) -> Params:
 def shape_only(model: Model) -> dict[str, tuple[int, ...]]:
   """Hugging Face name -> shape of every tensor that `write` would write."""
   transformer = Transformer(dataclasses.replace(model, kernels="xla"))
-  found = {}
+  found: dict[str, tuple[int, ...]] = {}
   for ours, leaf in _flat(transformer.leaves).items():
     name = NAMES[ours]
     shape = leaf.shape[1:] if "{}" in name.theirs else leaf.shape
