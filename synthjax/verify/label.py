@@ -35,7 +35,7 @@ def label(
   Raises:
     DataError: a malformed row, or a trace whose gold answer is not known.
   """
-  golds = {}
+  golds: dict[str, str] = {}
   if problems:
     golds = {problem.id: problem.answer for problem in records.read(records.Problem, problems)}
   rows = list(_rows(traces, golds, mode))

@@ -167,7 +167,7 @@ def _values(expressions) -> list[dict]:
   """Random values of the free symbols, of both signs, the same for a name in every expression."""
   import sympy
 
-  free = set()
+  free: set = set()
   for expression in expressions:
     free |= expression.free_symbols
   symbols = sorted(free, key=str)
