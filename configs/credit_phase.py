@@ -9,7 +9,7 @@ Source:    the setting and the theory are in docs/study_a.md; sizes and grids ar
 
 import ml_collections
 
-# Point 13 of the issue that asked for the diagram: (u, p, L, V, S).
+# The examples of docs/study_a.md as (u, p, L, V, S).
 TABLE = (
   (0.0, 0.3, 10, 100, 8),
   (0.0, 0.05, 10, 100, 8),
@@ -26,27 +26,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
   """`smoke`: a few cells of small problems, seconds."""
   study = {"table": tuple(dict(zip(FIELDS, row)) for row in TABLE)}
   if variant == "smoke":
-    small = {"length": 3, "contexts": 5, "traces": 4, "problems": 8}
-    study = {
-      "base": small,
-      "survivals": (0.0, 0.5),
-      "successes": (0.2, 0.3),
-      "lengths": (2,),
-      "contexts": (3,),
-      "traces": (2,),
-      "rollouts": (2, 0),
-      "priced_rollouts": (2,),
-      "sampling_rollouts": 2,
-      "table": ({**small, "survival": 0.5},),
-      "tuning": {
-        "rates": (0.1, 1.0),
-        "betas": (0.1,),
-        "temperatures": (0.05,),
-        "steps": (10,),
-        "tuning_replicates": 2,
-        "replicates": 2,
-      },
-    }
+    study = _smoke()
   return ml_collections.ConfigDict(
     {
       "name": "credit_phase",
@@ -54,3 +34,27 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
       "credit_phase": study,
     }
   )
+
+
+def _smoke() -> dict:
+  small = {"length": 3, "contexts": 5, "traces": 4, "problems": 8}
+  return {
+    "base": small,
+    "survivals": (0.0, 0.5),
+    "successes": (0.2, 0.3),
+    "lengths": (2,),
+    "contexts": (3,),
+    "traces": (2,),
+    "rollouts": (2, 0),
+    "priced_rollouts": (2,),
+    "sampling_rollouts": 2,
+    "table": ({**small, "survival": 0.5},),
+    "tuning": {
+      "rates": (0.1, 1.0),
+      "betas": (0.1,),
+      "temperatures": (0.05,),
+      "steps": (10,),
+      "tuning_replicates": 2,
+      "replicates": 2,
+    },
+  }

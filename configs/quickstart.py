@@ -1,7 +1,11 @@
 """Study A in minutes: what 128 synthetic problems of the embedded world are worth.
 
-Command:   make quickstart      (or: python -m synthjax run --config configs/quickstart.py --workdir runs/quickstart)
-Hardware:  2 CPU cores, 5 minutes after the set-up (docs/log.md).
+Command:   make quickstart, or
+           python -m synthjax run --config configs/quickstart.py --workdir runs/quickstart
+Hardware:  2 CPU cores.
+Expected:  5 min 6 s after the set-up; base policy 59.6 ± 1.5 %, at N = 128 sft 65.3 ± 2.6 %, rft
+           65.4 ± 1.2 %, dpo 68.7 ± 3.5 %, step_dpo.branch 69.7 ± 1.8 % and 1.5 times SFT's problems
+           (below 1.0 to above 4.0); the README has the whole table (docs/log.md, 2026-11-24).
 Source:    Setlur et al. 2024 (arXiv 2406.14532). The world and the base policy are those of
            configs/math_scaling_world.py, where the argument for them stands; every arm's settings
            come from data/tuned/facts.json, which that config's tuning wrote. Nothing is downloaded.

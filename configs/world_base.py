@@ -5,10 +5,14 @@ verbs of each sign. It computes single steps almost without error, which everyth
 and does not know the other verbs.
 
 Command:   python -m synthjax run --config configs/world_base.py --workdir runs/world_base
-           python -m synthjax export --config configs/world_base.py --workdir runs/world_base --to data/base_policy
-           the same with configs/world_base.py:facts for data/facts_policy, the base of the main study,
-           and with configs/world_base.py:luck, which goes on from it, for data/luck_policy
+           python -m synthjax export --config configs/world_base.py --workdir runs/world_base \\
+             --to data/base_policy
+           the same with configs/world_base.py:facts for data/facts_policy, the base of the main
+           study, and with configs/world_base.py:luck, which goes on from it, for data/luck_policy
 Hardware:  2 CPU cores; 10 minutes each (luck: 7 minutes, beside other work).
+Expected:  100.0 ± 0.0 % of 1,000 test problems, every step correct (measured with 5 epochs, 6.5
+           minutes beside another training; docs/log.md, 2026-11-21). `facts`: 2,274 steps, loss
+           0.0000, about 17 minutes at load 15 (2026-11-24).
 Source:    the embedded world is ours; sizes and steps are our choice.
 """
 
@@ -23,7 +27,7 @@ VARIANTS = ("smoke", "facts", "facts_smoke", "luck", "luck_smoke")
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-  """`facts`: of the main world; `luck`: of the one with recounts; `..smoke`: seconds, not minutes."""
+  """`facts`: of the main world; `luck`: of the one with recounts; `..smoke`: seconds."""
   config = ml_collections.ConfigDict(
     {
       "name": "world_base",

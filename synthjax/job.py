@@ -1,4 +1,4 @@
-"""An experiment in its folder: its tokenizer, its policies, and what tells one training from another."""
+"""An experiment in its folder: its tokenizer, its policies, and the identity of its trainings."""
 
 import dataclasses
 import functools
@@ -42,7 +42,9 @@ def load_policy(
   step: int | None = None,
   fall_back: bool = False,
 ) -> tuple[Transformer, Params, int | None]:
-  """The config's model with parameters from `source`, whole on each process's first device, and the step they are of.
+  """The config's model, its parameters from `source`, and the step that they are of.
+
+  Parameters are whole on each process's first device.
 
   Args:
     experiment: its model, and the seed of random parameters.
@@ -54,9 +56,11 @@ def load_policy(
   model = _model(sized(experiment.model, tokenizer.size))
   everywhere = sharding.make_layout(schema.Mesh()).replicated
   if source:
-    abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), model.abstract()
-    )
+
+    def placed(x):
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
+
+    abstract = jax.tree.map(placed, model.abstract())
     if step is None and not fall_back:
       step = checkpoint.newest_step(source)
     step, params, about = checkpoint.load_params(source, abstract, step)
@@ -73,81 +77,84 @@ def tokenizer_of(job: Job) -> tokenizers.Tokenizer:
     path = job.workdir / "tokenizer/model.model"
 
     def work(folder):
-      texts = [e.inputs + e.targets for e in sources.examples(data, world, "train")]
+      examples = sources.examples(data, world, "train")
+      texts = [example.inputs + example.targets for example in examples]
       tokenizers.train_sentencepiece(texts, folder / path.name, cfg.vocab_size)
       return {"documents": len(texts), "size": cfg.vocab_size}
 
-    parts = [
-      sources.fingerprint(source, data, world, "train")
-      for source in sources.of_split(data, "train")
-    ]
+    training = sources.of_split(data, "train")
+    parts = [sources.fingerprint(source, data, world, "train") for source in training]
     stages.run(path.parent, [cfg.vocab_size, parts], work, job.force)
     cfg = dataclasses.replace(cfg, path=str(path))
   return tokenizers.load(cfg, world)
 
 
 def settings(job: Job) -> dict:
-  """The config's part of what decides the outcome of a training, and what it starts from. JSON."""
+  """What the config says of the outcome of a training, and what it starts from, as JSON."""
   experiment = job.experiment
-  found = {
+  inputs = {
     "train": workfolder.decisive("train", experiment.train),
     "model": workfolder.decisive("model", experiment.model),
     "seed": experiment.seed,
     "init": identity(experiment.train.init),
   }
   if trunk := experiment.train.continue_from:
-    found["continue_from"] = identity(trunk, experiment.train.continue_step or None)
+    inputs["continue_from"] = identity(trunk, experiment.train.continue_step or None)
   if experiment.recipe == "preference":
-    found["objective"] = workfolder.decisive("objective", experiment.objective)
-  return found
+    inputs["objective"] = workfolder.decisive("objective", experiment.objective)
+  return inputs
 
 
 def identity(checkpoints: str, step: int | None = None) -> str:
-  """ "STEP:HASH" of the checkpoint that readers take from a folder, or of a certain step in it; "" where there is none.
+  """Tells the checkpoint that readers take from a folder, or a certain step of it, from others.
 
-  The hash is of the names and sizes of its files, which Orbax names at random.
+  Returns "STEP:HASH", "" where no folder is given. The hash is of the names and sizes of its files,
+  which Orbax names at random.
   """
   if not checkpoints:
     return ""
   folder = checkpoint.folder_of(checkpoints)
-  step = checkpoint.newest_step(folder) if step is None else step
+  if step is None:
+    step = checkpoint.newest_step(folder)
   if folder.name != str(step):
     folder = folder / str(step)
-  found = [
-    [str(path.relative_to(folder)), path.stat().st_size]
-    for path in folder.rglob("*")
-    if path.is_file()
-  ]
-  return f"{step}:{files.value_hash(sorted(found))}"
+  sizes = []
+  for path in folder.rglob("*"):
+    if path.is_file():
+      sizes.append([str(path.relative_to(folder)), path.stat().st_size])
+  return f"{step}:{files.value_hash(sorted(sizes))}"
 
 
 def earlier_trainings(job: Job, folder: pathlib.Path, inputs: dict) -> list[Earlier]:
-  """Kept versions of a training whose inputs differ in the number of steps or in the schedule alone; none where all is forced anew."""
-  found: list[Earlier] = []
+  """Kept versions of a training that this one may continue; none where all is forced anew.
+
+  Their inputs differ in the number of steps or in the schedule alone.
+  """
   if job.force:
-    return found
-  for each in stages.versions(folder):
-    if (
-      each.folder == folder
-      or each.inputs is None
-      or _without_schedule(each.inputs) != _without_schedule(inputs)
-    ):
+    return []
+  trainings: list[Earlier] = []
+  for version in stages.versions(folder):
+    if version.folder == folder or version.inputs is None:
       continue
-    steps = each.inputs["train"]["steps"] or (each.result or {}).get("steps", 0)
-    cfg = schema.Optimizer(**each.inputs["train"]["optimizer"])
-    found.append(Earlier(each.folder / "checkpoints", cfg, steps))
-  return found
+    if _without_schedule(version.inputs) != _without_schedule(inputs):
+      continue
+    train = version.inputs["train"]
+    steps = train["steps"] or (version.result or {}).get("steps", 0)
+    cfg = schema.Optimizer(**train["optimizer"])
+    trainings.append(Earlier(version.folder / "checkpoints", cfg, steps))
+  return trainings
 
 
 def _without_schedule(inputs: dict) -> dict:
-  train = {
-    key: value
-    for key, value in inputs["train"].items()
-    if key not in ("steps", "epochs", "optimizer")
-  }
+  train = dict(inputs["train"])
+  for key in ("steps", "epochs", "optimizer"):
+    train.pop(key, None)
   return {**inputs, "train": train}
 
 
 def is_whole(training: stages.Version) -> bool:
-  """Whether a finished training still has the checkpoint that its manifest names, as `stages.run` asks."""
+  """Whether a finished training still has the checkpoint that its manifest names.
+
+  It is what `stages.run` asks.
+  """
   return not checkpoint.is_lost(training.folder / "checkpoints")

@@ -40,8 +40,8 @@ class Document(NamedTuple):
   text: str
 
 
-class Found(NamedTuple):
-  """What a search found."""
+class Overlap(NamedTuple):
+  """Training documents that repeat evaluation problems, as a search found them."""
 
   hits: list[Hit]  # documents that repeat an evaluation problem, one a document
   documents: int
@@ -75,20 +75,20 @@ class Found(NamedTuple):
 
 
 class Places(NamedTuple):
-  """Where documents that repeat evaluation problems stand, and those problems: name -> file and row."""
+  """Where repeating documents and the repeated problems stand: name -> file and row."""
 
   documents: Mapping[str, str]
   evaluation: Mapping[str, str]
 
 
-def places(experiment: schema.Experiment, found: Found) -> Places:
-  """The rows of what was found in the training files of the config and in its evaluation's."""
+def places(experiment: schema.Experiment, overlap: Overlap) -> Places:
+  """Rows of the hits, in the training files of the config and in the evaluation's."""
   data = experiment.data
   train, test = sources.of_split(data, "train"), sources.of_split(data, "test")
   if data.task != "text":
     test.append(evaluate_lib.source(experiment))
-  documents = {hit.candidate for hit in found.hits}
-  evaluation = {hit.evaluation for hit in found.hits}
+  documents = {hit.candidate for hit in overlap.hits}
+  evaluation = {hit.evaluation for hit in overlap.hits}
   return Places(
     documents=sources.places(documents, train, data, "train"),
     evaluation=sources.places(evaluation, test, data, "test"),
@@ -96,17 +96,20 @@ def places(experiment: schema.Experiment, found: Found) -> Places:
 
 
 def _at(name: str, places: Mapping[str, str]) -> str:
-  return f"{name!r} in {places[name]}" if name in places else repr(name)
+  if name in places:
+    return f"{name!r} in {places[name]}"
+  return repr(name)
 
 
-def search(documents: Iterable[Document], evaluation: Sequence[Example]) -> Found:
+def search(documents: Iterable[Document], evaluation: Sequence[Example]) -> Overlap:
   """The documents that repeat an evaluation problem, by id or by a rule of `decontaminate`.
 
   About 10,000 problems a second; 4 MB of running text a second.
   """
   ids = {example.id for example in evaluation}
   index = decontaminate.Index(_texts(evaluation))
-  hits, count = [], 0
+  hits = []
+  count = 0
   for document in documents:
     count += 1
     match = None
@@ -116,23 +119,22 @@ def search(documents: Iterable[Document], evaluation: Sequence[Example]) -> Foun
       match = index.match(document.text)
     if match:
       hits.append(Hit(document.name, match[0].removesuffix(_ASKED), match[1]))
-  return Found(hits, count, len(evaluation))
+  return Overlap(hits, count, len(evaluation))
 
 
-def refuse(found: Found, overlap: str, key: str, where: Callable[[Found], Places]) -> None:
+def refuse(overlap: Overlap, policy: str, key: str, where: Callable[[Overlap], Places]) -> None:
   """Raises DataError where documents repeat evaluation problems and `data.overlap` is "error".
 
   Args:
-    found: what a search found.
-    overlap: the field's value.
+    overlap: of the documents and the evaluation.
+    policy: the value of `data.overlap`.
     key: of the config, for what is trained on.
     where: finds the rows.
   """
-  if found.hits and overlap == "error":
+  if overlap.hits and policy == "error":
     raise files.DataError(
-      f"{found.describe(where(found))}; train on others ({key}), or set "
-      "config.data.overlap to 'drop' to leave these out or to 'allow' to train "
-      "on them"
+      f"{overlap.describe(where(overlap))}; train on others ({key}), or set config.data.overlap to "
+      "'drop' to leave these out or to 'allow' to train on them"
     )
 
 
@@ -146,17 +148,20 @@ def of_documents(experiment: schema.Experiment, workdir: pathlib.Path) -> frozen
   parts = sources.of_split(data, "train")
   evaluation = evaluated(experiment)
 
-  def find() -> Found:
+  def find() -> Overlap:
     if {source.task for source in parts} == {"world"} and _asks_the_world(experiment):
       problems = [p for source in parts for p in sources.world_problems(source, world, "train")]
       return of_the_world([problem.question for problem in problems], evaluation)
     documents = map(document, sources.examples(data, world, "train"))
-    return search(documents, evaluation if data.overlap != "allow" else ())
+    return search(documents, _searched_for(data, evaluation))
 
-  inputs = [sources.fingerprint(source, data, world, "train") for source in parts]
-  key = "config.data.mixture" if data.mixture else "config.data.train_path"
-  where = functools.partial(places, experiment)
-  return _stage(experiment, workdir, inputs, find, key, where)
+  search_documents = _Search(
+    inputs=[sources.fingerprint(source, data, world, "train") for source in parts],
+    find=find,
+    key="config.data.mixture" if data.mixture else "config.data.train_path",
+    where=functools.partial(places, experiment),
+  )
+  return _stage(experiment, workdir, search_documents)
 
 
 def of_pairs(
@@ -173,34 +178,49 @@ def of_pairs(
     DataError: as `refuse`.
   """
 
-  def find() -> Found:
+  def find() -> Overlap:
     documents = (Document(str(n), pair.problem_id, pair.prefix) for n, pair in pairs.items())
-    return search(documents, evaluated(experiment) if experiment.data.overlap != "allow" else ())
+    return search(documents, _searched_for(experiment.data, evaluated(experiment)))
 
-  def where(found: Found) -> Places:
-    rows = {
-      hit.candidate: f"{experiment.objective.pairs}, row {hit.candidate}" for hit in found.hits
-    }
-    return places(experiment, found)._replace(documents=rows)
+  def where(overlap: Overlap) -> Places:
+    rows = {}
+    for hit in overlap.hits:
+      rows[hit.candidate] = f"{experiment.objective.pairs}, row {hit.candidate}"
+    return places(experiment, overlap)._replace(documents=rows)
 
-  inputs = [files.file_hash(experiment.objective.pairs)]
-  left_out = _stage(experiment, workdir, inputs, find, "config.objective.pairs", where)
+  search_pairs = _Search(
+    inputs=[files.file_hash(experiment.objective.pairs)],
+    find=find,
+    key="config.objective.pairs",
+    where=where,
+  )
+  left_out = _stage(experiment, workdir, search_pairs)
   return [int(name) for name in left_out]
 
 
 def evaluated(experiment: schema.Experiment) -> list[Example]:
-  """The problems of the evaluation and the documents of the held-out loss."""
-  found = list(sources.examples(experiment.data, experiment.world, "test"))
+  """The problems of the evaluation and the documents of the held-out loss, each once."""
+  examples = list(sources.examples(experiment.data, experiment.world, "test"))
   if experiment.data.task != "text":
-    found += evaluate_lib.problems(experiment)
-  return list({(example.id, sources.asked(example)): example for example in found}.values())
+    examples += evaluate_lib.problems(experiment)
+  distinct = {}
+  for example in examples:
+    distinct[example.id, sources.asked(example)] = example
+  return list(distinct.values())
 
 
-def of_the_world(questions: Sequence[str], evaluation: Sequence[Example]) -> Found:
+def _searched_for(data: schema.Data, evaluation: Sequence[Example]) -> Sequence[Example]:
+  """Nothing is searched for where repetitions are allowed."""
+  if data.overlap == "allow":
+    return ()
+  return evaluation
+
+
+def of_the_world(questions: Sequence[str], evaluation: Sequence[Example]) -> Overlap:
   """No question of the world is in two splits; counts what is computed in both."""
   computed = {shop.computation(question) for question in questions}
   same = sum(shop.computation(example.question) in computed for example in evaluation)
-  return Found([], len(questions), len(evaluation), same)
+  return Overlap([], len(questions), len(evaluation), same)
 
 
 def document(example: Example) -> Document:
@@ -219,42 +239,45 @@ def _texts(evaluation) -> dict[str, str]:
   return {**bare, **asked}
 
 
-def _stage(
-  experiment,
-  workdir,
-  inputs: list,
-  find: Callable[[], Found],
-  key: str,
-  where: Callable[[Found], Places],
-) -> frozenset[str]:
+class _Search(NamedTuple):
+  """A search for documents that repeat evaluation problems."""
+
+  inputs: list  # what it depends on beside the evaluation, JSON
+  find: Callable[[], Overlap]
+  key: str  # of the config, for what is trained on
+  where: Callable[[Overlap], Places]
+
+
+def _stage(experiment: schema.Experiment, workdir: pathlib.Path, search: _Search) -> frozenset[str]:
   """Names of the documents that are left out.
 
   Counts are in the manifest of WORKDIR/decontaminate, hits beside it.
   """
   data, folder = experiment.data, workdir / "decontaminate"
   test = sources.fingerprint(sources.of_split(data, "test")[0], data, experiment.world, "test")
-  asked = evaluate_lib.fingerprint(experiment)[0] if data.task != "text" else []
+  asked = []
+  if data.task != "text":
+    asked = evaluate_lib.fingerprint(experiment)[0]
 
   def work(folder: pathlib.Path) -> dict:
-    found = find()
-    refuse(found, data.overlap, key, where)
-    at = where(found)
-    rows = [
-      {
-        **hit._asdict(),
-        "candidate_place": at.documents.get(hit.candidate, ""),
-        "evaluation_place": at.evaluation.get(hit.evaluation, ""),
+    overlap = search.find()
+    refuse(overlap, data.overlap, search.key, search.where)
+    rows_of = search.where(overlap)
+    hits = []
+    for hit in overlap.hits:
+      places_of_hit = {
+        "candidate_place": rows_of.documents.get(hit.candidate, ""),
+        "evaluation_place": rows_of.evaluation.get(hit.evaluation, ""),
       }
-      for hit in found.hits
-    ]
-    files.write_jsonl(folder / "hits.jsonl", rows)
-    if found.hits:
+      hits.append({**hit._asdict(), **places_of_hit})
+    files.write_jsonl(folder / "hits.jsonl", hits)
+    if overlap.hits:
       progress.say(
-        f"{found.describe(at)}; they are left out, and listed in {folder / 'hits.jsonl'}"
+        f"{overlap.describe(rows_of)}; they are left out, and listed in {folder / 'hits.jsonl'}"
       )
-    return found.report()
+    return overlap.report()
 
-  stages.run(folder, [data.overlap, inputs, test, asked], work, say=quiet)
+  stages.run(folder, [data.overlap, search.inputs, test, asked], work, say=quiet)
   return frozenset(row["candidate"] for row in files.read_jsonl(folder / "hits.jsonl"))
 
 

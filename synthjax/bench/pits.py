@@ -15,7 +15,7 @@ from synthjax.config.credit import Sampling, ValueConfig
 from synthjax.credit import pits, values
 from synthjax.credit.schedules import SCHEDULES, Count, pit_of
 from synthjax.credit.traces import PromptedTrace, SampledTrace, traces_to_value
-from synthjax.math_study import cell, preference_data
+from synthjax.math_study import cell, preference_data, sampling
 from synthjax.records import Verdict
 from synthjax.rollout.requests import Generate, Request, Result, Sample
 
@@ -174,14 +174,14 @@ def _on_the_world(problems: int) -> None:
   with tempfile.TemporaryDirectory() as folder:
     job = jobs.Job(experiment, pathlib.Path(folder))
     on = cell.open_cell(job, jobs.tokenizer_of(job), problems, 0)
-    base = cell.Policy("base", experiment.train.init, cell.Cost(), cell.Cost())
-    drawn, _ = on.sample(base, experiment.study.samples)
+    base = on.base_policy()
+    drawn = sampling.sample(on, base, experiment.study.samples).traces
     traces = preference_data.prompted(on, traces_to_value(drawn, 1, correct_too=False))
     right = sum(d.verdict.correct for d in drawn) / len(drawn)
     print(
       f"base policy: {len(traces)} wrong traces, one a problem of {problems}; {100 * right:.1f} % of its samples are right"
     )
-    engine = cell.engine_of(experiment, on.tokenizer, base.checkpoints, base.identity)
+    engine = sampling.engine_of(experiment, on.tokenizer, base)
     _report(traces, engine.generate, on.judge, None, experiment.study.values.sampling)
 
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
   from synthjax.config import schema
   from synthjax.data.tokenizers import Tokenizer
   from synthjax.job import Job
-  from synthjax.math_study.find_arm import Arm
+  from synthjax.math_study.find_arm import StudyPolicy
   from synthjax.model.transformer import Params, Transformer
 
 # (parsed arguments, overrides of the config) -> exit code
@@ -180,7 +180,7 @@ def load_policy(parsed: argparse.Namespace, overrides: list[str]) -> LoadedPolic
   return LoadedPolicy(experiment, tokenizer, model, params, fingerprint)
 
 
-def _load_arm(arm: "Arm") -> LoadedPolicy:
+def _load_arm(arm: "StudyPolicy") -> LoadedPolicy:
   from synthjax import job, progress
 
   model, params, step = job.load_policy(arm.experiment, arm.tokenizer, arm.checkpoints, arm.step)

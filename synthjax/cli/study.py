@@ -39,7 +39,9 @@ def values(parsed: argparse.Namespace, overrides: list[str]) -> int:
   job = common.open_job(parsed, overrides)
   from synthjax.math_study import diagnose
 
-  size = diagnose.Sampled(problems=parsed.problems, traces=parsed.traces, rollouts=parsed.rollouts)
+  size = diagnose.SampleCounts(
+    problems=parsed.problems, traces=parsed.traces, rollouts=parsed.rollouts
+  )
   diagnose.run(job, parsed.arm, parsed.checkpoint, size)
   return 0
 

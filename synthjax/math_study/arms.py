@@ -1,301 +1,210 @@
-"""The arms of study A: what each is trained on, and in which order.
+"""The arms of study A as a registry: what each is trained on, by which loss, in how many rounds.
 
-Names follow Setlur et al. 2024 (arXiv 2406.14532). By likelihood:
-  sft           the teacher's correct traces
-  rft           these and distinct correct traces sampled from sft; from the base policy
-  rft_many      the same with more of them
-  rft_equal     the same with as many more samples as the step values' rollouts cost
-  sft_long      sft for as many tokens as rft
-  rft_clean, rft_spurious   world only: correct traces without leaps, or with them
-  rft2, rft2_equal          from the start policy, with correct traces of its samples
-From pairs or trees of the start policy's samples, which is their reference:
-  dpo, rpo, dpo_distant     a whole correct trace against a whole incorrect one; rpo is anchored
-  dpo_equal     dpo with as many more samples as the step values' rollouts cost
-  step_dpo.paper, branch, step    see credit/pairs.py
-  step_dpo.weighted         whole traces, every step weighted by its |advantage|
-  chosen_only   likelihood on the chosen sides of branch's pairs: without its negatives
-  random_step, last_step    step_dpo.paper cut after a random step, or the last one, not the pit
-  awr, filtered_sft         all sampled traces, step by step with their advantages
-All that learn from pairs have one loss, `step_dpo`, whose weights are all 1 for whole traces.
-`NAME*k` is k on-policy rounds: each samples and starts from the policy of the round before.
+Names follow Setlur et al. 2024 (arXiv 2406.14532). `find` reads a name of `config.study.arms`; how
+an arm is trained stands in `recipes/math_rl.py`.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal
 
 from synthjax.config import schema
 from synthjax.config.credit import PairMode, PitChoice
-from synthjax.credit.traces import SampledTrace
-from synthjax.data import trees
-from synthjax.math_study import clean_picks, preference_data
-from synthjax.math_study.cell import Cell, Cost, Policy, Solution
-from synthjax.math_study.settings import Setting
+from synthjax.errors import ConfigError
+
+Loss = Literal["likelihood", "step_dpo", "filtered_sft", "awr"]
+NeedsValues = Literal["", "incorrect", "every"]  # of which sampled traces
+# How many samples of a problem an arm learns from: study.samples, study.samples_many, or as many as
+# cost the same as study.samples and the rollouts of their step values together.
+SampleBudget = Literal["some", "many", "equal"]
+# What an arm is in a comparison: credited arms know which step failed, controls do not.
+Role = Literal["", "control", "credited"]
+# Arms of a kind are tuned over the same grid: `likelihood` trains from the base policy, `resumed`
+# goes on from the start policy, `positives` reads the positive side of pairs or steps alone.
+Kind = Literal["sft", "likelihood", "resumed", "positives", "pairs", "advantage"]
 
 
-class Paired(NamedTuple):
-  """Which pairs an arm learns from."""
+@dataclasses.dataclass(frozen=True)
+class TeacherTraces:
+  """The teacher's correct traces."""
+
+  as_long_as: str = ""  # the arm whose trained tokens set the length of the training
+
+
+@dataclasses.dataclass(frozen=True)
+class CorrectTraces:
+  """What the sampled policy was trained on, and distinct correct traces among its samples."""
+
+  pick: Literal["", "clean", "spurious"] = ""  # embedded world only: without leaps, or with them
+
+
+@dataclasses.dataclass(frozen=True)
+class TracePairs:
+  """Pairs of a correct and an incorrect side; see credit/pairs.py."""
 
   mode: PairMode
   pit: PitChoice = "first"
-  weighted: bool = False
+  weighted: bool = False  # every step by its |advantage|
   chosen_only: bool = False
-  anchored: bool = False  # always with the anchor
-  equal: bool = False  # from as many samples as the step values' rollouts would have bought
+  anchored: bool = False  # never without the NLL anchor on the chosen side
 
 
-PAIRED = {
-  "dpo": Paired("random"),
-  "rpo": Paired("random", anchored=True),
-  "dpo_distant": Paired("distant"),
-  "dpo_equal": Paired("random", equal=True),
-  "step_dpo.paper": Paired("paper"),
-  "step_dpo.branch": Paired("branch"),
-  "step_dpo.step": Paired("step"),
-  "step_dpo.weighted": Paired("random", weighted=True),
-  "chosen_only": Paired("branch", chosen_only=True),
-  "random_step": Paired("paper", pit="random"),
-  "last_step": Paired("paper", pit="last"),
-}
-ON_TREES = ("awr", "filtered_sft")  # every sampled trace with the values of all its steps
-PICKED = ("rft_clean", "rft_spurious")
-FROM_BASE = ("sft", "sft_long", "rft", "rft_many", "rft_equal", *PICKED)
-ON_POLICY = ("rft2", "rft2_equal", *PAIRED, *ON_TREES)
-ARMS = (*FROM_BASE, *ON_POLICY)
-# Every control of the arms that know the step.
-CONTROLS = (
-  "rft",
-  "rft_equal",
-  "rft2",
-  "rft2_equal",
-  "chosen_only",
-  "dpo",
-  "rpo",
-  "dpo_distant",
-  "dpo_equal",
-  "random_step",
-  "last_step",
-)
-CREDITED = (
-  "step_dpo.paper",
-  "step_dpo.branch",
-  "step_dpo.step",
-  "step_dpo.weighted",
-  "awr",
-  "filtered_sft",
-)
-
-Learn = Callable[[str, Setting], Policy]  # (name of the policy, settings) -> the trained policy
-Choose = Callable[[str, Learn], Policy]  # trains an arm with the settings that are chosen for it
+@dataclasses.dataclass(frozen=True)
+class TraceTrees:
+  """All sampled traces of a problem as one tree, every step with its advantage."""
 
 
-def tuned_as(arm: str) -> str:
-  """The arm whose tuned settings an arm has: rounds have those of the first, sft_long those of sft."""
-  name = arm.partition("*")[0]
-  return "sft" if name == "sft_long" else name
+Data = TeacherTraces | CorrectTraces | TracePairs | TraceTrees
 
 
-def kind_of(arm: str) -> str:
-  """Which settings an arm has.
+@dataclasses.dataclass(frozen=True)
+class Arm:
+  """One method under comparison.
 
-  sft; likelihood, from the base policy; resumed, by likelihood from the start policy; positives, of
-  pairs or steps alone; pairs; advantage.
-  """
-  name = tuned_as(arm)
-  if name == "sft":
-    return name
-  if name in FROM_BASE:
-    return "likelihood"
-  if name == "awr":
-    return "advantage"
-  if name in ("rft2", "rft2_equal"):
-    return "resumed"
-  if name in ("filtered_sft", "chosen_only"):
-    return "positives"
-  return "pairs"
-
-
-def anchored(arm: str) -> bool:
-  """Whether an arm is never without the anchor."""
-  return arm in PAIRED and PAIRED[arm].anchored
-
-
-class Arms:
-  """Trains the arms of one cell; what they share is made once.
-
-  Args:
-    cell: N problems and a seed.
-    choose: trains an arm with the settings chosen for it.
+  Attributes:
+    data: what it is trained on.
+    loss: by which it is trained.
+    needs_values: of which traces it needs step values.
+    rounds: times that it samples the policy it goes on from; 0 trains from the base policy.
+    samples: how many it learns from.
+    role: in the comparison.
+    name: in configs, tables and folders.
+    method: the name without its rounds.
   """
 
-  def __init__(self, cell: Cell, choose: Choose):
-    self.cell, self.choose = cell, choose
-    self.found: dict[str, Policy] = {}
-    self._teacher: list[Solution] = []
-    self._trained_on: dict[str, list[Solution]] = {}  # by the name of an arm trained by likelihood
-    self._drawn: dict[tuple[str, int], tuple[list[SampledTrace], Cost]] = {}
+  data: Data
+  loss: Loss
+  needs_values: NeedsValues = ""
+  rounds: int = 0
+  samples: SampleBudget = "some"
+  role: Role = ""
+  name: str = ""
+  method: str = ""
 
-  def policy(self, arm: str) -> Policy:
-    """The trained policy of an arm, and of all that it stands on.
+  @property
+  def kind(self) -> Kind:
+    """Which settings it has."""
+    if isinstance(self.data, TeacherTraces):
+      return "sft"
+    if self.loss == "likelihood":
+      return "resumed" if self.rounds else "likelihood"
+    if self.loss == "awr":
+      return "advantage"
+    return "positives" if self.loss == "filtered_sft" else "pairs"
 
-    Raises:
-      TooWeakError, DataError, TrainingStopped: see `cell`.
+  @property
+  def anchored(self) -> bool:
+    """Whether it is never trained without the anchor."""
+    return isinstance(self.data, TracePairs) and self.data.anchored
+
+  @property
+  def tuned_as(self) -> str:
+    """Whose tuned settings it has: rounds those of the first one, sft_long those of sft."""
+    return "sft" if self.kind == "sft" else self.method
+
+  @property
+  def picks_by_leaps(self) -> bool:
+    """Whether its data are known in the embedded world alone."""
+    return isinstance(self.data, CorrectTraces) and self.data.pick != ""
+
+  def round_before(self) -> "Arm":
+    """The arm with one round less, of 2 and more."""
+    return _in_rounds(self.method, self.rounds - 1)
+
+  def kept(self, study: schema.Study, times: float = 1.0) -> int:
+    """Most distinct correct traces of a problem: as large a part of those drawn under every arm.
+
+    Args:
+      study: the config's.
+      times: as many traces as `study.samples` were drawn.
     """
-    if arm not in self.found:
-      self.found[arm] = self._train(arm)
-    return self.found[arm]
-
-  def _train(self, arm: str) -> Policy:
-    name, _, rounds = arm.partition("*")
-    if rounds:
-      return self._round(name, int(rounds))
-    if name == "sft":
-      return self._by_likelihood(arm, self.teacher(), self.cell.experiment.train, Cost())
-    if name == "sft_long":
-      return self._sft_long()
-    if name in FROM_BASE:
-      return self._rft(arm)
-    start = self.policy(self.cell.study.start)
-    drawn, cost = self._samples_for(name, start)
-    self.cell.check(drawn, start)
-    if name in ("rft2", "rft2_equal"):
-      solutions = self._trained_on[self.cell.study.start] + self.cell.correct(
-        name, drawn, self._kept(name, drawn)
-      )
-      return self._by_likelihood(arm, solutions, self.cell.study.rft, start.cost + cost, start)
-    return self.choose(arm, self._preference(name, arm, start, drawn, cost))
-
-  def _round(self, name: str, number: int) -> Policy:
-    """An on-policy round after the first one."""
-    earlier = name if number == 2 else f"{name}*{number - 1}"
-    before = self.policy(earlier)
-    drawn, cost = self._samples_for(name, before)
-    called = f"{name}*{number}"
-    if name.startswith("rft2"):
-      solutions = self._trained_on[earlier] + self.cell.correct(
-        called, drawn, self._kept(name, drawn)
-      )
-      policy = self._by_likelihood(
-        called, solutions, self.cell.study.rft, before.cost + cost, before
-      )
-    else:
-      policy = self.choose(called, self._preference(name, called, before, drawn, cost))
-    return policy._replace(notes=before.notes + policy.notes)
-
-  def teacher(self) -> list[Solution]:
-    """The teacher's correct solutions."""
-    if not self._teacher:
-      self._teacher = self.cell.teacher()
-    return self._teacher
-
-  def drawn(self, policy: Policy, n: int) -> tuple[list[SampledTrace], Cost]:
-    """n traces of every problem, and what they took."""
-    key = policy.name, n
-    if key not in self._drawn:
-      self._drawn[key] = self.cell.sample(policy, n)
-    return self._drawn[key]
-
-  def _rft(self, arm: str) -> Policy:
-    study, sft = self.cell.study, self.policy("sft")
-    samples = study.samples
-    if arm in ("rft_many", *PICKED):
-      samples = study.samples_many
-    if arm == "rft_equal":
-      samples = self._equal(sft)
-    drawn, cost = self.drawn(sft, samples)
-    if arm in PICKED:
-      questions = {p.id: p.question for p in self.cell.problems}
-      drawn = clean_picks.picks(questions, drawn, study.kept)[PICKED.index(arm)]
-    own = self.cell.correct(arm, drawn, self._kept(arm, drawn))
-    return self._by_likelihood(arm, self.teacher() + own, study.rft, sft.cost + cost)
-
-  def _sft_long(self) -> Policy:
-    sft, rft = self.policy("sft"), self.policy("rft")
-    times = (rft.cost.trained - sft.cost.trained) / max(sft.cost.trained, 1)
-
-    def learn(called: str, setting: Setting) -> Policy:
-      longer = dataclasses.replace(
-        setting, epochs=setting.epochs * times, steps=round(setting.steps * times)
-      )
-      return self.cell.by_likelihood(
-        called, self.teacher(), longer.train(self.cell.experiment.train), None, Cost()
-      )
-
-    return self.choose("sft_long", learn)
-
-  def _by_likelihood(
-    self,
-    arm: str,
-    solutions: list[Solution],
-    cfg: schema.Train,
-    cost: Cost,
-    start: Policy | None = None,
-  ) -> Policy:
-    self._trained_on[arm] = solutions
-    return self.choose(
-      arm,
-      lambda called, setting: self.cell.by_likelihood(
-        called, solutions, setting.train(cfg), start, cost
-      ),
-    )
-
-  def _samples_for(self, name: str, policy: Policy) -> tuple[list[SampledTrace], Cost]:
-    """What an arm learns from, sampled from a policy."""
-    equal = name == "rft2_equal" or (name in PAIRED and PAIRED[name].equal)
-    return self.drawn(policy, self._equal(policy) if equal else self.cell.study.samples)
-
-  def _equal(self, policy: Policy) -> int:
-    """Samples a problem that take as many tokens as the study's samples and their step values together."""
-    drawn, cost = self.drawn(policy, self.cell.study.samples)
-    _, values = preference_data.valued(self.cell, policy, drawn, correct_too=False)
-    return math.ceil(self.cell.study.samples * (1 + values.sampled / max(cost.sampled, 1)))
-
-  def _kept(self, arm: str, drawn: Sequence[SampledTrace]) -> int:
-    """Most distinct correct traces of a problem: as many of those sampled under every arm."""
-    study = self.cell.study
-    if arm == "rft_many":
-      return study.kept_many
-    if arm in PICKED:
-      return study.kept
-    times = len(drawn) / (study.samples * len(self.cell.problems))
+    if self.samples == "many":
+      return study.kept if self.picks_by_leaps else study.kept_many
     return round(study.kept * times)
 
-  def _preference(
-    self, name: str, called: str, start: Policy, drawn: list[SampledTrace], cost: Cost
-  ) -> Learn:
-    """Values where the arm needs them, then pairs or trees; training goes on from `start`."""
-    cell = self.cell
-    cost = start.cost + cost
-    objective = cell.experiment.objective
-    samples = preference_data.unvalued(cell, drawn)
-    paired = PAIRED.get(name)
-    if paired is None or paired.weighted or paired.mode not in ("random", "distant"):
-      every = paired is None or paired.weighted
-      samples, values = preference_data.valued(cell, start, drawn, correct_too=every)
-      cost = cost + values
-    if paired is None:
-      roots = preference_data.merged(cell, called, samples)
-    else:
-      pairing = dataclasses.replace(
-        cell.study.pairs, mode=paired.mode, pit=paired.pit, weighted=paired.weighted
-      )
-      roots = preference_data.paired(cell, called, samples, pairing)
-      if paired.chosen_only:
-        roots = [trees.chosen_alone(root) for root in roots]
-    loss = "step_dpo" if paired else name
-    if paired and paired.chosen_only:
-      loss = "filtered_sft"
 
-    def learn(policy: str, setting: Setting) -> Policy:
-      preference = objective.preference
-      advantage = objective.advantage
-      if kind_of(name) == "pairs":
-        preference = dataclasses.replace(preference, beta=setting.beta, nll=setting.nll)
-      if kind_of(name) == "advantage":
-        advantage = dataclasses.replace(advantage, beta=setting.beta)
-      wanted = dataclasses.replace(objective, loss=loss, preference=preference, advantage=advantage)  # type: ignore[arg-type]
-      cfg = setting.train(cell.study.preference)
-      return cell.by_preference(policy, roots, wanted, cfg, start, cost, splittable=paired is None)
+def _from_base(**fields) -> Arm:
+  """Likelihood of the teacher's and sampled correct traces, from the base policy."""
+  data = CorrectTraces(fields.pop("pick", ""))
+  return Arm(data, "likelihood", **fields)
 
-    return learn
+
+def _on_pairs(mode: PairMode, role: Role, samples: SampleBudget = "some", **fields) -> Arm:
+  """Pairs of a policy's samples, by the one loss whose weights are all 1 for whole traces.
+
+  Modes that cut a trace at its pit need values of incorrect traces; weights need all of them.
+  """
+  data = TracePairs(mode, **fields)
+  needs_values: NeedsValues = "" if mode in ("random", "distant") else "incorrect"
+  if data.weighted:
+    needs_values = "every"
+  loss: Loss = "filtered_sft" if data.chosen_only else "step_dpo"
+  return Arm(data, loss, needs_values, rounds=1, samples=samples, role=role)
+
+
+def _named(arms: dict[str, Arm]) -> dict[str, Arm]:
+  return {name: dataclasses.replace(arm, name=name, method=name) for name, arm in arms.items()}
+
+
+ARMS = _named(
+  {
+    # By likelihood, from the base policy. rft adds distinct correct traces sampled from sft.
+    "sft": Arm(TeacherTraces(), "likelihood"),
+    "sft_long": Arm(TeacherTraces(as_long_as="rft"), "likelihood"),
+    "rft": _from_base(role="control"),
+    "rft_many": _from_base(samples="many"),
+    "rft_equal": _from_base(samples="equal", role="control"),
+    "rft_clean": _from_base(samples="many", pick="clean"),
+    "rft_spurious": _from_base(samples="many", pick="spurious"),
+    # By likelihood, going on from the start policy.
+    "rft2": _from_base(rounds=1, role="control"),
+    "rft2_equal": _from_base(rounds=1, samples="equal", role="control"),
+    # From pairs of the start policy's samples; that policy is the reference.
+    "dpo": _on_pairs("random", "control"),
+    "rpo": _on_pairs("random", "control", anchored=True),
+    "dpo_distant": _on_pairs("distant", "control"),
+    "dpo_equal": _on_pairs("random", "control", "equal"),
+    "step_dpo.paper": _on_pairs("paper", "credited"),
+    "step_dpo.branch": _on_pairs("branch", "credited"),
+    "step_dpo.step": _on_pairs("step", "credited"),
+    "step_dpo.weighted": _on_pairs("random", "credited", weighted=True),
+    # Controls of the pairs: branch without its negatives, paper cut elsewhere than at the pit.
+    "chosen_only": _on_pairs("branch", "control", chosen_only=True),
+    "random_step": _on_pairs("paper", "control", pit="random"),
+    "last_step": _on_pairs("paper", "control", pit="last"),
+    # From all sampled traces, step by step.
+    "awr": Arm(TraceTrees(), "awr", "every", rounds=1, role="credited"),
+    "filtered_sft": Arm(TraceTrees(), "filtered_sft", "every", rounds=1, role="credited"),
+  }
+)
+
+
+def find(name: str) -> Arm:
+  """The arm of a name in `config.study.arms`: an entry of ARMS, or NAME*k for k on-policy rounds.
+
+  Each round samples and goes on from the policy of the round before.
+
+  Raises:
+    ConfigError: there is none of that name.
+  """
+  if name in ARMS:
+    return ARMS[name]
+  method, _, rounds = name.partition("*")
+  iterable = method in ARMS and ARMS[method].rounds > 0
+  if not iterable or not rounds.isdigit() or int(rounds) < 2:
+    raise ConfigError(
+      f"config.study.arms has {name!r}; expected one of {', '.join(ARMS)}, or NAME*k (k of 2 and "
+      "more) for rounds of rft2 or a preference arm"
+    )
+  return _in_rounds(method, int(rounds))
+
+
+def of_role(names: Sequence[str], role: Role) -> list[str]:
+  """The names whose arms have a role, in order."""
+  return [name for name in names if find(name).role == role]
+
+
+def _in_rounds(method: str, rounds: int) -> Arm:
+  if rounds == 1:
+    return ARMS[method]
+  return dataclasses.replace(ARMS[method], rounds=rounds, name=f"{method}*{rounds}")

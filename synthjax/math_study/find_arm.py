@@ -16,7 +16,7 @@ from synthjax.train import checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
-class Arm:
+class StudyPolicy:
   """A trained policy of a study.
 
   Attributes:
@@ -37,16 +37,16 @@ class Arm:
 def known(workdir: files.Path) -> list[str]:
   """Names of the arms that are trained below a work folder."""
   workdir = pathlib.Path(workdir)
-  found = []
+  names = []
   for pattern in ("*/*/manifest.json", "control/*/*/manifest.json"):
     for manifest in workdir.glob(pattern):
       stage = manifest.parent
       if (stage / "checkpoints").is_dir() and not stages.is_kept(stage):
-        found.append(str(stage.relative_to(workdir)))
-  return sorted(found)
+        names.append(str(stage.relative_to(workdir)))
+  return sorted(names)
 
 
-def find(job: Job, name: str) -> Arm:
+def find(job: Job, name: str) -> StudyPolicy:
   """The arm of that name.
 
   Raises:
@@ -69,8 +69,12 @@ def find(job: Job, name: str) -> Arm:
     raise files.DataError(
       f"--arm {name}: {checkpoints} holds no checkpoint; run the study again to train it anew"
     )
-  return Arm(
-    name=name, experiment=experiment, tokenizer=tokenizer, checkpoints=checkpoints, step=step
+  return StudyPolicy(
+    name=name,
+    experiment=experiment,
+    tokenizer=tokenizer,
+    checkpoints=checkpoints,
+    step=step,
   )
 
 
@@ -83,28 +87,27 @@ def refuse_study(workdir: files.Path) -> None:
 
 
 def checkpoints_in(given: str) -> str:
-  """The folder of checkpoints that is meant by a folder: itself, a stage's, or a work folder's.
+  """The folder of checkpoints that a folder stands for: its own, a stage's, or a work folder's.
 
   Raises:
     DataError: a work folder of several policies.
   """
-  found = str(checkpoint.folder_of(given))
-  if found == given:
+  folder = str(checkpoint.folder_of(given))
+  if folder == given:
     refuse_study(given)
-  return found
+  return folder
 
 
-def evaluate(job: Job, arm: Arm) -> dict:
+def evaluate(job: Job, arm: StudyPolicy) -> dict:
   """Scores an arm on the config's test problems, in the stage `WORKDIR/evaluate_arm/NAME`.
 
   Raises:
     DataError: an arm of recipe star, whose problems have no protocol.
   """
   refuse_star(job.experiment)
-  policy = {"arm": arm.name, "checkpoints": jobs.identity(arm.checkpoints), "step": arm.step}
-  return finetune.evaluate_policy(
-    job, arm.tokenizer, f"evaluate_arm/{arm.name}", arm.checkpoints, arm.step, policy
-  )
+  identity = {"arm": arm.name, "checkpoints": jobs.identity(arm.checkpoints), "step": arm.step}
+  policy = finetune.EvaluatedPolicy(arm.checkpoints, arm.step, identity)
+  return finetune.evaluate_policy(job, arm.tokenizer, f"evaluate_arm/{arm.name}", policy)
 
 
 def refuse_star(experiment: schema.Experiment) -> None:

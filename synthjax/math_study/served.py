@@ -37,7 +37,7 @@ class Held:
     return f"{self.identity} served as {self.name}"
 
 
-class Engine:
+class ServedEngine:
   """Samples of a held policy; see `rollout.requests.Engine`.
 
   Args:
@@ -90,11 +90,11 @@ class Engine:
     held = self._held
     names = self._remote.models()
     if held.name not in names:
+      listed = ", ".join(map(repr, names)) or "none"
       raise ServerError(
         f"config.study.server.url: {self._remote.server.url} has no model {held.name!r}; it has "
-        f"{', '.join(map(repr, names)) or 'none'}. Serve {held.checkpoints} under that name (synthjax "
-        f"serve --arm {held.name} does, with this config and work folder) and start the study again: "
-        "it goes on from here"
+        f"{listed}. Serve {held.checkpoints} under that name (synthjax serve --arm {held.name} "
+        "does, with this config and work folder) and start the study again: it goes on from here"
       )
 
   def _in_ids(self, result: Result) -> Result:
@@ -110,9 +110,10 @@ class Engine:
     written = self._tokenizer.decode(ids)
     if written != sample.text:
       raise files.DataError(
-        f"a sample of {self._held.name!r} at {self._remote.server.url} is {sample.text[:80]!r}, which "
-        f"the study's tokenizer writes as {written[:80]!r}: the server has another tokenizer, or this "
-        "one changes texts; set config.data.tokenizer to the policy's own, or let the server name "
+        f"a sample of {self._held.name!r} at {self._remote.server.url} is {sample.text[:80]!r}, "
+        f"which the study's tokenizer writes as {written[:80]!r}: the server has another "
+        "tokenizer, or this one changes texts; set config.data.tokenizer to the policy's own, or "
+        "let the server name "
         "tokens by their ids (vllm serve --return-tokens-as-token-ids)"
       )
     return dataclasses.replace(sample, ids=ids)
@@ -131,27 +132,28 @@ class Engine:
         f"{held.checkpoints} was not checked"
       )
       return
-    found = parity.measure(*held.load(), comparable, self._tokenizer.eos_id)
-    bounds = parity.bounds(jnp.bfloat16)  # what a server computes in is not known
-    if found.mean > bounds.mean or found.largest > bounds.largest:
+    difference = parity.measure(*held.load(), comparable, self._tokenizer.eos_id)
+    # What a server computes in is not known: the widest bounds.
+    bounds = parity.bounds(jnp.bfloat16)
+    if difference.mean > bounds.mean or difference.largest > bounds.largest:
       raise ServerError(
         f"{url}: the log-probs of {held.name!r} differ from those of {held.checkpoints} by "
-        f"{found.mean:.2g} on average and {found.largest:.2g} at most over {found.tokens:,} sampled "
-        f"tokens, allowed are {bounds.mean:g} and {bounds.largest:g}: it holds another policy; serve "
-        "this checkpoint"
+        f"{difference.mean:.2g} on average and {difference.largest:.2g} at most over "
+        f"{difference.tokens:,} sampled tokens, allowed are {bounds.mean:g} and "
+        f"{bounds.largest:g}: it holds another policy; serve this checkpoint"
       )
 
 
 def _until_answered(results: Iterator[Result], count: int) -> list[Result]:
   """The first results up to the `count`-th that is no error: errors say nothing about a policy."""
-  found = []
+  first = []
   answered = 0
   for result in results:
-    found.append(result)
+    first.append(result)
     answered += bool(result.samples)
     if answered == count:
       break
-  return found
+  return first
 
 
 def _are_others(sample: Sample) -> bool:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,8 @@ from synthjax.data import sources
 from synthjax.data.formats import Example
 from synthjax.errors import ConfigError
 from synthjax.evaluate import run as evaluate_lib
+from synthjax.math_study import study_folder
+from synthjax.overlap import Overlap
 from synthjax.verify import decontaminate
 
 
@@ -23,6 +25,18 @@ class Divided(NamedTuple):
   training: list[Example]
   development: list[Example]
   rows: int  # that the files have; some repeat a problem
+
+  @property
+  def repeated(self) -> int:
+    """Rows that repeat another one."""
+    return self.rows - len(self.training) - len(self.development)
+
+
+class Cleaned(NamedTuple):
+  """Training problems, without those that repeat an evaluation problem."""
+
+  problems: list[Example]
+  overlap: Overlap
 
 
 def training(experiment: schema.Experiment, count: int) -> list[Example]:
@@ -37,9 +51,10 @@ def training(experiment: schema.Experiment, count: int) -> list[Example]:
   if data.task == "world":
     data = dataclasses.replace(data, train_problems=count)
     return list(sources.examples(data, experiment.world, "train"))
-  found, searched = cleaned(experiment)
-  _enough(experiment, count, len(found), searched)
-  return [found[i] for i in np.random.default_rng(experiment.seed).permutation(len(found))[:count]]
+  clean = cleaned(experiment)
+  _check_enough(experiment, count, clean)
+  order = np.random.default_rng(experiment.seed).permutation(len(clean.problems))
+  return [clean.problems[i] for i in order[:count]]
 
 
 def evaluated(experiment: schema.Experiment) -> list[Example]:
@@ -72,26 +87,32 @@ def divided(experiment: schema.Experiment) -> Divided:
   for example in sources.examples(experiment.data, experiment.world, "train"):
     rows += 1
     distinct.setdefault(decontaminate.normalised(_problem(example)), example)
-  parts: tuple[list[Example], list[Example]] = ([], [])
+  divided = Divided([], [], rows)
   for example in distinct.values():
-    parts[int(files.value_hash(_problem(example))[:8], 16) % 10 == 0].append(example)
-  return Divided(*parts, rows)
+    number = int(files.value_hash(_problem(example))[:8], 16)
+    if number % 10 == 0:
+      divided.development.append(example)
+    else:
+      divided.training.append(example)
+  return divided
 
 
-def cleaned(experiment: schema.Experiment) -> tuple[list[Example], overlap.Found]:
-  """(training problems without those that repeat an evaluation problem, what the search found).
+def cleaned(experiment: schema.Experiment) -> Cleaned:
+  """The training problems that a study may use.
 
   Raises:
     DataError: training problems repeat evaluation problems, and `config.data.overlap` is "error".
   """
   data, problems = experiment.data, divided(experiment).training
-  evaluation = evaluated(experiment) if data.overlap != "allow" else []
-  found = overlap.search(map(overlap.document, problems), evaluation)
-  overlap.refuse(
-    found, data.overlap, "config.data.train_path", functools.partial(overlap.places, experiment)
-  )
-  gone = {hit.candidate for hit in found.hits}
-  return [example for example in problems if example.id not in gone], found
+  evaluation: list[Example] = []
+  if data.overlap != "allow":
+    evaluation = evaluated(experiment)
+  repeats = overlap.search(map(overlap.document, problems), evaluation)
+  rows = functools.partial(overlap.places, experiment)
+  overlap.refuse(repeats, data.overlap, "config.data.train_path", rows)
+  repeating = {hit.candidate for hit in repeats.hits}
+  kept = [example for example in problems if example.id not in repeating]
+  return Cleaned(kept, repeats)
 
 
 def check(experiment: schema.Experiment, workdir: pathlib.Path, counts: Sequence[int]) -> None:
@@ -117,25 +138,25 @@ def check(experiment: schema.Experiment, workdir: pathlib.Path, counts: Sequence
   )
 
 
-def _in_files(experiment, counts) -> dict:
-  """Counts of the rows, and of what became of them."""
+def _in_files(experiment: schema.Experiment, counts: Sequence[int]) -> dict:
+  """Counts of the rows, by what they are used for."""
   parts = divided(experiment)
-  found, searched = cleaned(experiment)
-  _enough(experiment, max(counts), len(found), searched)
-  if searched.hits:
-    described = searched.describe(overlap.places(experiment, searched))
+  clean = cleaned(experiment)
+  _check_enough(experiment, max(counts), clean)
+  if clean.overlap.hits:
+    described = clean.overlap.describe(overlap.places(experiment, clean.overlap))
     progress.say(f"{described}; they are left out")
   return {
     "rows": parts.rows,
     "distinct": len(parts.training) + len(parts.development),
     "development": len(parts.development),
-    "training": len(found),
+    "training": len(clean.problems),
     "unusable": sources.unusable(experiment.data, experiment.world, "train"),
-    **searched.report(),
+    **clean.overlap.report(),
   }
 
 
-def _in_the_world(experiment, counts) -> dict:
+def _in_the_world(experiment: schema.Experiment, counts: Sequence[int]) -> dict:
   """What of the evaluation is computed in training, by N and seed."""
   evaluation = evaluated(experiment)
   report = {}
@@ -143,35 +164,39 @@ def _in_the_world(experiment, counts) -> dict:
     world = dataclasses.replace(experiment.world, seed=experiment.world.seed + seed)
     problems = training(dataclasses.replace(experiment, world=world), max(counts))
     for count in sorted(counts):
-      found = overlap.of_the_world([problem.question for problem in problems[:count]], evaluation)
-      report[f"n{count:05}_s{seed}"] = found.report()
+      questions = [problem.question for problem in problems[:count]]
+      same = overlap.of_the_world(questions, evaluation)
+      report[study_folder.cell_name(count, seed)] = same.report()
+    # Of the largest count, the last one.
     progress.say(
-      f"seed {seed}: {found.same_computation:,} of {found.evaluated:,} evaluation "
+      f"seed {seed}: {same.same_computation:,} of {same.evaluated:,} evaluation "
       "problems share start and amounts, in other words, with one of "
       f"{max(counts):,} training problems"
     )
   return report
 
 
-def _enough(experiment, count: int, found: int, searched: overlap.Found) -> None:
-  if count <= found:
+def _check_enough(experiment: schema.Experiment, count: int, clean: Cleaned) -> None:
+  """Raises ConfigError where a task has fewer than `count` problems for training."""
+  if count <= len(clean.problems):
     return
   parts = divided(experiment)
-  repeated = parts.rows - len(parts.training) - len(parts.development)
   unusable = sources.unusable(experiment.data, experiment.world, "train")
   raise ConfigError(
     f"config.study.problems or baseline_problems asks for {count:,} problems; task "
-    f"{experiment.data.task!r} has {found:,} for training: of {parts.rows:,} rows {repeated:,} "
-    f"repeat another row, {len(parts.development):,} problems (a tenth, by hash) are kept for "
-    f"development, and {len(searched.hits):,} repeat an evaluation problem{_told(unusable)}; "
-    "ask for fewer, or add rows to config.data.train_path"
+    f"{experiment.data.task!r} has {len(clean.problems):,} for training: of {parts.rows:,} rows "
+    f"{parts.repeated:,} repeat another row, {len(parts.development):,} problems (a tenth, by "
+    f"hash) are kept for development, and {len(clean.overlap.hits):,} repeat an evaluation "
+    f"problem{_in_words(unusable)}; ask for fewer, or add rows to config.data.train_path"
   )
 
 
-def _told(unusable) -> str:
-  """Rows that no problem could be made of, in words."""
+def _in_words(unusable: Mapping[str, int]) -> str:
+  """Rows that no problem could be made of."""
+  if not unusable:
+    return ""
   reasons = [f"{count:,} ({reason})" for reason, count in unusable.items()]
-  return f"; further rows could not be used: {', '.join(reasons)}" if reasons else ""
+  return f"; further rows could not be used: {', '.join(reasons)}"
 
 
 def _problem(example: Example) -> str:

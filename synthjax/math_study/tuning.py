@@ -1,4 +1,4 @@
-"""Every arm of study A tuned alike: the same grid for arms of a kind, on development problems alone.
+"""Every arm of study A tuned alike: one grid for arms of a kind, on development problems alone.
 
 Settings are tried on one cell, whose training problems no cell of the study has. Arms are tuned in
 the order in which they stand on one another: what RFT samples from is the tuned SFT. A trial is a
@@ -6,29 +6,41 @@ training and an evaluation, both of them stages: tuning goes on where it was sto
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from synthjax import files, locks, progress
 from synthjax.data.formats import Example
+from synthjax.data.tokenizers import Tokenizer
+from synthjax.errors import ConfigError
 from synthjax.job import Job
-from synthjax.math_study import arms as study_arms
-from synthjax.math_study import settings, splits
-from synthjax.math_study.arms import Arms, Learn
-from synthjax.math_study.cell import Cell, Policy, open_cell
-from synthjax.math_study.settings import Setting, Tuned
+from synthjax.math_study import arms, marking, settings, splits
+from synthjax.math_study.arm_trainer import ArmTrainer, Choose, Learn, TrainArm
+from synthjax.math_study.arms import Arm
+from synthjax.math_study.cell import Cell, TrainedPolicy, open_cell
+from synthjax.math_study.settings import ArmSetting, Tuned
 
 FILE = "tuned.json"  # in the work folder
 
 
 class _Trial(NamedTuple):
-  setting: Setting
-  policy: Policy
+  setting: ArmSetting
+  policy: TrainedPolicy
   accuracy: float  # on development problems
 
 
-def tuned(job: Job, tokenizer, arms: Sequence[str]) -> dict[str, Tuned]:
-  """The settings of every arm, from `config.study.tuned`, or by tuning into `WORKDIR/tuned.json`; {} where neither is asked for.
+def tuned(
+  job: Job, tokenizer: Tokenizer, names: Sequence[str], train_arm: TrainArm
+) -> dict[str, Tuned]:
+  """The settings of every arm: from `config.study.tuned`, or by tuning into `WORKDIR/tuned.json`.
+
+  Returns {} where the config asks for neither.
+
+  Args:
+    job: of the study.
+    tokenizer: of every policy.
+    names: the arms.
+    train_arm: see `ArmTrainer`.
 
   Raises:
     ConfigError: as `settings.load`.
@@ -38,67 +50,105 @@ def tuned(job: Job, tokenizer, arms: Sequence[str]) -> dict[str, Tuned]:
     return settings.load(study.tuned)
   if not study.tune.problems:
     return {}
-  wanted = dict.fromkeys(["sft", *map(study_arms.tuned_as, arms)])
+  wanted = list(dict.fromkeys(["sft", *(arms.find(name).tuned_as for name in names)]))
   with progress.study([1.0] * len(wanted), f"{job.workdir.name}, tuning, arm") as begin:
-    return _all(job, tokenizer, list(wanted), begin)
+    return _tune(job, tokenizer, wanted, train_arm, begin)
 
 
-def _all(job: Job, tokenizer, wanted, begin) -> dict[str, Tuned]:
-  study = job.experiment.study
-  cell = open_cell(
-    job._replace(workdir=job.workdir / "tune"), tokenizer, study.tune.problems, study.tune.seed
-  )
-  problems = splits.development(job.experiment, study.tune.dev_problems)
-  chooser = _Chooser(cell, problems, wanted, begin)
-  arms = Arms(cell, chooser.choose)
-  for arm in wanted:
-    arms.policy(arm)
+def chosen(cell: Cell, known: Mapping[str, Tuned]) -> Choose:
+  """Trains each arm with its tuned settings, or those of the config where nothing was tuned.
+
+  What is returned raises ConfigError for an arm that was not tuned while others were.
+  """
+
+  def choose(arm: Arm, learn: Learn) -> TrainedPolicy:
+    if not known:
+      return learn(arm.name, settings.of_config(cell.experiment, arm))
+    if arm.tuned_as not in known:
+      raise ConfigError(
+        f"config.study.arms has {arm.name!r}, and the tuned settings know {', '.join(known)}; tune "
+        "it too (config.study.tune), or leave the arm out"
+      )
+    return learn(arm.name, known[arm.tuned_as].setting)
+
+  return choose
+
+
+def _tune(job: Job, tokenizer, wanted: Sequence[str], train_arm, begin) -> dict[str, Tuned]:
+  tune = job.experiment.study.tune
+  folder = job.workdir / "tune"
+  cell = open_cell(job._replace(workdir=folder), tokenizer, tune.problems, tune.seed)
+  problems = splits.development(job.experiment, tune.dev_problems)
+  search = _Search(cell, problems, wanted, begin)
+  trainer = ArmTrainer(cell, train_arm, search.choose)
+  for name in wanted:
+    trainer.policy(name)
   # Starts with other arms may share the work folder: each adds its own.
-  with locks.folder_lock(job.workdir / "tune", "study A, its tuned settings,", patience=60.0):
+  with locks.folder_lock(folder, "study A, its tuned settings,", patience=60.0):
     path = job.workdir / FILE
-    found = settings.load(path) if path.is_file() else {}
-    found |= chooser.found
-    settings.save(path, found, chooser.provenance(job))
-    _write_table(job, chooser.trials)
-  return found
+    known = {}
+    if path.is_file():
+      known = settings.load(path)
+    known |= search.best
+    settings.save(path, known, search.provenance(job))
+    _write_table(job, search.trials)
+  return known
 
 
-class _Chooser:
-  """Tries all settings of an arm and keeps the best."""
+class _Search:
+  """Tries all settings of an arm and keeps the best.
 
-  def __init__(self, cell: Cell, problems: Sequence[Example], wanted: Sequence[str], begin):
-    self.cell, self.problems, self.begin = cell, problems, begin
-    self.wanted = wanted
-    self.found: dict[str, Tuned] = {}
+  Args:
+    cell: that is tuned on.
+    problems: of the development split.
+    wanted: arms that progress counts.
+    begin: is called as each of them begins.
+  """
+
+  def __init__(
+    self,
+    cell: Cell,
+    problems: Sequence[Example],
+    wanted: Sequence[str],
+    begin: Callable[[], None],
+  ):
+    self.cell, self.problems, self.wanted, self.begin = cell, problems, wanted, begin
+    self.best: dict[str, Tuned] = {}
     self.trials: dict[str, list[_Trial]] = {}
 
-  def choose(self, arm: str, learn: Learn) -> Policy:
+  def choose(self, arm: Arm, learn: Learn) -> TrainedPolicy:
     """The policy of the arm's best setting.
 
     The best mean accuracy on development problems wins; of equal ones the first of the grid.
     """
-    if arm in self.wanted:
+    if arm.name in self.wanted:
       self.begin()
     tune = self.cell.study.tune
-    tried = settings.grid(tune, study_arms.kind_of(arm), study_arms.anchored(arm))
+    tried = settings.grid(tune, arm)
     trials = []
     for number, setting in enumerate(tried):
-      policy = learn(f"{arm}_trial{number:02}", setting)
-      marks = self.cell.mark(policy, self.problems, "dev", tune.samples)
-      trials.append(_Trial(setting, policy, float(marks.mean())))
+      policy = learn(f"{arm.name}_trial{number:02}", setting)
+      mark_P = marking.mark(self.cell, policy, self.problems, "dev", tune.samples)
+      trials.append(_Trial(setting, policy, float(mark_P.mean())))
     best = max(trials, key=lambda trial: trial.accuracy)
     edges = settings.edges(best.setting, tried)
-    flops = sum(self.cell.flops(trial.policy.own) for trial in trials)
-    self.trials[arm] = trials
-    self.found[arm] = Tuned(best.setting, best.accuracy, len(trials), edges, flops)
+    self.trials[arm.name] = trials
+    self.best[arm.name] = Tuned(
+      setting=best.setting,
+      accuracy=best.accuracy,
+      trials=len(trials),
+      at_edge=edges,
+      flops=sum(self.cell.flops(trial.policy.own) for trial in trials),
+    )
     note = f" (at the edge of the grid: {', '.join(edges)})" if edges else ""
     progress.say(
-      f"tuned {arm:18} {best.setting}: {100 * best.accuracy:.1f} % of the development problems{note}"
+      f"tuned {arm.name:18} {best.setting}: {100 * best.accuracy:.1f} % of the development "
+      f"problems{note}"
     )
     return best.policy
 
   def provenance(self, job: Job) -> dict:
-    """What the settings were chosen by."""
+    """How the settings were chosen."""
     return {
       "config": job.experiment.name,
       "cell": self.cell.folder.name,
@@ -110,16 +160,24 @@ class _Chooser:
     }
 
 
-def _write_table(job: Job, trials: dict[str, list[_Trial]]) -> None:
+def _write_table(job: Job, trials: Mapping[str, Sequence[_Trial]]) -> None:
   """All trials as a table, the best one of an arm marked."""
   rows = ["arm                 rate     epochs  beta   anchor  accuracy % (development problems)"]
-  for arm, of_arm in trials.items():
+  for name, of_arm in trials.items():
     best = max(of_arm, key=lambda trial: trial.accuracy)
     for trial in of_arm:
-      how = trial.setting
-      mark = " <- chosen" if trial is best else ""
-      rows.append(
-        f"{arm:18}  {how.learning_rate:<7g}  {how.epochs:<6g}  {how.beta:<5g}  {how.nll:<6g}  {100 * trial.accuracy:5.1f}{mark}"
-      )
+      setting = trial.setting
+      cells = [
+        f"{name:18}",
+        f"{setting.learning_rate:<7g}",
+        f"{setting.epochs:<6g}",
+        f"{setting.beta:<5g}",
+        f"{setting.nll:<6g}",
+        f"{100 * trial.accuracy:5.1f}",
+      ]
+      row = "  ".join(cells)
+      if trial is best:
+        row += " <- chosen"
+      rows.append(row)
   with files.replacing(job.workdir / "tune" / "table.txt") as f:
     f.write("\n".join(rows) + "\n")

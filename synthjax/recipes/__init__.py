@@ -1,7 +1,7 @@
 """Recipes: each study as one short file that calls the rooms in order.
 
-A recipe is a module with `run(job)`, the whole study, and where it has such parts `prepare(job)`, the data that training reads, and
-`train(job)`.
+A recipe is a module with `run(job)`, the whole study, and where it has such parts `prepare(job)`,
+the data that training reads, and `train(job)`.
 """
 
 from collections.abc import Callable

@@ -23,10 +23,8 @@ def run(job: Job) -> dict:
   study = job.experiment.credit_phase
   files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
   planes = diagram.planes(study)
-  cells = [PhaseCell(chain, equal_sampling=False) for chain in study.table]
-  cells += [cell for plane in planes for cell in plane.cells.values()]
   with files.Journal(job.workdir / "cells.jsonl", progress.say) as journal:
-    outcomes = _outcomes(job, list(dict.fromkeys(cells)), journal)
+    outcomes = _outcomes(job, _wanted(study, planes), journal)
   gains = {}
   for plane in planes:
     gains[plane.name] = {at: _gain(cell, outcomes) for at, cell in plane.cells.items()}
@@ -40,28 +38,43 @@ def run(job: Job) -> dict:
   return result
 
 
+def _wanted(study, planes) -> list[tuple]:
+  """Every (chain, methods) of the table and the planes, once, in their order."""
+  cells = [PhaseCell(chain, equal_sampling=False) for chain in study.table]
+  for plane in planes:
+    cells += plane.cells.values()
+  wanted: dict[tuple, None] = {}
+  for cell in cells:
+    wanted |= dict.fromkeys(diagram.parts(cell))
+  return list(wanted)
+
+
 def _outcomes(
-  job: Job, cells: list[PhaseCell], journal: files.Journal
+  job: Job, wanted: list[tuple], journal: files.Journal
 ) -> dict[tuple, dict[str, Outcome]]:
   """(chain, methods) -> outcomes, computed where the journal has none with these settings."""
   study, seed = job.experiment.credit_phase, job.experiment.seed
   known = {row["key"]: row["outcomes"] for row in journal.rows}
-  wanted = list(dict.fromkeys(part for cell in cells for part in diagram.parts(cell)))
-  found = {}
+  by_setting = {}
   with progress.bar("credit_phase", len(wanted), "settings") as advance:
     for chain, names in wanted:
       inputs = [dataclasses.asdict(chain), names, dataclasses.asdict(study.tuning), seed]
+      # As the journal has it: JSON knows no tuples.
       key = files.value_hash(json.loads(json.dumps(inputs)))
       if key not in known:
         outcomes = tuning.outcomes(chain, names, study.tuning, seed)
         known[key] = {name: [list(o.chosen), o.success_R] for name, o in outcomes.items()}
         journal.append({"key": key, "chain": dataclasses.asdict(chain), "outcomes": known[key]})
-      found[chain, names] = {
-        name: Outcome(ChosenSetting(*chosen), success_R)
-        for name, (chosen, success_R) in known[key].items()
-      }
+      by_setting[chain, names] = _of_json(known[key])
       advance(1)
-  return found
+  return by_setting
+
+
+def _of_json(rows: dict) -> dict[str, Outcome]:
+  outcomes = {}
+  for name, (chosen, success_R) in rows.items():
+    outcomes[name] = Outcome(ChosenSetting(*chosen), success_R)
+  return outcomes
 
 
 def _gain(cell: PhaseCell, outcomes) -> Gain:

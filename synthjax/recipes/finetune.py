@@ -1,13 +1,14 @@
 """Tokenizer, caches, training, evaluation before and after: the loop that both studies are made of.
 
-Each function is one stage or a group of them, called by `run` in order and by the verbs `cache` (`prepare`), `train` and `evaluate` alone.
+Each function is one stage or a group of them, called by `run` in order and alone by the verbs
+`cache` (`prepare`), `train` and `evaluate`.
 """
 
 import dataclasses
 import itertools
 import json
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from synthjax import files, multihost, overlap, progress, sharding, stages, stats, workfolder
 from synthjax import job as jobs
@@ -21,14 +22,23 @@ from synthjax.job import Job
 from synthjax.train import checkpoint, policies
 from synthjax.verify import extract
 
-_LOOKED_AT = 50  # training documents, before anything is written
+_LOOKED_AT = 50  # training documents whose answers are checked before anything is written
+
+
+class EvaluatedPolicy(NamedTuple):
+  """Which policy is evaluated."""
+
+  checkpoints: str  # folder; "": random parameters
+  step: int | None  # None: the newest
+  identity: Any  # JSON, tells it from others
 
 
 def run(job: Job) -> dict:
   """Runs the whole experiment, skipping what is finished; returns and prints the table.
 
   Raises:
-    DataError, ConfigError, MeshError, CheckpointError, TrainingStopped: see the rooms; running again goes on where it stopped.
+    DataError, ConfigError, MeshError, CheckpointError, TrainingStopped: see the rooms; running
+      again goes on where it stopped.
   """
   scores = {}
   tokenizer, caches = prepare(job)
@@ -45,7 +55,11 @@ def run(job: Job) -> dict:
 
 
 def prepare(job: Job) -> tuple[tokenizers.Tokenizer, dict[pathlib.Path, float]]:
-  """The tokenizer (trained where the config asks for that) and the folders of the training documents with their rates; caches them all."""
+  """Caches all documents, training the tokenizer first where the config asks for that.
+
+  Returns:
+    The tokenizer, and the folders of the training documents with their rates.
+  """
   # What cannot be is known before anything is written.
   sharding.make_layout(job.experiment.mesh)
   jobs.check_start(job.experiment)
@@ -55,14 +69,14 @@ def prepare(job: Job) -> tuple[tokenizers.Tokenizer, dict[pathlib.Path, float]]:
   tokenizer = jobs.tokenizer_of(job)
   if multihost.is_first():
     files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
+  rates = {}
   for (split, source), folder in _caches(job).items():
     corpus = sources.Corpus(source, job.experiment.data, job.experiment.world, tokenizer)
     if split == "train":
       corpus = dataclasses.replace(corpus, left_out=left_out)
+      rates[folder] = source.rate
     cache.cache(corpus, split, folder, job.runner, job.force)
-  return tokenizer, {
-    folder: source.rate for (split, source), folder in _caches(job).items() if split == "train"
-  }
+  return tokenizer, rates
 
 
 def say_what_is_asked(experiment: schema.Experiment) -> None:
@@ -73,35 +87,40 @@ def say_what_is_asked(experiment: schema.Experiment) -> None:
   protocol = protocols.of(experiment)
   if protocol.task != data.task:
     progress.say(
-      f"config.evaluate.protocol {protocol.name!r} asks the test problems of {protocol.task}, not those of "
-      f"config.data.test_path ({data.test_path}); to ask those, leave it out and set config.evaluate.answer"
+      f"config.evaluate.protocol {protocol.name!r} asks the test problems of {protocol.task}, not "
+      f"those of config.data.test_path ({data.test_path}); to ask those, leave it out and set "
+      "config.evaluate.answer"
     )
 
 
 def _check_answers(experiment: schema.Experiment) -> None:
-  """Raises ConfigError where the policy is trained to answer in a form in which its answers are not looked for."""
+  """Raises ConfigError where no training target has an answer that evaluation would find."""
   if experiment.evaluate.protocol or experiment.data.task == "text":
     return
   documents = sources.examples(experiment.data, experiment.world, "train")
-  looked_at = list(itertools.islice((each for each in documents if each.answer), _LOOKED_AT))
+  with_answers = (document for document in documents if document.answer)
+  looked_at = list(itertools.islice(with_answers, _LOOKED_AT))
   mode = protocols.of(experiment).mode
-  if looked_at and not any(extract.extract(each.targets, mode) for each in looked_at):
+  if looked_at and not any(extract.extract(document.targets, mode) for document in looked_at):
     raise ConfigError(
-      f"config.evaluate.answer is {experiment.evaluate.answer!r}: none of the first {len(looked_at)} training "
-      f"targets has an answer there, looked for as {mode!r}; the first one ends {looked_at[0].targets[-40:]!r}; "
-      "name where the answers stand, see synthjax config --explain evaluate.answer"
+      f"config.evaluate.answer is {experiment.evaluate.answer!r}: none of the first "
+      f"{len(looked_at)} training targets has an answer there, looked for as {mode!r}; the first "
+      f"one ends {looked_at[0].targets[-40:]!r}; name where the answers stand, see synthjax config "
+      "--explain evaluate.answer"
     )
 
 
 def _caches(job: Job) -> dict[tuple[str, schema.Source], pathlib.Path]:
   """(split, source) -> its folder, for everything that is cached."""
   data = job.experiment.data
-  train = {
-    ("train", source): job.workdir
-    / (f"cache_train_{number}_{source.task}" if data.mixture else "cache_train")
-    for number, source in enumerate(sources.of_split(data, "train"))
-  }
-  return train | {("test", sources.of_split(data, "test")[0]): job.workdir / "cache_test"}
+  folders = {}
+  for number, source in enumerate(sources.of_split(data, "train")):
+    name = "cache_train"
+    if data.mixture:
+      name = f"cache_train_{number}_{source.task}"
+    folders["train", source] = job.workdir / name
+  folders["test", sources.of_split(data, "test")[0]] = job.workdir / "cache_test"
+  return folders
 
 
 def train(job: Job) -> dict:
@@ -157,64 +176,76 @@ class Trained:
 
 
 def trained(job: Job) -> Trained | None:
-  """The training with the config's settings, in use in `workdir/train` or kept beside it; else the one in use.
+  """The training with the config's settings, in use in `workdir/train` or kept beside it.
 
-  Returns None where nothing was trained.
+  Where there is none it is the one in use; None where nothing was trained.
   """
-  found, wanted = stages.versions(job.workdir / "train"), jobs.settings(job)
-  same = [each for each in found if not _changed(each, wanted)]
-  same.sort(key=lambda each: each.result is None)  # finished ones first
-  chosen = (same or found)[:1]
-  return Trained(chosen[0], wanted) if chosen else None
+  versions, wanted = stages.versions(job.workdir / "train"), jobs.settings(job)
+  same = [version for version in versions if not _changed(version, wanted)]
+  # Finished ones first; `sort` keeps the order of the others.
+  same.sort(key=lambda version: version.result is None)
+  candidates = same or versions
+  if not candidates:
+    return None
+  return Trained(candidates[0], wanted)
 
 
 def _changed(training: stages.Version, wanted: dict) -> str:
-  if training.inputs is None:  # an older synthjax did not write them down
+  # An older synthjax did not write them down.
+  if training.inputs is None:
     return ""
   return workfolder.difference({name: training.inputs.get(name) for name in wanted}, wanted)
 
 
 def evaluate(job: Job, tokenizer: tokenizers.Tokenizer, when: str) -> dict:
-  """Accuracy of the policy that training starts from (`before`: its init, or random parameters) or leaves (`after`).
+  """Accuracy of the policy that training starts from, or of the one that it leaves.
+
+  Args:
+    job: of the training.
+    tokenizer: of the policy.
+    when: `before` (train.init, or random parameters) or `after`.
 
   Raises:
-    DataError: `after`, and nothing was trained. DamagedError: the checkpoint is damaged; an older one is not taken.
+    DataError: `after`, and nothing was trained. DamagedError: the checkpoint is damaged; an older
+      one is not taken.
   """
+  policy = _trained_policy(job) if when == "after" else _start(job)
+  return evaluate_policy(job, tokenizer, f"evaluate_{when}", policy)
+
+
+def _start(job: Job) -> EvaluatedPolicy:
   experiment = job.experiment
-  source = experiment.train.init
-  step = checkpoint.newest_step(source) if source else None
-  policy: Any = jobs.identity(source) or [
-    "random",
-    experiment.seed,
-    workfolder.decisive("model", experiment.model),
-  ]
-  if when == "after":
-    training = trained(job)
-    if training is None or training.step is None:
-      raise files.DataError(
-        f"{job.workdir / 'train'}: nothing was trained here yet; run `synthjax train` first"
-      )
-    source, step = training.checkpoints, training.step
-    policy = {"training": training.version.key, "step": step}
-    progress.say(f"[evaluate_after] {training.describe(step)}")
-  return evaluate_policy(job, tokenizer, f"evaluate_{when}", source, step, policy)
+  init = experiment.train.init
+  if init:
+    return EvaluatedPolicy(init, checkpoint.newest_step(init), jobs.identity(init))
+  identity = ["random", experiment.seed, workfolder.decisive("model", experiment.model)]
+  return EvaluatedPolicy("", None, identity)
+
+
+def _trained_policy(job: Job) -> EvaluatedPolicy:
+  training = trained(job)
+  if training is None or training.step is None:
+    raise files.DataError(
+      f"{job.workdir / 'train'}: nothing was trained here yet; run `synthjax train` first"
+    )
+  progress.say(f"[evaluate_after] {training.describe(training.step)}")
+  identity = {"training": training.version.key, "step": training.step}
+  return EvaluatedPolicy(training.checkpoints, training.step, identity)
 
 
 def evaluate_policy(
-  job: Job, tokenizer: tokenizers.Tokenizer, stage: str, source: str, step: int | None, policy: Any
+  job: Job, tokenizer: tokenizers.Tokenizer, stage: str, policy: EvaluatedPolicy
 ) -> dict:
-  """Accuracy of the policy `source`, a folder of checkpoints, at a step, as a stage; `policy` (JSON) tells it from others."""
+  """Accuracy of a policy on the config's test problems, as a stage."""
   experiment = job.experiment
 
   def work(folder: pathlib.Path) -> dict:
-    model, params, loaded = jobs.load_policy(experiment, tokenizer, source, step)
-    return {
-      **evaluate_lib.evaluate(model, params, tokenizer, experiment, folder),
-      "checkpoint_step": loaded,
-    }
+    model, params, step = jobs.load_policy(experiment, tokenizer, policy.checkpoints, policy.step)
+    scored = evaluate_lib.evaluate(model, params, tokenizer, experiment, folder)
+    return {**scored, "checkpoint_step": step}
 
   inputs = {
-    "policy": policy,
+    "policy": policy.identity,
     "tokenizer": tokenizer.fingerprint,
     "seed": experiment.seed,
     "evaluate": workfolder.decisive("evaluate", experiment.evaluate),
@@ -226,27 +257,28 @@ def evaluate_policy(
 
 
 def watch(job: Job, tokenizer: tokenizers.Tokenizer, name: str) -> list[dict]:
-  """Scores every checkpoint of `workdir/train` once, while another process writes them, until that training has finished."""
+  """Scores every checkpoint of `workdir/train` once, while another process writes them.
+
+  Ends when that training has finished.
+  """
   experiment = job.experiment
-  checkpoints, out = (
-    job.workdir / "train/checkpoints",
-    job.workdir / "watch" / (name or protocols.of(experiment).name),
-  )
+  checkpoints = job.workdir / "train/checkpoints"
+  name = name or protocols.of(experiment).name
   inputs = {
     "training": jobs.settings(job),
     "evaluate": workfolder.decisive("evaluate", experiment.evaluate),
     "test": evaluate_lib.fingerprint(experiment),
   }
 
-  def one(step: int, folder: pathlib.Path) -> dict:
+  def score_step(step: int, folder: pathlib.Path) -> dict:
     model, params, _ = jobs.load_policy(experiment, tokenizer, str(checkpoints), step)
     return evaluate_lib.evaluate(model, params, tokenizer, experiment, folder)
 
   return watch_lib.watch(
     checkpoints,
-    out,
+    job.workdir / "watch" / name,
     json.loads(json.dumps(inputs)),
-    one,
+    score_step,
     (job.workdir / "train/manifest.json").exists,
   )
 
@@ -257,36 +289,53 @@ def table(job: Job, result: dict) -> str:
   lines = [""]
   if scores:
     lines += [
-      f"{job.experiment.name}: {job.experiment.data.task}, {scores['after']['problems']:,} test problems",
+      f"{job.experiment.name}: {job.experiment.data.task}, {scores['after']['problems']:,} test "
+      "problems",
       f"{'':8} {'accuracy':>22} {'undecided':>10} {'truncated':>10}   steps",
     ]
   for when, scored in scores.items():
-    shown = f"{stats.percent(scored['accuracy'], scored['standard_error'], scored['problems'])} %"
-    judged = scored.get("steps", {})
-    steps = ", ".join(
-      f"{100 * n / sum(judged.values()):.1f} % {name}" for name, n in judged.items()
-    )
-    lines.append(
-      f"{when:8} {shown:>22} {sum(scored['undecided'].values()):>10} {scored['truncated']:>10}   {steps}"
-    )
+    lines.append(_score_line(when, scored))
   if len(scores) == 2:
-    change = score.compare(
-      job.workdir / "evaluate_before/responses.jsonl",
-      job.workdir / "evaluate_after/responses.jsonl",
-    )
-    lines.append(
-      f"change   {100 * change['difference']:+.1f} ± {100 * change['standard_error']:.1f} points, paired over the same problems"
-    )
-  train = result["train"]
-  held_out = f"; held-out loss {train['eval_loss']:.4f}" if train["eval_loss"] is not None else ""
+    lines.append(_change_line(job.workdir))
+  lines.append(_loss_line(result["train"]))
+  responses = ""
+  if "after" in result:
+    responses = ", evaluate_after/responses.jsonl"
   lines.append(
-    f"loss {train['loss']:.4f} after {train['steps']:,} steps and {train['tokens']:,} target tokens{held_out}"
-  )
-  responses = ", evaluate_after/responses.jsonl" if "after" in result else ""
-  lines.append(
-    f"everything is in {job.workdir}: results.json, train/checkpoints, train/metrics.jsonl{responses}"
+    f"everything is in {job.workdir}: results.json, train/checkpoints, train/metrics.jsonl"
+    f"{responses}"
   )
   return "\n".join(lines)
+
+
+def _score_line(when: str, scored: dict) -> str:
+  accuracy = stats.percent(scored["accuracy"], scored["standard_error"], scored["problems"])
+  judged = scored.get("steps", {})
+  shares = [f"{100 * n / sum(judged.values()):.1f} % {name}" for name, n in judged.items()]
+  undecided = sum(scored["undecided"].values())
+  return (
+    f"{when:8} {f'{accuracy} %':>22} {undecided:>10} {scored['truncated']:>10}   "
+    f"{', '.join(shares)}"
+  )
+
+
+def _change_line(workdir: pathlib.Path) -> str:
+  change = score.compare(
+    workdir / "evaluate_before/responses.jsonl", workdir / "evaluate_after/responses.jsonl"
+  )
+  return (
+    f"change   {100 * change['difference']:+.1f} ± {100 * change['standard_error']:.1f} points, "
+    "paired over the same problems"
+  )
+
+
+def _loss_line(train: dict) -> str:
+  line = (
+    f"loss {train['loss']:.4f} after {train['steps']:,} steps and {train['tokens']:,} target tokens"
+  )
+  if train["eval_loss"] is None:
+    return line
+  return f"{line}; held-out loss {train['eval_loss']:.4f}"
 
 
 def _training(job: Job) -> dict:

@@ -5,6 +5,7 @@ The reference's log-probs are computed once, then DPO or one of its relatives is
 
 import dataclasses
 import functools
+import pathlib
 
 from synthjax import files, multihost, overlap, progress, records, stages
 from synthjax import job as jobs
@@ -25,11 +26,9 @@ def run(job: Job) -> dict:
       ConfigError: see the rooms.
   """
   tokenizer, plan = _begin(job)
-  scores = (
-    {"before": finetune.evaluate(job, tokenizer, "before")}
-    if job.experiment.evaluate.before
-    else {}
-  )
+  scores = {}
+  if job.experiment.evaluate.before:
+    scores["before"] = finetune.evaluate(job, tokenizer, "before")
   trained = _train(job, tokenizer, plan)
   result = {"train": trained, **scores, "after": finetune.evaluate(job, tokenizer, "after")}
   if multihost.is_first():
@@ -43,33 +42,34 @@ def train(job: Job) -> dict:
   return _train(job, *_begin(job))
 
 
-def _begin(job) -> tuple[tokenizers.Tokenizer, trees.TreePlan | None]:
-  """The tokenizer and the rows of pairs, None where the training is finished.
+def _begin(job: Job) -> tuple[tokenizers.Tokenizer, trees.TreePlan | None]:
+  """The tokenizer and the packed pairs, None where the training is finished.
 
   Pairs that cannot be used are known here, before a stage begins.
   """
   experiment = job.experiment
   if not experiment.objective.pairs or not experiment.train.init:
     raise files.DataError(
-      "recipe 'preference' needs config.objective.pairs (JSONL of pairs) and config.train.init (the "
-      "policy that is trained, and the reference)"
+      "recipe 'preference' needs config.objective.pairs (JSONL of pairs) and config.train.init "
+      "(the policy that is trained, and the reference)"
     )
   jobs.check_start(experiment)
   tokenizer = jobs.tokenizer_of(job)
-  done = (
-    stages.finished(job.workdir / "train", _inputs(job, tokenizer), jobs.is_whole) and not job.force
-  )
-  plan = None if done else _plan(job, tokenizer)
+  plan = None
+  done = stages.finished(job.workdir / "train", _inputs(job, tokenizer), jobs.is_whole)
+  if job.force or not done:
+    plan = _plan(job, tokenizer)
   if multihost.is_first():
     files.write_json(job.workdir / "config.json", dataclasses.asdict(experiment))
   return tokenizer, plan
 
 
-def _inputs(job, tokenizer) -> dict:
-  return {**jobs.settings(job), "made_of": _made_of(job, tokenizer)}
+def _inputs(job: Job, tokenizer: tokenizers.Tokenizer) -> dict:
+  # The key is persisted.
+  return {**jobs.settings(job), "made_of": _provenance(job, tokenizer)}
 
 
-def _train(job, tokenizer, plan) -> dict:
+def _train(job: Job, tokenizer: tokenizers.Tokenizer, plan: trees.TreePlan | None) -> dict:
   return stages.run(
     job.workdir / "train",
     _inputs(job, tokenizer),
@@ -80,20 +80,25 @@ def _train(job, tokenizer, plan) -> dict:
   )
 
 
-def _plan(job, tokenizer) -> trees.TreePlan:
+def _plan(job: Job, tokenizer: tokenizers.Tokenizer) -> trees.TreePlan:
+  """Packs the pairs.
+
+  Raises:
+    DataError: as `_trees`; none fits a sequence, or the loss would train none of them.
+  """
   objective, length = job.experiment.objective, job.experiment.data.seq_len
   plan = trees.plan(_trees(job, tokenizer), length, splittable=False)
   left_out = len(plan.too_long)
   if not plan.rows:
     raise files.DataError(
-      f"{objective.pairs}: no pair fits a row of data.seq_len={length} tokens "
+      f"{objective.pairs}: no pair fits a sequence of data.seq_len={length} tokens "
       f"({left_out} are longer)"
     )
   _check_trains(plan, objective)
   pairs = sum(map(len, plan.rows))
   progress.say(
-    f"{pairs + left_out:,} pairs in {len(plan.rows):,} rows, {100 * plan.fill:.1f} % full; "
-    f"{left_out} longer than a row and left out"
+    f"{pairs + left_out:,} pairs in {len(plan.rows):,} sequences, {100 * plan.fill:.1f} % full; "
+    f"{left_out} longer than a sequence and left out"
   )
   return plan
 
@@ -108,7 +113,7 @@ def _trees(job: Job, tokenizer: tokenizers.Tokenizer) -> list[trees.Node]:
   objective = job.experiment.objective
   numbered = dict(enumerate(records.read(Pair, objective.pairs), 1))
   if not numbered:
-    raise files.DataError(f"{objective.pairs}: the file holds no pair; expected one a row")
+    raise files.DataError(f"{objective.pairs}: the file holds no pair; expected one a line")
   for number in overlap.of_pairs(job.experiment, job.workdir, numbered):
     del numbered[number]
   pairs = list(numbered.values())
@@ -123,14 +128,17 @@ def _trees(job: Job, tokenizer: tokenizers.Tokenizer) -> list[trees.Node]:
       roots.append(_tree(pair, number, objective, tokenizer))
     except files.DataError as e:
       raise files.DataError(f"{objective.pairs}: {e}") from e
-  if _more_predicted(objective) == "mismatched responses":
+  if _also_predicted(objective) == "mismatched responses":
     return pair_trees.with_mismatched(roots, pairs)
-  if _more_predicted(objective) == "prompts":
+  if _also_predicted(objective) == "prompts":
     return [pair_trees.with_predicted_prompt(root) for root in roots]
   return roots
 
 
-def _tree(pair: Pair, number: int, objective: Objective, tokenizer) -> trees.Node:
+def _tree(
+  pair: Pair, number: int, objective: Objective, tokenizer: tokenizers.Tokenizer
+) -> trees.Node:
+  """A pair as a tree. Raises DataError where the loss needs step values and it has none."""
   if objective.loss in ADVANTAGE_LOSSES and not pair_trees.has_advantages(pair):
     raise files.DataError(
       f"{pair_trees.describe(pair, number)} has no step values, and loss {objective.loss!r} trains "
@@ -141,7 +149,7 @@ def _tree(pair: Pair, number: int, objective: Objective, tokenizer) -> trees.Nod
   return pair_trees.tree_of(tokens, weighted=objective.loss == "step_dpo")
 
 
-def _more_predicted(objective: Objective) -> str:
+def _also_predicted(objective: Objective) -> str:
   """What the loss reads log-probs of besides the two sides of a pair."""
   if objective.loss == "kto" and objective.preference.kto_reference == "mismatched":
     return "mismatched responses"
@@ -179,19 +187,25 @@ def _trains(step: trees.Node, objective: Objective) -> bool:
   return True
 
 
-def _work(job, tokenizer, plan, folder) -> dict:
+def _work(
+  job: Job, tokenizer: tokenizers.Tokenizer, plan: trees.TreePlan | None, folder: pathlib.Path
+) -> dict:
+  """The reference's log-probs, then the training."""
   experiment = job.experiment
   cfg, length = experiment.train, experiment.data.seq_len
-  alone, params, _ = jobs.load_policy(experiment, tokenizer, cfg.init)
+  # There is one wherever the stage is not finished, see `_begin`.
+  assert plan is not None
+  model, params, _ = jobs.load_policy(experiment, tokenizer, cfg.init)
   reference = preference.reference_sums(
-    alone,
+    model,
     params,
     plan.rows,
     cfg.batch_size,
     length,
     experiment.objective.reference or job.workdir / "reference",
-    _made_of(job, tokenizer),
+    _provenance(job, tokenizer),
   )
+  # They are loaded once more, sharded, by the training.
   del params
   about_tokenizer = tokenizers.info(tokenizer)
   earlier = jobs.earlier_trainings(job, folder, _inputs(job, tokenizer))
@@ -199,10 +213,11 @@ def _work(job, tokenizer, plan, folder) -> dict:
   return {**dataclasses.asdict(result), "pairs_left_out": len(plan.too_long)}
 
 
-def _made_of(job: Job, tokenizer) -> dict[str, str]:
+def _provenance(job: Job, tokenizer: tokenizers.Tokenizer) -> dict[str, str]:
+  """What the reference's log-probs depend on."""
   experiment = job.experiment
   data = [files.file_hash(experiment.objective.pairs), experiment.data.seq_len]
-  if more := _more_predicted(experiment.objective):
+  if more := _also_predicted(experiment.objective):
     data.append(more)
   return {
     "checkpoint": jobs.identity(experiment.train.init),

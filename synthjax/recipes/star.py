@@ -1,16 +1,19 @@
-"""The star graph (Bachmann & Nagarajan 2024): SFT falls into a shortcut; what step values see of it, and what trains a policy out of it.
+"""The star graph (Bachmann & Nagarajan 2024): a shortcut of SFT, and ways to train out of it.
 
-For every G(d, l, n): SFT from random parameters on whole paths. The shortcut is right with probability 1 / d: the first node is a guess,
-each other one follows from the one before. On the first graph: Monte-Carlo values against the shortcut's exact ones, then attempts to break
-it with exact advantages (`config.star.attempts`), each from the early or the late SFT policy.
+For every G(d, l, n) SFT from random parameters learns whole paths. The shortcut is correct with
+probability 1 / d: the first node is a guess, each other one follows from the one before. On the
+first graph Monte-Carlo values are compared with the shortcut's exact ones, then attempts to break
+it are trained with exact advantages (`config.star.attempts`), each from the early or the late SFT
+policy. Policies are trained by study A's functions, arms are entries of its registry.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from synthjax import files, progress, stats
 from synthjax.config import schema
@@ -20,15 +23,26 @@ from synthjax.credit import values
 from synthjax.credit.pairs import Samples, ValuedTrace
 from synthjax.credit.traces import Judge, PromptedTrace, SampledTrace
 from synthjax.data.formats import Example
-from synthjax.data.tokenizers import Words
+from synthjax.data.tokenizers import Tokenizer, Words
 from synthjax.job import Job
-from synthjax.math_study import preference_data
-from synthjax.math_study.cell import Cell, Cost, Policy, Solution, engine_of
-from synthjax.records import Ids, Verdict
+from synthjax.math_study import preference_data, training
+from synthjax.math_study.arms import ARMS, TraceTrees
+from synthjax.math_study.cell import Cell, Cost, Solution, TrainedPolicy
+from synthjax.math_study.sampling import engine_of
+from synthjax.math_study.training import PreferenceTraining
+from synthjax.records import Ids, StepValue, Verdict
 from synthjax.rollout.requests import Request, Sample
 from synthjax.verify import pool
 from synthjax.verify.policy import POLICIES
 from synthjax.worlds import star
+
+# Names of config.star.attempts as arms of study A.
+_ARMS = {
+  "step_dpo": ARMS["step_dpo.branch"],
+  "weighted": ARMS["step_dpo.weighted"],
+  "awr": ARMS["awr"],
+  "filtered_sft": ARMS["filtered_sft"],
+}
 
 
 class Lab(NamedTuple):
@@ -42,26 +56,22 @@ class Lab(NamedTuple):
   def study(self) -> schema.StarStudy:
     return self.cell.experiment.star
 
+  @property
+  def explored(self) -> tuple[Example, ...]:
+    return self.cell.problems[self.study.problems :]
+
 
 def run(job: Job) -> dict:
   """Trains, values and tries; writes results.json and table.txt. Finished stages are skipped."""
   study = job.experiment.star
   files.write_json(job.workdir / "config.json", dataclasses.asdict(job.experiment))
   labs = [_open(job, graph) for graph in study.graphs]
-  shortcut = [
-    {
-      "arms": lab.graph.arms,
-      "length": lab.graph.length,
-      "labels": lab.graph.labels,
-      **_score(lab, _sft(lab, early=False)),
-    }
-    for lab in labs
-  ]
+  first = labs[0]
   result = {
-    "sft": shortcut,
-    "early": _score(labs[0], _sft(labs[0], early=True)),
-    "values": _values(labs[0]),
-    "attempts": [_attempt(job, labs[0], attempt) for attempt in study.attempts],
+    "sft": [_sft_row(lab) for lab in labs],
+    "early": _score(first, _sft(first, early=True)),
+    "values": _values(first),
+    "attempts": [_attempt(job, first, attempt) for attempt in study.attempts],
   }
   files.write_json(job.workdir / "results.json", result)
   text = _table(result)
@@ -84,105 +94,126 @@ def words_of(job: Job, name: str) -> tuple[schema.Experiment, Words]:
       if folder.name == name:
         return experiment, Words(star.vocabulary(graph))
   raise files.DataError(
-    f"{job.workdir / name}: config.star.graphs has no graph of that folder; give the config that trained it"
+    f"{job.workdir / name}: config.star.graphs has no graph of that folder; give the config that "
+    "trained it"
   )
 
 
 def _open(job: Job, graph: Star, d_model: int = 0) -> Lab:
-  """The graph's problems and words; the model is the config's, or as wide as said."""
+  """The graph's problems and words; the model is the config's, or `d_model` wide."""
   experiment, folder = _placed(job, graph, d_model)
   study = experiment.star
-  words, seeded = (
-    Words(star.vocabulary(graph)),
-    dataclasses.replace(graph, seed=graph.seed + experiment.seed),
+  words = Words(star.vocabulary(graph))
+  seeded = dataclasses.replace(graph, seed=graph.seed + experiment.seed)
+  problems = _examples(seeded, "train", study.problems + study.explored)
+  answers = {problem.id: problem.answer for problem in problems}
+  judge = Judge(answers, "whole", words, pool.shared(POLICIES["strict"]))
+  cell = Cell(
+    experiment=experiment,
+    folder=folder,
+    tokenizer=words,
+    problems=tuple(problems),
+    judge=judge,
   )
-  training = _examples(seeded, "train", study.problems + study.explored)
-  judge = Judge({p.id: p.answer for p in training}, "whole", words, pool.shared(POLICIES["strict"]))
-  return Lab(
-    Cell(experiment, folder, words, tuple(training), judge),
-    graph,
-    _examples(seeded, "test", study.test_problems),
-  )
+  return Lab(cell, graph, _examples(seeded, "test", study.test_problems))
 
 
 def _placed(job: Job, graph: Star, d_model: int) -> tuple[schema.Experiment, pathlib.Path]:
-  """The config with its model as wide as said (0: as it is), and the folder of the graph's policies."""
+  """The config with a model of this width (0: as it is), and the folder of the graph's policies."""
   experiment = job.experiment
   folder = job.workdir / f"d{graph.arms}_l{graph.length}_n{graph.labels}"
-  if d_model:
-    folder = folder.with_name(f"{folder.name}_w{d_model}")
-    heads = max(1, d_model // experiment.model.head_dim)
-    experiment = dataclasses.replace(
-      experiment,
-      model=dataclasses.replace(
-        experiment.model, d_model=d_model, mlp_dim=4 * d_model, heads=heads, kv_heads=heads
-      ),
-    )
-  return experiment, folder
+  if not d_model:
+    return experiment, folder
+  heads = max(1, d_model // experiment.model.head_dim)
+  model = dataclasses.replace(
+    experiment.model, d_model=d_model, mlp_dim=4 * d_model, heads=heads, kv_heads=heads
+  )
+  wide = dataclasses.replace(experiment, model=model)
+  return wide, folder.with_name(f"{folder.name}_w{d_model}")
 
 
 def _examples(graph: Star, split: str, count: int) -> list[Example]:
-  return [
-    Example(p.id, p.question, p.answer, p.answer, "", p.question)
-    for p in star.problems(graph, split, count)
-  ]
+  examples = []
+  for problem in star.problems(graph, split, count):
+    examples.append(
+      Example(
+        id=problem.id,
+        inputs=problem.question,
+        targets=problem.answer,
+        answer=problem.answer,
+        question=problem.question,
+      )
+    )
+  return examples
 
 
-def _sft(lab: Lab, early: bool) -> Policy:
+def _sft(lab: Lab, early: bool) -> TrainedPolicy:
   """On whole paths, from random parameters."""
-  cfg, words = lab.cell.experiment.train, lab.cell.tokenizer
-  solutions = [
-    Solution(p.id, tuple(words.encode(p.targets))) for p in lab.cell.problems[: lab.study.problems]
-  ]
-  cfg = dataclasses.replace(cfg, steps=lab.study.early_steps) if early else cfg
-  return lab.cell.by_likelihood("sft_early" if early else "sft", solutions, cfg, None, Cost())
+  cfg, name = lab.cell.experiment.train, "sft"
+  if early:
+    cfg, name = dataclasses.replace(cfg, steps=lab.study.early_steps), "sft_early"
+  solutions = []
+  for problem in lab.cell.problems[: lab.study.problems]:
+    solutions.append(Solution(problem.id, tuple(lab.cell.tokenizer.encode(problem.targets))))
+  return training.by_likelihood(lab.cell, name, solutions, cfg, start=None, cost=Cost())
 
 
-def _sampled(
-  lab: Lab, policy: Policy, problems: Sequence[Example], n: int, temperature: float
+def _sample(
+  lab: Lab, policy: TrainedPolicy, problems: Sequence[Example], n: int, temperature: float
 ) -> dict[str, tuple[Sample, ...]]:
   """Problem id -> n samples."""
-  engine = engine_of(lab.cell.experiment, lab.cell.tokenizer, policy.checkpoints, policy.identity)
-  how = Sampling(max_tokens=lab.graph.length + 2, temperature=temperature)
-  requests = [
-    Request(
-      p.id,
-      prompt_ids=tuple(lab.cell.tokenizer.encode(p.inputs)),
-      sampling=how,
-      n=n,
-      seed=lab.cell.experiment.seed,
+  engine = engine_of(lab.cell.experiment, lab.cell.tokenizer, policy)
+  requests = []
+  for problem in problems:
+    requests.append(
+      Request(
+        problem.id,
+        prompt_ids=tuple(lab.cell.tokenizer.encode(problem.inputs)),
+        sampling=_sampling(lab, temperature),
+        n=n,
+        seed=lab.cell.experiment.seed,
+      )
     )
-    for p in problems
-  ]
-  found = {result.id: result for result in engine.generate(requests)}
-  if errors := [result for result in found.values() if result.error]:
-    raise files.DataError(f"problem {errors[0].id!r} could not be sampled: {errors[0].error}")
-  return {name: result.samples for name, result in found.items()}
+  samples = {}
+  for result in engine.generate(requests):
+    if result.error:
+      raise files.DataError(f"problem {result.id!r} could not be sampled: {result.error}")
+    samples[result.id] = result.samples
+  return samples
 
 
-def _score(lab: Lab, policy: Policy) -> dict:
-  """Greedy answers to test problems: whole paths, first nodes, and walks along an arm from the centre to its end, whichever arm."""
+def _sampling(lab: Lab, temperature: float) -> Sampling:
+  # A path, end-of-text, and one more: a path that is too long must not look like a whole one.
+  return Sampling(max_tokens=lab.graph.length + 2, temperature=temperature)
+
+
+def _sft_row(lab: Lab) -> dict:
+  graph = lab.graph
+  shape = {"arms": graph.arms, "length": graph.length, "labels": graph.labels}
+  return {**shape, **_score(lab, _sft(lab, early=False))}
+
+
+def _score(lab: Lab, policy: TrainedPolicy) -> dict:
+  """Greedy answers to test problems: whole paths, first nodes, and walks along any arm."""
 
   def work(folder: pathlib.Path) -> dict:
-    answers = _sampled(lab, policy, lab.test, 1, 0.0)
-    texts = {p.id: (p, answers[p.id][0].text) for p in lab.test}
-    files.write_jsonl(
-      folder / "responses.jsonl",
-      ({"id": name, "question": p.question, "text": text} for name, (p, text) in texts.items()),
-    )
-    right, error = stats.mean([text == p.answer for p, text in texts.values()])
-    first, first_error = stats.mean(
-      [text.split()[:1] == p.answer.split()[:1] for p, text in texts.values()]
-    )
-    walks = stats.mean(
-      [_walks(p.question, text.split(), lab.graph.length) for p, text in texts.values()]
-    )[0]
+    answers = _sample(lab, policy, lab.test, 1, 0.0)
+    rows, whole, first, walks = [], [], [], []
+    for problem in lab.test:
+      text = answers[problem.id][0].text
+      rows.append({"id": problem.id, "question": problem.question, "text": text})
+      whole.append(text == problem.answer)
+      first.append(text.split()[:1] == problem.answer.split()[:1])
+      walks.append(_walks(problem.question, text.split(), lab.graph.length))
+    files.write_jsonl(folder / "responses.jsonl", rows)
+    accuracy, error = stats.mean(whole)
+    of_first, error_of_first = stats.mean(first)
     return {
-      "accuracy": right,
+      "accuracy": accuracy,
       "standard_error": error,
-      "first": first,
-      "first_standard_error": first_error,
-      "walks": walks,
+      "first": of_first,
+      "first_standard_error": error_of_first,
+      "walks": stats.mean(walks)[0],
     }
 
   inputs = [policy.identity, files.value_hash([[p.id, p.answer] for p in lab.test])]
@@ -190,77 +221,82 @@ def _score(lab: Lab, policy: Policy) -> dict:
 
 
 def _walks(question: str, nodes: Sequence[str], length: int) -> bool:
+  """Whether nodes are a walk along an arm from the centre to its end, whichever arm."""
   graph = star.parse(question)
-  return len(nodes) == length and set(itertools.pairwise([graph.centre, *nodes])) <= set(
-    graph.edges
-  )
+  edges = set(itertools.pairwise([graph.centre, *nodes]))
+  return len(nodes) == length and edges <= set(graph.edges)
+
+
+class _Estimate(NamedTuple):
+  """A Monte-Carlo value beside the exact one."""
+
+  estimate: float
+  exact: float
+  covered: bool  # by the 95 % interval of the estimate
 
 
 def _values(lab: Lab) -> dict:
-  """Monte-Carlo values of the late SFT policy's traces beside the exact values of the shortcut, by number of steps in the prefix."""
+  """Monte-Carlo and exact values of the late SFT policy's traces, by steps in the prefix."""
   policy, study = _sft(lab, early=False), lab.study
-  problems = {p.id: p for p in lab.cell.problems[study.problems :][: study.valued]}
+  inputs = [policy.identity, study.valued, study.rollouts]
+  return lab.cell.stage("values", inputs, functools.partial(_compare_values, lab, policy))
+
+
+def _compare_values(lab: Lab, policy: TrainedPolicy, folder: pathlib.Path) -> dict:
+  problems = {problem.id: problem for problem in lab.explored[: lab.study.valued]}
   words = lab.cell.tokenizer
 
   def judge(name: str, given_ids: Ids, sample: Sample) -> Verdict:
     return _verdict(words.decode([*given_ids, *sample.ids]) == problems[name].answer)
 
-  def work(folder: pathlib.Path) -> dict:
-    drawn = {
-      name: samples[0]
-      for name, samples in _sampled(lab, policy, list(problems.values()), 1, 1.0).items()
-    }
-    traces = []
-    for name, sample in drawn.items():
-      trace = SampledTrace(
-        problem_id=name,
-        text=sample.text,
-        steps=tuple((i,) for i in sample.ids),
-        verdict=_verdict(sample.text == problems[name].answer),
-        complete=sample.finish == "stop",
-      )
-      traces.append(PromptedTrace(tuple(words.encode(problems[name].inputs)), trace))
-    engine = engine_of(lab.cell.experiment, words, policy.checkpoints, policy.identity)
-    cfg = ValueConfig(
-      rollouts=study.rollouts,
-      block=study.rollouts,
-      sampling=Sampling(max_tokens=lab.graph.length + 2, temperature=1.0),
-    )
-    rows = [
-      row
-      for of_trace in values.estimate(traces, engine.generate, judge, cfg).values
-      for row in of_trace
-      if row.n
-    ]
-    found: dict[int, list[tuple[float, float, bool]]] = {}
+  samples = _sample(lab, policy, list(problems.values()), 1, 1.0)
+  traces = [_prompted(words, problems[name], given[0]) for name, given in samples.items()]
+  cfg = ValueConfig(
+    rollouts=lab.study.rollouts, block=lab.study.rollouts, sampling=_sampling(lab, 1.0)
+  )
+  engine = engine_of(lab.cell.experiment, words, policy)
+  by_step: dict[int, list[_Estimate]] = {}
+  for rows in values.estimate(traces, engine.generate, judge, cfg).values:
     for row in rows:
-      p = problems[row.problem_id]
-      exact = star.exact_value(
-        p.question, drawn[p.id].text.split()[: row.step], star.shortcut(p.question)
-      )
-      low, high = stats.wilson(row.c / row.n, row.n)
-      found.setdefault(row.step, []).append(
-        (row.c / row.n, exact, low - 1e-9 <= exact <= high + 1e-9)
-      )
-    means = {
-      step: [math.fsum(column) / len(of_step) for column in zip(*of_step)]
-      for step, of_step in found.items()
-    }
-    return {
-      str(step): {
-        "prefixes": len(found[step]),
-        "estimate": means[step][0],
-        "exact": means[step][1],
-        "covered": means[step][2],
-      }
-      for step in sorted(found)
-    }
-
-  return lab.cell.stage("values", [policy.identity, study.valued, study.rollouts], work)
+      if row.n:
+        nodes = samples[row.problem_id][0].text.split()[: row.step]
+        estimate = _beside_exact(problems[row.problem_id].question, nodes, row)
+        by_step.setdefault(row.step, []).append(estimate)
+  return {str(step): _mean_of(by_step[step]) for step in sorted(by_step)}
 
 
-def _verdict(right: bool) -> Verdict:
-  return Verdict("equal" if right else "different")
+def _prompted(words: Tokenizer, problem: Example, sample: Sample) -> PromptedTrace:
+  """A sampled path; every node is a step."""
+  trace = SampledTrace(
+    problem_id=problem.id,
+    text=sample.text,
+    steps=tuple((i,) for i in sample.ids),
+    verdict=_verdict(sample.text == problem.answer),
+    complete=sample.finish == "stop",
+  )
+  return PromptedTrace(tuple(words.encode(problem.inputs)), trace)
+
+
+def _beside_exact(question: str, nodes: Sequence[str], row: StepValue) -> _Estimate:
+  exact = star.exact_value(question, nodes, star.shortcut(question))
+  estimate = row.c / row.n
+  low, high = stats.wilson(estimate, row.n)
+  # An exact 0 or 1 lies on the end of its interval, but for rounding.
+  return _Estimate(estimate, exact, low - 1e-9 <= exact <= high + 1e-9)
+
+
+def _mean_of(estimates: Sequence[_Estimate]) -> dict:
+  count = len(estimates)
+  return {
+    "prefixes": count,
+    "estimate": math.fsum(e.estimate for e in estimates) / count,
+    "exact": math.fsum(e.exact for e in estimates) / count,
+    "covered": math.fsum(e.covered for e in estimates) / count,
+  }
+
+
+def _verdict(correct: bool) -> Verdict:
+  return Verdict("equal" if correct else "different")
 
 
 def _attempt(job: Job, lab: Lab, attempt: schema.Attempt) -> dict:
@@ -270,93 +306,94 @@ def _attempt(job: Job, lab: Lab, attempt: schema.Attempt) -> dict:
   policy = _sft(lab, attempt.early)
   before = _score(lab, policy)
   for number in range(1, attempt.rounds + 1):
-    explored = lab.cell.problems[lab.study.problems :]
-    sampled = _sampled(lab, policy, explored, lab.study.samples, attempt.temperature)
-    samples = [_valued(lab, p, sampled[p.id]) for p in explored]
-    policy = _trained(
-      lab, attempt.arm, f"{attempt.name}*{number}" if number > 1 else attempt.name, policy, samples
-    )
+    name = f"{attempt.name}*{number}" if number > 1 else attempt.name
+    policy = _round(lab, attempt, name, policy)
   return {**dataclasses.asdict(attempt), "before": before, "after": _score(lab, policy)}
 
 
-def _valued(lab: Lab, problem: Example, sampled: Sequence[Sample]) -> Samples:
-  """A problem's samples with the shortcut's exact values; from a prefix on the path its rest is the one right continuation."""
+def _round(lab: Lab, attempt: schema.Attempt, name: str, start: TrainedPolicy) -> TrainedPolicy:
+  """Samples a policy and trains it on its samples by an arm of study A, with exact values."""
+  cell, arm = lab.cell, _ARMS[attempt.arm]
+  samples = _sample(lab, start, lab.explored, lab.study.samples, attempt.temperature)
+  valued = [_valued(lab, problem, samples[problem.id]) for problem in lab.explored]
+  task = PreferenceTraining(
+    roots=preference_data.trees_of(cell, arm, name, valued, cell.study.pairs),
+    objective=training.objective_of(arm, cell.experiment.objective),
+    train=cell.study.preference,
+    start=start,
+    cost=Cost(),
+    splittable=isinstance(arm.data, TraceTrees),
+  )
+  return training.by_preference(cell, name, task)
+
+
+def _valued(lab: Lab, problem: Example, samples: Sequence[Sample]) -> Samples:
+  """A problem's samples with the shortcut's exact values.
+
+  From a prefix on the path, the rest of the path is the one correct continuation.
+  """
   words, follow = lab.cell.tokenizer, star.shortcut(problem.question)
-  path, traces = problem.answer.split(), []
-  for sample in sampled:
-    nodes, right, complete = (
-      sample.text.split(),
-      sample.text == problem.answer,
-      sample.finish == "stop",
-    )
+  path = problem.answer.split()
+  traces = []
+  for sample in samples:
+    nodes = sample.text.split()
+    correct = sample.text == problem.answer
+    complete = sample.finish == "stop"
     q = [star.exact_value(problem.question, nodes[:i], follow) for i in range(len(nodes) + 1)]
     if complete:
-      q[-1] = float(right)
-    rest = {
-      i: (_trace(words, problem.id, path[i:], True, True),)
-      for i in range(len(nodes))
-      if nodes[:i] == path[:i] != path
-    }
-    trace = _trace(words, problem.id, nodes, right, complete)
+      q[-1] = float(correct)
+    rest = {}
+    for i in range(len(nodes)):
+      if nodes[:i] == path[:i] != path:
+        rest[i] = (_walk(words, problem.id, path[i:]),)
+    walk = _walk(words, problem.id, nodes)
+    trace = dataclasses.replace(walk, verdict=_verdict(correct), complete=complete)
     traces.append(ValuedTrace(trace, tuple(q), continuations=rest))
   return Samples(problem.id, lab.cell.prompts[problem.id], tuple(traces))
 
 
-def _trace(
-  words: Any, problem_id: str, nodes: Sequence[str], right: bool, complete: bool
-) -> SampledTrace:
-  """A walk, each node a step."""
+def _walk(words: Tokenizer, problem_id: str, nodes: Sequence[str]) -> SampledTrace:
+  """A correct walk to its end, each node a step."""
   text = " ".join(nodes)
   steps = tuple((i,) for i in words.encode(text))
-  return SampledTrace(problem_id, text, steps, _verdict(right), complete)
-
-
-def _trained(lab: Lab, arm: str, name: str, start: Policy, samples: list[Samples]) -> Policy:
-  """One round of an arm."""
-  cell, pairing, on_trees = lab.cell, lab.cell.study.pairs, arm in ("awr", "filtered_sft")
-  if on_trees:
-    roots = preference_data.merged(cell, name, samples)
-  elif arm == "weighted":
-    roots = preference_data.paired(
-      cell, name, samples, dataclasses.replace(pairing, mode="random", weighted=True)
-    )
-  else:
-    roots = preference_data.paired(cell, name, samples, dataclasses.replace(pairing, mode="branch"))
-  loss: Any = arm if on_trees else "step_dpo"
-  objective = dataclasses.replace(cell.experiment.objective, loss=loss)
-  return cell.by_preference(
-    name, roots, objective, cell.study.preference, start, Cost(), splittable=on_trees
-  )
+  return SampledTrace(problem_id, text, steps, _verdict(True))
 
 
 def _table(result: dict) -> str:
-  shown = lambda share, error: f"{100 * share:.1f} ± {100 * error:.1f}"
-  accuracy = lambda score: shown(score["accuracy"], score["standard_error"])
-  first = lambda score: shown(score["first"], score["first_standard_error"])
   lines = [
-    f"{'SFT on':14} {'1 / d':>6} {'accuracy':>12} {'first node':>12} {'walks an arm':>13}   (percent)"
+    f"{'SFT on':14} {'1 / d':>6} {'accuracy':>12} {'first node':>12} {'walks an arm':>13}   "
+    "(percent)"
   ]
   for row in result["sft"]:
     graph = f"G({row['arms']}, {row['length']}, {row['labels']})"
     lines.append(
-      f"{graph:14} {100 / row['arms']:6.1f} {accuracy(row):>12} {first(row):>12} {100 * row['walks']:13.1f}"
+      f"{graph:14} {100 / row['arms']:6.1f} {_accuracy(row):>12} {_first_node(row):>12} "
+      f"{100 * row['walks']:13.1f}"
     )
   lines += [
     "",
-    "Monte-Carlo values of the late policy and the shortcut's exact ones, by steps in the prefix: estimate, exact, share of "
-    "prefixes whose 95 % interval holds the exact value",
+    "Monte-Carlo values of the late policy and the shortcut's exact ones, by steps in the prefix: "
+    "estimate, exact, share of prefixes whose 95 % interval holds the exact value",
   ]
-  lines += [
-    f"  {step}: {row['estimate']:.3f}  {row['exact']:.3f}  {100 * row['covered']:.1f} % of {row['prefixes']}"
-    for step, row in result["values"].items()
-  ]
-  lines += [
-    "",
-    f"{'attempt':24} {'before':>12} {'after':>12} {'first node':>12} {'walks an arm':>13}",
-  ]
-  for row in result["attempts"]:
+  for step, row in result["values"].items():
     lines.append(
-      f"{row['name']:24} {accuracy(row['before']):>12} {accuracy(row['after']):>12} {first(row['after']):>12} "
-      f"{100 * row['after']['walks']:13.1f}"
+      f"  {step}: {row['estimate']:.3f}  {row['exact']:.3f}  {100 * row['covered']:.1f} % of "
+      f"{row['prefixes']}"
+    )
+  head = f"{'attempt':24} {'before':>12} {'after':>12} {'first node':>12} {'walks an arm':>13}"
+  lines += ["", head]
+  for row in result["attempts"]:
+    before, after = row["before"], row["after"]
+    lines.append(
+      f"{row['name']:24} {_accuracy(before):>12} {_accuracy(after):>12} {_first_node(after):>12} "
+      f"{100 * after['walks']:13.1f}"
     )
   return "\n".join(lines)
+
+
+def _accuracy(score: dict) -> str:
+  return f"{100 * score['accuracy']:.1f} ± {100 * score['standard_error']:.1f}"
+
+
+def _first_node(score: dict) -> str:
+  return f"{100 * score['first']:.1f} ± {100 * score['first_standard_error']:.1f}"

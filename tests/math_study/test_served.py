@@ -136,7 +136,7 @@ def _refuses_another_policy(url):
     "n00012_s0/sft", base, "1:ab", lambda: jobs.load_policy(experiment, words, base)[:2]
   )
   prompt = tuple(words.encode("A shop has 11 apples . gets 2 . sells 5 . ?"))
-  engine = served.Engine(schema.StudyServer(url), held, words)
+  engine = served.ServedEngine(schema.StudyServer(url), held, words)
   too_long, good = Sampling(max_tokens=64), Sampling(max_tokens=32)
   (refused,) = engine.generate([Request("long", prompt_ids=prompt, sampling=too_long)])
   assert "refuses the request" in refused.error, "an error says nothing about the policy"
@@ -166,7 +166,7 @@ def _sample(monkeypatch, text, tokenizer, ids=()):
   monkeypatch.setattr(_Texts, "text", text)
   monkeypatch.setattr(_Texts, "ids", ids)
   held = served.Held("policy", "runs/policy", "1:ab", load=None)
-  engine = served.Engine(schema.StudyServer("http://127.0.0.1:9/v1"), held, tokenizer)
+  engine = served.ServedEngine(schema.StudyServer("http://127.0.0.1:9/v1"), held, tokenizer)
   (result,) = engine.generate([Request("a", "p")])
   return result.samples[0].ids
 
@@ -190,6 +190,6 @@ def test_the_server_is_not_asked_for_what_the_journal_holds(monkeypatch):
   monkeypatch.setattr(served, "Remote", _Texts)
   monkeypatch.setattr(_Texts, "models", lambda _: pytest.fail("asked"))
   held = served.Held("policy", "runs/policy", "1:ab", load=None)
-  engine = served.Engine(schema.StudyServer("http://h/v1"), held, tokenizers.Bytes())
+  engine = served.ServedEngine(schema.StudyServer("http://h/v1"), held, tokenizers.Bytes())
   assert list(engine.generate([])) == []
   assert engine.fingerprint == dataclasses.replace(held).fingerprint == "1:ab served as policy"

@@ -21,8 +21,8 @@ from synthjax import config, files, locks, stages
 from synthjax import job as jobs
 from synthjax.data import sources, tokenizers
 from synthjax.math_study import arms as study_arms
-from synthjax.math_study import cell, settings, splits
-from synthjax.math_study.cell import TooWeakError
+from synthjax.math_study import cell, settings, splits, training
+from synthjax.math_study.sampling import TooWeakError
 from synthjax.model.transformer import Transformer, sized
 from synthjax.recipes import math_rl
 from synthjax.train import checkpoint
@@ -36,14 +36,24 @@ TEXT = {
   "data__tokenizer__kind": "bytes",
 }  # of a task that is not the world
 HOW = {"max_tokens": 32, "temperature": 0.7}
-# What the others differ in is a row of PAIRED, which tests/rollout/test_pairs.py holds.
+# What these arms differ in from others is a field of their TracePairs, which tests/credit/test_pairs.py
+# holds.
+LEFT_OUT = (
+  "dpo_distant",
+  "dpo_equal",
+  "filtered_sft",
+  "last_step",
+  "rft_clean",
+  "rft_spurious",
+  "rpo",
+  "step_dpo.step",
+)
+ARMS = tuple(arm for arm in study_arms.ARMS if arm not in LEFT_OUT)
 PAIRED = {
-  arm: paired
-  for arm, paired in study_arms.PAIRED.items()
-  if arm not in ("dpo_distant", "dpo_equal", "last_step", "rpo", "step_dpo.step")
+  arm: study_arms.ARMS[arm].data
+  for arm in ARMS
+  if isinstance(study_arms.ARMS[arm].data, study_arms.TracePairs)
 }
-_REST = ("sft", "sft_long", "rft", "rft_many", "rft_equal", "rft2", "rft2_equal", "awr")
-ARMS = tuple(arm for arm in study_arms.ARMS if arm in PAIRED or arm in _REST)
 TINY = {
   "name": "tiny",
   "recipe": "math_rl",
@@ -270,8 +280,6 @@ def test_counts_of_traces_add_up(whole):
 def test_counts_of_pairs_and_pits_add_up(whole):
   _, workdir = whole
   for arm, paired in PAIRED.items():
-    if paired.equal:
-      continue
     mode = paired.mode
     made, rows = _made(workdir, f"pairs_{arm}"), _rows(workdir, f"pairs_{arm}/pairs.jsonl")
     wrong, dropped = made["traces"]["wrong"], made["dropped"]
@@ -334,11 +342,10 @@ def test_tokens_are_those_that_were_drawn_and_an_arm_pays_for_all_that_it_starts
   }
   drawn["rft_equal"] = (f"draw{more['rft_equal']}_sft",)
   drawn |= dict.fromkeys(("rft_many", "rft_clean", "rft_spurious"), ("draw8_sft",))
-  for arm in ("rft2", "rft2_equal", *PAIRED, *study_arms.ON_TREES):
-    every = arm == "step_dpo.weighted" or arm in study_arms.ON_TREES
-    needs_pits = arm in PAIRED and PAIRED[arm].mode not in ("random", "distant")
-    values = ("values_rft_all",) if every else ("values_rft",) if needs_pits else ()
-    draws = f"draw{more['rft2_equal']}_rft" if arm in ("rft2_equal", "dpo_equal") else "draw6_rft"
+  values_of = {"": (), "incorrect": ("values_rft",), "every": ("values_rft_all",)}
+  for arm in ("rft2", "rft2_equal", *PAIRED, "awr"):
+    values = values_of[study_arms.ARMS[arm].needs_values]
+    draws = f"draw{more['rft2_equal']}_rft" if arm == "rft2_equal" else "draw6_rft"
     trained[arm], drawn[arm] = ("sft", "rft", arm), ("draw6_sft", draws, *values)
   trained["step_dpo.branch*2"] = (*trained["step_dpo.branch"], "step_dpo.branch*2")
   drawn["step_dpo.branch*2"] = (
@@ -367,9 +374,8 @@ def test_sides_of_pairs_are_the_sampled_tokens_and_end_of_text_stands_where_the_
     "branch": (True, False),
     "step": (False, False),
   }
-  for arm, (mode, *_) in PAIRED.items():
-    if study_arms.PAIRED[arm].equal:
-      continue
+  for arm, paired in PAIRED.items():
+    mode = paired.mode
     for row in _rows(workdir, f"pairs_{arm}/pairs.jsonl"):
       about = row["metadata"]
       wrong, ids = drawn[row["problem_id"]][about["trace"]], {}
@@ -449,11 +455,13 @@ def test_a_solution_that_comes_twice_is_trained_on_once_and_counted(copied):
 
   with (
     mock.patch.object(cell.Cell, "stage", staticmethod(stage)),
-    mock.patch.object(cell.policies, "on_documents") as train,
+    mock.patch.object(training.policies, "on_documents") as train,
   ):
     train.return_value = Result(steps=1, loss=0.0, eval_loss=None, tokens=1)
     teacher = [cell.Solution(p.id, tuple(tiny.tokenizer.encode(p.targets))) for p in tiny.problems]
-    tiny.by_likelihood("sft", teacher + teacher[:5], tiny.experiment.train, None, cell.Cost())
+    training.by_likelihood(
+      tiny, "sft", teacher + teacher[:5], tiny.experiment.train, None, cell.Cost()
+    )
   assert (
     made[0]["solutions"] == 29 and made[0]["repeated"] == 5 and len(train.call_args.args[1]) == 24
   )
@@ -566,7 +574,7 @@ def test_without_tuning_arms_are_trained_for_as_long_as_the_config_says(length):
     ("dpo", study.preference),
     ("awr", study.preference),
   ):
-    assert settings.of_config(experiment, study_arms.kind_of(arm)).train(cfg) == cfg
+    assert settings.of_config(experiment, study_arms.ARMS[arm]).train(cfg) == cfg
 
 
 def test_a_second_look_at_the_test_problems_with_other_settings_is_said(copied):
@@ -608,7 +616,7 @@ def test_an_arm_with_nothing_to_learn_stays_where_it_starts_and_says_so(copied):
 def test_solutions_that_do_not_fit_a_row_are_an_error_or_counted_and_noted(tmp_path, copied):
   with pytest.raises(
     files.DataError,
-    match=r"of the teacher's 24 right traces are longer than data.seq_len=40, .* set data.too_long='drop'",
+    match=r"of the teacher's 24 correct traces are longer than data.seq_len=40, .* set data.too_long='drop'",
   ):
     _run(tmp_path / "short", study__arms=("sft",), data__seq_len=40)
   result = _run(
@@ -622,7 +630,7 @@ def test_solutions_that_do_not_fit_a_row_are_an_error_or_counted_and_noted(tmp_p
   left = _made(tmp_path / "short", "sft")["too_long"]
   assert (
     0 < left < 24
-    and f"n00024_s0, 'sft': {left} of 24 solutions do not fit a row and were left out"
+    and f"n00024_s0, 'sft': {left} of 24 solutions are longer than a sequence and were left out"
     in result["notes"]
   )
 
@@ -630,7 +638,7 @@ def test_solutions_that_do_not_fit_a_row_are_an_error_or_counted_and_noted(tmp_p
 def test_a_policy_that_is_too_weak_stops_the_study_with_advice(copied):
   with pytest.raises(
     TooWeakError,
-    match=r"n00024_s0: [\d.]+ % of the samples of 'rft' are right; below 100 % pits are noise. Train 'rft' on",
+    match=r"n00024_s0: [\d.]+ % of the samples of 'rft' are correct; below 100 % pits are noise. Train 'rft' on",
   ):
     _run(copied, study__arms=FEW, study__least_accuracy=1.0)
 

@@ -8,7 +8,7 @@ from synthjax.config.worlds import Star
 from synthjax.data import trees
 from synthjax.job import Job
 from synthjax.math_study import preference_data
-from synthjax.math_study.cell import Policy
+from synthjax.math_study.cell import TrainedPolicy
 from synthjax.recipes import star as recipe
 from synthjax.rollout.requests import Result, Sample
 from synthjax.worlds import star
@@ -80,12 +80,9 @@ class _Walker:
 def walking(tmp_path, monkeypatch):
   """The lab of a policy that takes the shortcut."""
   (tmp_path / "checkpoints").mkdir()
-  monkeypatch.setattr(
-    recipe, "engine_of", lambda experiment, words, checkpoints, identity: _Walker(words)
-  )
-  monkeypatch.setattr(
-    recipe, "_sft", lambda lab, early: Policy("walker", str(tmp_path / "checkpoints"), 0, 0)
-  )
+  walker = TrainedPolicy("walker", str(tmp_path / "checkpoints"), 0, 0)
+  monkeypatch.setattr(recipe, "engine_of", lambda experiment, words, policy: _Walker(words))
+  monkeypatch.setattr(recipe, "_sft", lambda lab, early: walker)
   return recipe._open(_job(tmp_path), Star(**GRAPH))
 
 
@@ -109,7 +106,7 @@ def test_a_policy_in_the_shortcut_is_right_once_in_d_and_its_monte_carlo_values_
 
 def test_all_of_the_advantage_is_at_the_first_node_and_pairs_are_made_there(walking):
   problem = walking.cell.problems[-1]
-  sampled = recipe._sampled(walking, recipe._sft(walking, early=False), [problem], 8, 1.0)[
+  sampled = recipe._sample(walking, recipe._sft(walking, early=False), [problem], 8, 1.0)[
     problem.id
   ]
   samples = recipe._valued(walking, problem, sampled)
