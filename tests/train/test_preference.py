@@ -94,7 +94,9 @@ def test_pairs_that_do_not_fit_are_known_before_a_stage_begins(tmp_path, capsys)
   assert "pairs.jsonl: the file holds no pair; expected one a row" in capsys.readouterr().err
   records.write(tmp_path / "pairs.jsonl", _pairs(5))
   assert _run(tmp_path, "--config.data.seq_len=8") == 1
-  assert "no pair fits a sequence of data.seq_len=8 tokens (5 are longer)" in capsys.readouterr().err
+  assert (
+    "no pair fits a sequence of data.seq_len=8 tokens (5 are longer)" in capsys.readouterr().err
+  )
   assert _names(tmp_path / "run") == ["decontaminate"]
 
 
