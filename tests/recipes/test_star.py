@@ -110,10 +110,11 @@ def test_all_of_the_advantage_is_at_the_first_node_and_pairs_are_made_there(walk
     problem.id
   ]
   samples = recipe._valued(walking, problem, sampled)
-  rewards = {trace.reward() for trace in samples.traces}
+  rewards = {valued.trace.reward for valued in samples.traces}
   assert rewards == {0, 1}
-  for trace in samples.traces:
-    np.testing.assert_allclose(trace.advantages(), [0.5 if trace.reward() else -0.5, 0.0, 0.0])
+  for valued in samples.traces:
+    first = 0.5 if valued.trace.reward else -0.5
+    np.testing.assert_allclose(valued.advantages(), [first, 0.0, 0.0])
   roots = preference_data.paired(
     walking.cell, "x", [samples], dataclasses.replace(walking.cell.study.pairs, mode="branch")
   )
