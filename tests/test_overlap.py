@@ -90,10 +90,14 @@ def test_training_on_the_test_problems_stops_every_recipe_before_anything_is_cac
 ):
   path = _rows(tmp_path / "own.jsonl", *_sums(0, 100))
   job = jobs.Job(_experiment(path, path, recipe), tmp_path / "run")
-  first = r"the first, 'traces-own-(\d+)' in .*/own.jsonl, row (\d+), repeats 'traces-own-test-\1' in .*/own.jsonl, row \2\)"
+  first = (
+    r"the first, 'traces-own-(\d+)' in .*/own.jsonl, row (\d+), repeats 'traces-own-test-\1' in "
+    r".*/own.jsonl, row \2\)"
+  )
   with pytest.raises(
     files.DataError,
-    match=rf"training documents repeat \d+ of 100 evaluation problems .*by their text; {first}.*config.data.{key}",
+    match=r"training documents repeat \d+ of 100 evaluation problems .*by their text; "
+    rf"{first}.*config.data.{key}",
   ):
     recipes.part(recipe, "run")(job)
   assert not (tmp_path / "run").exists(), "a refused run leaves nothing"
@@ -110,7 +114,10 @@ def test_pairs_about_test_problems_stop_a_preference_training(tmp_path):
       config.load(str(ROOT / "configs/world_dpo.py:smoke"), [*spec, *more]), tmp_path / "run"
     )
 
-  message = "2 of 5 training documents repeat 2 of 50 .*by their id.*the first, '4' in .*pairs.jsonl, row 4, .*config.objective.pairs"
+  message = (
+    "2 of 5 training documents repeat 2 of 50 .*by their id.*the first, '4' in .*pairs.jsonl, row "
+    "4, .*config.objective.pairs"
+  )
   with pytest.raises(files.DataError, match=message):
     recipes.part("preference", "run")(job())
   assert not (tmp_path / "run").exists()
@@ -151,7 +158,10 @@ def test_a_file_for_training_and_one_of_its_name_for_the_test_have_ids_of_their_
 def test_an_id_that_stands_for_two_problems_stops_the_run_with_both_places(tmp_path):
   _rows(tmp_path / "one/own.jsonl", *_sums(0, 5))
   _rows(tmp_path / "two/own.jsonl", *_sums(50, 5))
-  places = r"id 'traces-own-0' stands for two problems, in .*one/own.jsonl, row 1 and in .*two/own.jsonl, row 1; give"
+  places = (
+    r"id 'traces-own-0' stands for two problems, in .*one/own.jsonl, row 1 and in "
+    r".*two/own.jsonl, row 1; give"
+  )
   with pytest.raises(files.DataError, match=places):
     list(
       sources.examples(
@@ -273,7 +283,10 @@ def test_a_protocol_of_another_task_says_whose_problems_it_asks(tmp_path, capsys
   experiment = dataclasses.replace(
     experiment, evaluate=dataclasses.replace(experiment.evaluate, protocol="gsm8k_strict")
   )
-  advice = "set config.data.folder or SYNTHJAX_DATA; it is config.evaluate.protocol that asks the problems of gsm8k: to ask your own"
+  advice = (
+    "set config.data.folder or SYNTHJAX_DATA; it is config.evaluate.protocol that asks the problems "
+    "of gsm8k: to ask your own"
+  )
   with pytest.raises(files.DataError, match=advice):
     recipes.part("finetune", "run")(jobs.Job(experiment, tmp_path / "run"))
   assert (

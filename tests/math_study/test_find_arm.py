@@ -50,8 +50,8 @@ def test_a_verb_that_needs_one_policy_of_a_study_lists_its_arms(
   command = [part.replace("requests.jsonl", str(tmp_path / "requests.jsonl")) for part in verb]
   assert __main__.main([*command, *CONFIG, "--workdir", str(study)]) == 1
   assert (
-    f"holds a study of several policies; say which one with --arm: there are, below {study}: {LISTED}"
-    in capsys.readouterr().err
+    "holds a study of several policies; say which one with --arm: there are, below "
+    f"{study}: {LISTED}" in capsys.readouterr().err
   )
 
 
@@ -106,9 +106,7 @@ def test_a_stage_folder_stands_for_its_checkpoints(study, tmp_path):
     find_arm.checkpoints_in(str(study))
 
 
-def test_training_starts_from_a_stage_folder_as_from_its_checkpoints_and_a_missing_start_is_said_first(
-  study, tmp_path
-):
+def test_training_starts_from_a_stage_folder_and_a_missing_start_is_said_first(study, tmp_path):
   stage, checkpoints = study / "n00024_s0/rft", study / "n00024_s0/rft/checkpoints"
   assert jobs.identity(str(stage)) == jobs.identity(str(checkpoints)) != ""
   words = ["world.verbs=512", "world.largest=99", "world.box=10"]
@@ -122,7 +120,10 @@ def test_training_starts_from_a_stage_folder_as_from_its_checkpoints_and_a_missi
     (study, f"below it there are {stage}, "),
   ):
     job = jobs.Job(config.load("configs/world_sft.py:smoke", [f"train.init={start}"]), tmp_path)
-    message = rf"config.train.init is '{start}', which holds no checkpoint; .* of the stage that wrote them \({said}"
+    message = (
+      rf"config.train.init is '{start}', which holds no checkpoint; .* of the stage that wrote "
+      rf"them \({said}"
+    )
     with pytest.raises(checkpoint.CheckpointError, match=message):
       finetune.run(job)
   assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Study A whose start policy is sampled by a server: the same samples as here, from a real process."""
+"""Study A with its start policy sampled by a server: the same samples, from a real process."""
 
 import contextlib
 import dataclasses

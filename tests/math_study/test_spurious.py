@@ -24,7 +24,7 @@ RIGHT, WRONG = Verdict("equal"), Verdict("different")
 
 
 def _texts(problem):
-  """The three operations one by one; two of them fused; and one by one, the second of them wrong from then on."""
+  """Three operations one by one; two of them fused; one by one, wrong from the second on."""
   start, events, _ = shop.parse(problem.question)
   moves = [e.sign * e.amount for e in events]
   operation = lambda move: f"{'+' if move > 0 else '-'} {abs(move)}"
@@ -57,7 +57,10 @@ def _stage(folder, **result):
 
 @pytest.fixture
 def workdir(tmp_path):
-  """Two seeds of two problems; three samples a problem: clean, fused, wrong. The wrong one falls from 0.75 to 0 at its second step."""
+  """Two seeds of two problems; three samples a problem: clean, fused, wrong.
+
+  The wrong one falls from 0.75 to 0 at its second step.
+  """
   for seed in (0, 1):
     cell, world = tmp_path / f"n00002_s{seed}", dataclasses.replace(WORLD, seed=seed)
     drawn = [
@@ -92,8 +95,8 @@ def test_shares_of_a_folder_that_was_made_by_hand_are_those_that_were_put_in(wor
   assert set(rows) == {"teacher", "samples of sft", "positives of rft", "test answers of sft"}
   value = lambda of, name: rows[of][name]["value"]
   samples = [value("samples of sft", kind) for kind in spurious.KINDS]
-  # Of 4 + 3 + 4 steps a problem: the fused line leaps, and the wrong trace has a wrong second step; the line after it goes on from a total
-  # that is not the problem's, and so does its answer.
+  # Of 4 + 3 + 4 steps a problem: the fused line leaps, and the wrong trace has a wrong second step;
+  # the line after it goes on from a total that is not the problem's, and so does its answer.
   assert samples == pytest.approx([(4 + 2 + 1) / 11, 1 / 11, 3 / 11])
   assert [value("teacher", kind) for kind in spurious.KINDS] == [1.0, 0.0, 0.0]
   assert [value("positives of rft", kind) for kind in spurious.KINDS] == pytest.approx(

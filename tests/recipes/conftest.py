@@ -83,7 +83,7 @@ def _experiment(**changes):
 
 
 def _run(workdir, **changes):
-  """On one device, its programs compiled fast instead of well: nearly all the time is the compiler's."""
+  """On one device, compiled fast instead of well: nearly all the time is the compiler's."""
   one, job = jax.devices()[:1], jobs.Job(_experiment(**changes), workdir)
   jax.config.update("jax_disable_most_optimizations", True)
   try:

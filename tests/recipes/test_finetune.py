@@ -1,4 +1,4 @@
-"""A work folder of fine-tuning: versions of its training, damaged checkpoints, which policy is handed out, and who may write."""
+"""A work folder of fine-tuning: its trainings, damaged checkpoints, which policy readers get."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ def _params(workdir):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-  """(work folder that was trained with the config's settings and then with others, parameters of both)."""
+  """(work folder trained with the config's settings and then with others, both parameters)."""
   workdir = tmp_path_factory.mktemp("finetune")
   found = []
   for overrides in ([], OTHER):
@@ -190,8 +190,9 @@ def test_the_default_folder_does_not_mix_settings(tmp_path, monkeypatch):
     == "runs/world_sft"
   )
   message = (
-    r"runs/world_sft holds a run with other settings \(train.optimizer.learning_rate 0.001 -> 0.0003\); give .* such as "
-    r"--workdir runs/world_sft-learning_rate-0.0003, or --workdir runs/world_sft to work there all the same"
+    r"runs/world_sft holds a run with other settings \(train.optimizer.learning_rate 0.001 -> "
+    r"0.0003\); give .* such as --workdir runs/world_sft-learning_rate-0.0003, or --workdir "
+    r"runs/world_sft to work there all the same"
   )
   with pytest.raises(ConfigError, match=message):
     choose(*OTHER)
