@@ -5,16 +5,17 @@ import pytest
 from synthjax import files, locks
 
 
-def test_a_torn_last_line_is_repaired_said_and_not_counted(tmp_path):
-  path, said = tmp_path / "j.jsonl", []
-  with files.Journal(path, said.append) as journal:
+def test_a_torn_last_line_is_repaired_reported_and_not_counted(tmp_path):
+  path = tmp_path / "j.jsonl"
+  lines = []
+  with files.Journal(path, lines.append) as journal:
     journal.append({"a": 1}, {"a": 2})
   with open(path, "ab") as f:
     f.write(b'{"a": 3')
-  with files.Journal(path, said.append) as journal:
+  with files.Journal(path, lines.append) as journal:
     assert journal.rows == [{"a": 1}, {"a": 2}]
     journal.append({"a": 4})
-  assert "torn last line of 7 bytes" in said[0]
+  assert "torn last line of 7 bytes" in lines[0]
   assert [r["a"] for r in files.read_jsonl(path)] == [1, 2, 4]
 
 
@@ -23,27 +24,25 @@ def _read_journal(path, keep):
     return list(journal.read())
 
 
-def test_a_malformed_line_within_a_journal_is_named_with_a_command_that_takes_it_out(tmp_path):
+def test_a_malformed_line_within_a_journal_is_named_with_a_command_that_removes_it(tmp_path):
   path = tmp_path / "j.jsonl"
   path.write_bytes(b'{"a": 1}\n{"a": \n{"a": 3}\n\xff\x00\n[4]\n{"a": 5}\n')
   for keep in (True, False):
     with pytest.raises(files.DataError, match="j.jsonl, line 2, 4, 5: not a JSON object") as error:
       _read_journal(path, keep)
-  subprocess.run(["bash", "-c", str(error.value).split("`")[1]], check=True)
+  command = str(error.value).split("`")[1]
+  subprocess.run(["bash", "-c", command], check=True)
   with files.Journal(path) as journal:
     assert [row["a"] for row in journal.rows] == [1, 3, 5]
-  assert len((tmp_path / "j.jsonl.damaged").read_bytes().splitlines()) == 6
+  damaged = (tmp_path / "j.jsonl.damaged").read_bytes()
+  assert len(damaged.splitlines()) == 6
 
 
 def test_two_do_not_write_to_one_journal(tmp_path):
   with files.Journal(tmp_path / "j.jsonl") as journal:
     journal.append({"a": 1})
-    with (
-      pytest.raises(
-        locks.LockError, match=r"process \d+, since .* is at work on .*j.jsonl: wait for it"
-      ),
-      files.Journal(tmp_path / "j.jsonl"),
-    ):
+    message = r"process \d+, since .* is at work on .*j.jsonl: wait for it"
+    with pytest.raises(locks.LockError, match=message), files.Journal(tmp_path / "j.jsonl"):
       pass
   with files.Journal(tmp_path / "j.jsonl") as journal:
     assert journal.rows == [{"a": 1}]

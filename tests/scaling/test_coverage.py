@@ -47,7 +47,8 @@ def median_width(seeds):
 
 
 def test_eight_seeds_narrow_an_interval_of_one_size_more_than_their_number_says():
-  # Two degrees of freedom have a t of 4.3, seven of 2.4: 2.9 times narrower, where a root gives 1.6.
+  # Two degrees of freedom have a t of 4.3, seven of 2.4: 2.9 times narrower, where the square root
+  # of the number of seeds gives 1.6.
   assert median_width(3) / median_width(8) > 2
 
 
