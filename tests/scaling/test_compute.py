@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from synthjax.config.presets import PRESETS
@@ -28,18 +29,29 @@ def test_computes_of_stages_add_up_and_a_trained_token_takes_three_forward_passe
   assert both.sampling == pytest.approx(compute.flops(CFG, sampled=10, mean_context=20).total)
   assert both.training == pytest.approx(3 * both.sampling)
   assert both.reference == pytest.approx(0.4 * both.sampling)
-  # a prompt needs no logits
-  assert both.reading == pytest.approx(0.5 * both.sampling - 5 * 2 * CFG.d_model * CFG.vocab_size)
-  assert both.total == pytest.approx(both.training + both.reference + both.reading + both.sampling)
+  # A prompt needs no logits.
+  logits = 5 * 2 * CFG.d_model * CFG.vocab_size
+  assert both.reading == pytest.approx(0.5 * both.sampling - logits)
+  parts = (both.training, both.reference, both.reading, both.sampling)
+  assert both.total == pytest.approx(sum(parts))
 
 
-def test_attention_grows_with_what_tokens_see_and_training_sees_half_a_row():
-  row = compute.mean_context([128])
-  assert row == 64.5
-  assert compute.flops(CFG, trained=1, mean_context=64).total == pytest.approx(
-    count.training_flops(CFG, 128)
-  )
-  assert compute.mean_context([3, 1], before=[10, 20]) == pytest.approx((11 + 12 + 13 + 21) / 4)
+def test_a_context_is_the_mean_over_tokens_of_what_they_attend_to():
+  assert compute.mean_context([128]) == 64.5
+  after_prompts = compute.mean_context([3, 1], before=[10, 20])
+  assert after_prompts == pytest.approx((11 + 12 + 13 + 21) / 4)
   assert compute.mean_context([]) == 0
-  steps = [compute.flops(CFG, sampled=1, mean_context=context).total for context in (0, 50, 100)]
-  assert steps[1] - steps[0] == pytest.approx(steps[2] - steps[1]) and steps[1] > steps[0]
+
+
+def test_training_flops_are_those_of_tokens_that_see_half_a_sequence():
+  one_token = compute.flops(CFG, trained=1, mean_context=64).total
+  assert one_token == pytest.approx(count.training_flops(CFG, 128))
+
+
+def test_attention_grows_linearly_with_the_context():
+  totals = []
+  for context in (0, 50, 100):
+    totals.append(compute.flops(CFG, sampled=1, mean_context=context).total)
+  first, second = np.diff(totals)
+  assert first > 0
+  assert second == pytest.approx(first)
