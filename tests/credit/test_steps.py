@@ -15,9 +15,11 @@ from synthjax.worlds import shop
 
 WORLD = World()
 LIMIT = 1000
-# Every kind of formula with its own plain pattern: an oracle that shares nothing with the one-pass scanner.
+# Every kind of formula with a plain pattern of its own: an oracle that shares nothing with the
+# one-pass scanner.
 FORMULAS = re.compile(
-  r"\[asy\].*?\[/asy\]|\\begin\{(\w+\*?)\}.*?\\end\{\1\}|\\\[.*?\\\]|\\\(.*?\\\)|(?<!\\)\$\$.*?(?<!\\)\$\$|(?<!\\)\$(?:\\.|[^$\\])*\$",
+  r"\[asy\].*?\[/asy\]|\\begin\{(\w+\*?)\}.*?\\end\{\1\}|\\\[.*?\\\]|\\\(.*?\\\)"
+  r"|(?<!\\)\$\$.*?(?<!\\)\$\$|(?<!\\)\$(?:\\.|[^$\\])*\$",
   re.DOTALL,
 )
 

@@ -16,7 +16,10 @@ from synthjax.rollout.requests import Request
 
 
 class _Flaky(http.server.BaseHTTPRequestHandler):
-  """Does what the prompt says: `fail STATUS TIMES`, `hang TIMES`, `cut TIMES`, `body JSON`, else answers."""
+  """Does what the prompt says: `fail STATUS TIMES`, `hang TIMES`, `cut TIMES`, `body JSON`.
+
+  Another prompt is answered.
+  """
 
   protocol_version = "HTTP/1.1"
 
@@ -51,7 +54,8 @@ class _Flaky(http.server.BaseHTTPRequestHandler):
       return time.sleep(1.5)
     if verb == "cut" and count <= times:
       self.wfile.write(
-        b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{"choices"'
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n"
+        b'{"choices"'
       )
       self.close_connection = True
       return None
@@ -198,11 +202,13 @@ def test_what_stays_wrong_is_the_error_of_its_request_and_the_others_go_on(flaky
     ('{"choices": [{"index": 1, "text": "a", "finish_reason": "stop"}]}', "samples"),
     ('{"choices": [{"text": "a", "finish_reason": "stop"}]}', "samples|malformed"),
     (
-      '{"choices": [{"index": 0, "text": "a", "finish_reason": "stop"}, {"index": 1, "text": "b", "finish_reason": "stop"}]}',
+      '{"choices": [{"index": 0, "text": "a", "finish_reason": "stop"}, '
+      '{"index": 1, "text": "b", "finish_reason": "stop"}]}',
       "2 samples, expected 1",
     ),
     (
-      '{"choices": [{"index": 0, "text": "a", "finish_reason": "stop", "logprobs": {"token_logprobs": ["x"]}}]}',
+      '{"choices": [{"index": 0, "text": "a", "finish_reason": "stop", '
+      '"logprobs": {"token_logprobs": ["x"]}}]}',
       "malformed",
     ),
     (
@@ -211,7 +217,8 @@ def test_what_stays_wrong_is_the_error_of_its_request_and_the_others_go_on(flaky
     ),
     ('{"choices": [{"index": 0, "text": "a", "finish_reason": "stop"}], "usage": 3}', "malformed"),
     (
-      '{"choices": [{"index": 0, "text": "a", "finish_reason": "stop"}], "usage": {"prompt_tokens": "x"}}',
+      '{"choices": [{"index": 0, "text": "a", "finish_reason": "stop"}], '
+      '"usage": {"prompt_tokens": "x"}}',
       "malformed",
     ),
   ],

@@ -1,4 +1,4 @@
-"""`synthjax sample`, `serve` and `doctor` in real processes, on the shipped policy of the embedded world."""
+"""`synthjax sample`, `serve` and `doctor` in real processes, on the embedded world's policy."""
 
 import asyncio
 import contextlib
@@ -71,7 +71,10 @@ def _requests(path, count):
 
 
 def _same(one, other):
-  """The same samples in the same order; log-probs up to rounding: what is left after a kill is laid out differently."""
+  """The same samples in the same order.
+
+  Log-probs are equal up to rounding: what is left after a kill is laid out differently.
+  """
   one, other = (list(files.read_jsonl(path)) for path in (one, other))
   log_probs = [
     [sample.pop("log_probs", []) for row in rows for sample in row.get("samples", [])]
@@ -84,7 +87,7 @@ def _same(one, other):
 
 
 @pytest.mark.slow
-def test_a_job_of_5000_requests_killed_five_times_ends_like_an_uninterrupted_one_and_samples_nothing_twice(
+def test_a_job_of_5000_requests_killed_five_times_ends_as_if_it_had_not_been_and_samples_once(
   tmp_path,
 ):
   _requests(tmp_path / "requests.jsonl", 5000)
@@ -215,7 +218,7 @@ def test_the_doctor_measures_a_policy_in_bfloat16_and_finds_a_wrong_position(
 
 
 async def _storm(url, requests, chance):
-  """500 at once, good ones among 25 malformed and 25 that are given up: id -> texts of the good ones."""
+  """500 at once, 25 of them malformed and 25 given up: id -> texts of the good ones."""
   async with openai.AsyncOpenAI(api_key="none", base_url=url, max_retries=0, timeout=120) as client:
 
     async def good(request):
