@@ -40,12 +40,10 @@ from synthjax.rollout.waiting import Batch, Lane, Turns
 from synthjax.sharding import Layout, make_layout
 
 _WINDOW = 20_000  # requests that are queued at once
-# Sequences a slot of a block in one turn. With fewer every turn computes the prompt again for
-# little.
+# Sequences a slot in one turn. With fewer, every turn computes the prompt again for little.
 _TURN = 4
-_LONGEST = (
-  8192  # tokens of a prompt or a sample that an engine without a fixed shape makes room for
-)
+# Tokens of a prompt or of a sample that an engine without a fixed shape makes room for.
+_LONGEST = 8192
 
 
 class JaxEngine:
@@ -296,7 +294,7 @@ class JaxEngine:
     if self._most:
       most = min(most, self._most)
     while self._waiting:
-      per_device = max(1, 512 // shape.page_length)  # 512 tokens keep a small device busy
+      per_device = max(1, 512 // shape.page_length)  # pages computed together
       filled = self._filled_pages(most, per_device)
       if not any(filled):
         return

@@ -1,7 +1,7 @@
 """Requests to an engine and its results: plain records, the same for every engine.
 
 An engine answers every request: with samples, or with an `error` that says what is wrong with that
-request while the others go on.
+request, while the others go on.
 """
 
 import dataclasses

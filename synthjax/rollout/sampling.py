@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-_BLOCK = 64  # ids of a block: the more, the fewer random numbers and the more rounding
+_BLOCK = 64  # ids of a block
 
 
 class Filters(NamedTuple):

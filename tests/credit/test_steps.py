@@ -59,9 +59,9 @@ def test_every_math_solution_is_cut_outside_its_formulas(shared_data):
       for formula in FORMULAS.finditer(text)
       for place in range(formula.start() + 1, formula.end())
     }
-    odd = re.sub(r"\\.", "", FORMULAS.sub("", text)).count(
-      "$"
-    )  # two solutions of the 7,500 write $120 for dollars
+    # Two solutions of the 7,500 write $120 for dollars.
+    unmatched = re.sub(r"\\.", "", FORMULAS.sub("", text))
+    odd = unmatched.count("$")
     assert odd or not inside & set(itertools.accumulate(map(len, found[:-1])))
     assert all(len(step.strip()) >= 12 for step in found) or len(found) == 1
   assert len(counts) == 7500 and max(counts) < 60
@@ -256,10 +256,8 @@ def test_tokens_stay_as_they_were_sampled_and_fall_where_their_text_begins(name,
     assert len(found) == len(spans)
     for last, (_, end) in enumerate(spans, 1):
       upto = tokenizer.decode([i for step in found[:last] for i in step])
-      assert upto.rstrip() in (
-        text[:end].rstrip(),
-        text[: end + 1].rstrip(),
-      )  # one token may hold `.]` and what follows
+      # One token may hold `.]` and what follows.
+      assert upto.rstrip() in (text[:end].rstrip(), text[: end + 1].rstrip())
       straddling += upto.rstrip() != text[:end].rstrip()
   assert straddling <= 0.02 * sum(len(steps.spans(solution, "math", 32)) for solution in solutions)
 
