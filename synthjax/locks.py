@@ -68,10 +68,10 @@ class _HeldError(Exception):
 def folder_lock(
   folder: Path, what: str, remedy: str = _REMEDY, patience: float = 0.0
 ) -> Iterator[None]:
-  """Within the block no other start works on a folder. The first of several processes holds it for
-  all of its start.
+  """Within the block no other start works on a folder.
 
-  The folder is made where it is not there, and removed again if nothing was put into it.
+  The first of several processes holds the lock for its whole start. A missing folder is made, and
+  removed again if nothing was put into it.
 
   Args:
     folder: what is guarded; the lock is `.lock` in it.
@@ -95,8 +95,9 @@ def folder_lock(
 
 @contextlib.contextmanager
 def lock_beside(path: Path, what: str, remedy: str) -> Iterator[None]:
-  """As `folder_lock`, for a file or folder that is to appear or to be replaced: the lock lies
-  beside it.
+  """As `folder_lock`, for a file or folder that will appear or be replaced.
+
+  The lock lies beside it.
 
   Raises:
     LockError: another start holds it.
@@ -112,9 +113,7 @@ def lock_beside(path: Path, what: str, remedy: str) -> Iterator[None]:
 
 
 def check_free(folder: Path, remedy: str = _REMEDY) -> None:
-  """Raises LockError where another start holds the lock of a folder at this moment, or where the
-  folder is a file.
-  """
+  """Raises LockError where another start holds a folder's lock now, or the folder is a file."""
   path = pathlib.Path(folder).absolute() / ".lock"
   _refuse_file(path.parent)
   holder = _read(path)
@@ -136,26 +135,30 @@ def lock(
   patience: float = 0.0,
   waiting: Callable[[Holder], None] | None = None,
 ) -> Iterator[None]:
-  """Within the block this process alone holds the lock file `path`; its folder is made where it is
-  not there.
+  """Within the block this process alone holds the lock file `path`.
+
+  A missing folder is made.
 
   Args:
+    path: of the lock file.
     what: is done, for others to read.
     advice: ends the message of the error: what is held, and what to do.
     patience: seconds to wait for another holder.
     waiting: called once with the holder that is waited for.
 
   Raises:
-    LockError: another holds it, be it in this process.
+    LockError: it is held already, in another process or in this one.
   """
-  path, mine = pathlib.Path(path).absolute(), _me(what)
+  path = pathlib.Path(path).absolute()
+  mine = _me(what)
   deadline = time.monotonic() + patience
   while True:
     _make(path.parent)
     try:
       _acquire(path, mine)
       break
-    except FileNotFoundError:  # another start removed the folder that it had made, being empty
+    # Another start removed the empty folder that it had made.
+    except FileNotFoundError:
       continue
     except _HeldError as e:
       if time.monotonic() >= deadline:
@@ -170,7 +173,8 @@ def lock(
     yield
   finally:
     _heart.remove(path)
-    if os.getpid() == mine.pid:  # a fork of the holder is not the holder
+    # A fork of the holder is not the holder.
+    if os.getpid() == mine.pid:
       _release(path, mine)
 
 
@@ -187,15 +191,17 @@ def _acquire(path: pathlib.Path, mine: Holder) -> None:
   """Makes the lock, or replaces a dead holder's. Raises _HeldError where the holder lives."""
   while not _create(path, mine):
     holder = _read(path)
-    if holder is None:  # released at this moment
+    # Released at this moment.
+    if holder is None:
       continue
     if _lives(path, holder):
       raise _HeldError(holder)
     right = path.with_name(f"{path.name}.{holder.token}")
     _acquire(right, mine)
     try:
-      found = _read(path)
-      if found is not None and found.token == holder.token:
+      # Another process may have replaced the lock before this one had the right to.
+      current = _read(path)
+      if current is not None and current.token == holder.token:
         os.replace(_scratch(path, mine), path)
         return
     finally:
@@ -207,17 +213,19 @@ def _create(path: pathlib.Path, mine: Holder) -> bool:
   scratch = _scratch(path, mine)
   try:
     os.link(scratch, path)
+  # Held; or ours all the same, where a network file system repeated the request.
   except FileExistsError:
-    pass  # or made all the same, by a network file system that repeated the request
-  except OSError:  # a file system without hard links
+    pass
+  # A file system without hard links.
+  except OSError:
     try:
       with open(path, "xb") as file:
         file.write(scratch.read_bytes())
     except FileExistsError:
       pass
   scratch.unlink()
-  found = _read(path)
-  return found is not None and found.token == mine.token
+  current = _read(path)
+  return current is not None and current.token == mine.token
 
 
 def _scratch(path: pathlib.Path, mine: Holder) -> pathlib.Path:
@@ -227,15 +235,17 @@ def _scratch(path: pathlib.Path, mine: Holder) -> pathlib.Path:
   except OSError as e:
     with contextlib.suppress(OSError):
       scratch.unlink()
-    e.filename = e.filename or str(path)  # a full disk is reported without one
+    # A full disk is reported without a name.
+    e.filename = e.filename or str(path)
     raise
   return scratch
 
 
 def _release(path: pathlib.Path, mine: Holder) -> None:
-  with contextlib.suppress(OSError):  # a folder that is gone holds no lock
-    found = _read(path)
-    if found is not None and found.token == mine.token:
+  # A folder that is gone holds no lock.
+  with contextlib.suppress(OSError):
+    current = _read(path)
+    if current is not None and current.token == mine.token:
       path.unlink()
 
 
@@ -272,7 +282,8 @@ def _age(path: pathlib.Path) -> float:
   now = path.with_name(f"{path.name}.now.{secrets.token_hex(4)}")
   now.touch()
   try:
-    with open(path, "rb") as file:  # opening makes a network file system look again
+    # Opening makes a network file system look again.
+    with open(path, "rb") as file:
       return now.stat().st_mtime - os.fstat(file.fileno()).st_mtime
   except FileNotFoundError:
     return 0.0
@@ -381,7 +392,8 @@ class _Heart:
   def add(self, path: pathlib.Path, token: str) -> None:
     with self._change:
       self._held[path] = token
-      if self._thread is None or self._pid != os.getpid():  # a fork has no threads
+      # A fork has no threads.
+      if self._thread is None or self._pid != os.getpid():
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._beat, name="locks", daemon=True)
         self._thread.start()
@@ -400,11 +412,11 @@ class _Heart:
             self._renew(path, token)
 
   def _renew(self, path: pathlib.Path, token: str) -> None:
-    found = _read(path)
-    if found is not None and found.token != token:
+    current = _read(path)
+    if current is not None and current.token != token:
       print(
         f"synthjax: {path}: this process did not renew its lock for {STALE_AFTER:.0f} s, and "
-        f"{found} has taken it over; this run ends at once so that two do not write",
+        f"{current} has taken it over; this run ends at once so that two do not write",
         file=sys.stderr,
         flush=True,
       )

@@ -39,7 +39,8 @@ def percent(share: float, error: float, count: int) -> str:
   """A share in percent with its error, `25.1 ± 1.6`; near 0 and 100 % with its interval."""
   if near_edge(share, count):
     low, high = interval(share, error, count)
-    return f"{100 * share:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    shown = f"{100 * low:.1f} to {100 * high:.1f}"
+    return f"{100 * share:.1f} ({shown})"
   return f"{100 * share:.1f} ± {100 * error:.1f}"
 
 
@@ -86,7 +87,9 @@ def pass_at(n: int, c: int, k: int) -> float:
     raise ValueError(
       f"pass@{k} from {c} correct samples of {n}: expected 1 <= k <= n and 0 <= c <= n"
     )
-  return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+  # Of all subsets of k samples, the share without a correct one.
+  none_correct = math.comb(n - c, k) / math.comb(n, k)
+  return 1.0 - none_correct
 
 
 def majority(answers: Sequence[Hashable | None]) -> tuple[int | None, bool]:

@@ -49,24 +49,26 @@ def test_a_second_process_is_told_who_is_at_work_and_a_killed_ones_lock_is_free_
   holder = _process(_HOLD, tmp_path / "lock")
   assert holder.stdout.readline() == "held\n"
   begin = time.monotonic()
-  message = rf"a test on host \S+, process {holder.pid}, since \S+ \S+ is at work on the folder: wait for it"
+  message = (
+    rf"a test on host \S+, process {holder.pid}, since \S+ \S+ "
+    "is at work on the folder: wait for it"
+  )
   with pytest.raises(locks.LockError, match=message), _lock(tmp_path / "lock"):
     pass
   holder.kill()
   holder.wait()
   with _lock(tmp_path / "lock"):
     pass
-  assert time.monotonic() - begin < 1.0 and not list(tmp_path.iterdir())
+  assert time.monotonic() - begin < 1.0
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("leave", [lambda: None, lambda: sys.exit(1), lambda: 1 / 0])
 def test_a_lock_is_free_again_however_its_block_ends(tmp_path, leave):
   with contextlib.suppress(SystemExit, ZeroDivisionError), _lock(tmp_path / "lock"):
     assert (tmp_path / "lock").exists()
-    with (
-      pytest.raises(locks.LockError),
-      _lock(tmp_path / "lock"),
-    ):  # the same process is no exception
+    # The same process is no exception.
+    with pytest.raises(locks.LockError), _lock(tmp_path / "lock"):
       pass
     leave()
   assert not list(tmp_path.iterdir())
@@ -98,9 +100,9 @@ def test_the_lock_of_a_living_holder_is_not_taken_over(tmp_path, age, changes):
   _write(tmp_path / "lock", age, **changes)
   with pytest.raises(locks.LockError, match="work on host") as refusal, _lock(tmp_path / "lock"):
     pass
-  assert ("last sign of life 55 s ago; after 60 s its place is free" in str(refusal.value)) == (
-    "machine" in changes
-  )
+  # On its own machine the holder is known to live.
+  age_is_shown = "last sign of life 55 s ago; after 60 s its place is free" in str(refusal.value)
+  assert age_is_shown == ("machine" in changes)
   assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
@@ -115,16 +117,24 @@ def test_a_file_that_is_not_yet_a_lock_is_one_until_it_is_old(tmp_path):
 
 @pytest.mark.parametrize("links", [True, False])
 def test_of_many_that_take_over_at_once_one_works_at_a_time(tmp_path, monkeypatch, links):
-  """Eight threads take locks of dead holders, with a dead taker's right in the way now and then."""
+  """Eight threads take locks of dead holders.
+
+  Now and then the right to take over is itself held by a dead process.
+  """
+
+  def no_links(*_):
+    raise PermissionError("no links here")
+
   if not links:
-    monkeypatch.setattr(
-      os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no links here"))
-    )
-  path, inside, most, won = tmp_path / "lock", [], [], [0] * 60
+    monkeypatch.setattr(os, "link", no_links)
+  path = tmp_path / "lock"
+  inside, most = [], []
+  won = [0] * 60
   barrier = threading.Barrier(8)
 
   def take():
     for number in range(len(won)):
+      # One of the threads prepares the round.
       if barrier.wait() == 0:
         _write(path, pid=1 << 23)
         if number % 2:
@@ -142,8 +152,10 @@ def test_of_many_that_take_over_at_once_one_works_at_a_time(tmp_path, monkeypatc
     thread.start()
   for thread in threads:
     thread.join()
-  assert max(most) == 1 and min(won) >= 1
-  assert {each.name for each in tmp_path.iterdir()} <= {"lock.0123"}
+  assert max(most) == 1
+  assert min(won) >= 1
+  left = {path.name for path in tmp_path.iterdir()}
+  assert left <= {"lock.0123"}
 
 
 _RACE = """
@@ -176,13 +188,16 @@ def test_of_four_processes_that_take_over_at_once_one_works_at_a_time(tmp_path):
   for number in range(40):
     _write(tmp_path / "lock", pid=1 << 23)
     (tmp_path / f"go{number}").touch()
-    while len(list(tmp_path.glob(f"done{number}.*"))) < 4 and all(
-      run.poll() is None for run in runs
-    ):
+    while len(list(tmp_path.glob(f"done{number}.*"))) < 4:
+      if any(run.poll() is not None for run in runs):
+        break
       time.sleep(0.001)
-  outputs = [run.communicate(timeout=60)[0].split() for run in runs]
+  won = set()
+  for run in runs:
+    output, _ = run.communicate(timeout=60)
+    won.update(map(int, output.split()))
   assert [run.returncode for run in runs] == [0] * 4
-  assert {int(number) for output in outputs for number in output} == set(range(40))
+  assert won == set(range(40))
 
 
 def test_a_lock_is_renewed_while_it_is_held_and_its_loss_ends_the_process(tmp_path):
@@ -195,7 +210,8 @@ def test_a_lock_is_renewed_while_it_is_held_and_its_loss_ends_the_process(tmp_pa
     time.sleep(0.01)
   _write(tmp_path / "new", host="elsewhere", machine="another")
   (tmp_path / "new").replace(tmp_path / "lock")
-  assert holder.wait(30) == 1 and "work on host elsewhere" in holder.stderr.read()
+  assert holder.wait(30) == 1
+  assert "work on host elsewhere" in holder.stderr.read()
 
 
 def test_a_folder_that_was_made_for_its_lock_is_removed_when_nothing_came_into_it(tmp_path):

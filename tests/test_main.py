@@ -101,17 +101,18 @@ def test_a_missing_file_is_said_before_jax_is_loaded():
     ),
     (
       ValueError(
-        'RESOURCE_EXHAUSTED: Failed writing: "/w/10/d/96": Failed: No space left on device [os_error_code]'
+        'RESOURCE_EXHAUSTED: Failed writing: "/w/10/d/96": '
+        "Failed: No space left on device [os_error_code]"
       ),
       "/w/10/d/96",
     ),
     (PermissionError(errno.EACCES, "Permission denied", "/w"), "/w"),
   ],
 )
-def test_a_full_disk_is_said_in_one_line_whoever_meets_it(error, path):
-  assert errors.of_the_disk(error).startswith(
-    f"{path}: "
-  ) and "another --workdir" in errors.of_the_disk(error)
+def test_a_full_disk_is_one_line_whoever_finds_it(error, path):
+  message = errors.of_the_disk(error)
+  assert message.startswith(f"{path}: ")
+  assert "another --workdir" in message
   assert errors.of_the_disk(ValueError("shapes differ")) == ""
   assert errors.of_the_disk(FileNotFoundError(errno.ENOENT, "no such file", "/w")) == "", (
     "a mistake of ours keeps its traceback"

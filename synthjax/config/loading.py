@@ -73,8 +73,8 @@ def _variants(names: list[str]) -> str:
 def resolve(tree: Mapping[str, Any]) -> schema.Experiment:
   """The frozen experiment of a nested mapping.
 
-  `model` may be a preset's name, or a folder that `synthjax import` wrote; `model_overrides` changes
-  single fields of it.
+  `model` may be a preset's name, or a folder that `synthjax import` wrote; `model_overrides`
+  changes single fields of it.
   """
   tree = dict(tree)
   overrides = tree.pop("model_overrides", None) or {}

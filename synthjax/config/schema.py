@@ -123,12 +123,12 @@ class Source(Checked):
   path: str = ""
   count: NonNegativeInt = 0  # how many documents, from the first on; 0: all there are (world: 1000)
   traces: TRACES = "teacher"  # world only: with leaps, without, or the base policy's corpus
-  rate: PositiveFloat = 1.0  # share of the training rows in a mixture, relative to the other rates
+  rate: PositiveFloat = 1.0  # share in a mixture, relative to the other rates
 
 
 @dataclasses.dataclass(frozen=True)
 class Data(Checked):
-  """Where problems and traces come from and how they become rows."""
+  """Where problems and traces come from and how they become packed sequences."""
 
   task: TASK = "world"  # which problems; the test problems are always of this task
   folder: str = ""  # folder of the tasks' files; "": SYNTHJAX_DATA or ../shared/data
@@ -145,15 +145,15 @@ class Data(Checked):
   # trains on these at their rates instead of on `task`; needs train.steps
   mixture: tuple[Source, ...] = ()
   # what happens to training documents that repeat an evaluation problem, by id, by normalised text
-  # or by the rules of verify/decontaminate.py: the run stops, they are left out and counted, or
-  # nobody looks
+  # or by the rules of verify/decontaminate.py: error stops the run, drop leaves them out and counts
+  # them, allow does not look
   overlap: Literal["error", "drop", "allow"] = "error"
   # how solutions fall into steps, see credit/steps.py: world: at ` ; `; gsm8k: a line; math: a
   # sentence, or a line, outside LaTeX; task: as the task has it, a line where it has nothing else
   steps: Literal["task", "world", "gsm8k", "math"] = "task"
   tokenizer: Tokenizer = Tokenizer()  # how text becomes tokens
-  seq_len: Annotated[int, at_least(2)] = 128  # tokens in a training row
-  # what happens to a document longer than a row
+  seq_len: Annotated[int, at_least(2)] = 128  # tokens in a packed sequence
+  # what happens to a document longer than that
   too_long: Literal["drop", "truncate", "split", "error"] = "error"
   prefetch: PositiveInt = 4  # batches read ahead
   threads: PositiveInt = 2  # threads that read
@@ -169,7 +169,7 @@ class Mesh(Checked):
   replica: Axis = 1  # copies of the parameters: data parallel
   fsdp: Axis = -1  # parameters and optimizer state split over these; data parallel too
   tensor: Axis = 1  # heads, MLP and vocabulary split over these
-  context: Axis = 1  # positions of a row split over these
+  context: Axis = 1  # positions of a sequence split over these
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +212,7 @@ class Experiment(Checked):
   recipe: Literal["finetune", "preference", "math_rl", "star", "credit_phase"] = "finetune"
   seed: NonNegativeInt = 0  # every random choice derives from it
   world: World = World()  # the embedded world, for data.task = "world"
-  data: Data = Data()  # problems, traces, tokenizer, rows
+  data: Data = Data()  # problems, traces, tokenizer, packing
   # the decoder: the name of a preset, whose single fields model_overrides changes, or a group
   model: Model = Model()
   mesh: Mesh = Mesh()  # devices along each axis

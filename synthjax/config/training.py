@@ -45,7 +45,7 @@ class Train(Checked):
   continue_step: NonNegativeInt = 0  # which of its steps; 0: the newest
   loss: Literal["cross_entropy"] = "cross_entropy"  # name of the loss, see losses/
   z_loss: NonNegativeFloat = 0.0  # weight of the squared log-normaliser
-  batch_size: PositiveInt = 32  # rows a step, over all devices
+  batch_size: PositiveInt = 32  # sequences a step, over all devices
   accumulate: PositiveInt = 1  # micro-batches a step; divides batch_size
   steps: NonNegativeInt = 0  # number of steps; 0: as many as `epochs` takes
   epochs: NonNegativeFloat = 1.0  # passes over the documents when `steps` is 0
@@ -65,7 +65,7 @@ class Preference(Checked):
 
   # DPO, IPO (the paper's tau), DPOP, RPO, KTO, step_dpo: strength of the pull to the reference
   beta: PositiveFloat = 0.1
-  # DPO, DPOP, RPO, SimPO, step_dpo: probability that a label is wrong
+  # DPO, DPOP, RPO, SimPO, step_dpo: probability that a label is incorrect
   label_smoothing: Annotated[float, from_to_below(0, 0.5)] = 0.0
   # step_dpo: weight of the anchor, the NLL a token of all steps of the chosen sides
   nll: NonNegativeFloat = 0.0

@@ -81,7 +81,8 @@ def test_the_tokenizer_of_the_7b_study_must_fit_the_model_and_is_not_needed_for_
     ("world.verbs=3", "config.world.base_verbs is 4; expected at most verbs=3"),
     (
       "study.problems=512",
-      r"config.study.problems is 512; expected tuple of int, .*--config.study.problems=\"\(512,\)\"",
+      r"config.study.problems is 512; expected tuple of int, "
+      r".*--config.study.problems=\"\(512,\)\"",
     ),
     ("study.problems=(512,0)", r"config.study.problems\[1\] is 0; expected int, at least 1"),
     ("study.arms=sft", r"config.study.arms is 'sft' .*--config.study.arms=\"\('sft',\)\""),
@@ -106,7 +107,8 @@ def test_the_tokenizer_of_the_7b_study_must_fit_the_model_and_is_not_needed_for_
     ("star.valued=3000", "config.star.valued is 3000; expected at most star.explored=2000"),
     (
       "study.problems=(512,",
-      r"config.study.problems=\(512,: neither a Python literal nor plain text \('\(' was never closed\)",
+      r"config.study.problems=\(512,: neither a Python literal nor plain text "
+      r"\('\(' was never closed\)",
     ),
     (
       "data.path=rows.jsonl",
@@ -145,14 +147,13 @@ MIXTURE = [
   "data.tokenizer.kind=bytes",
   "data.test_path=held_out.txt",
   "train.steps=5",
-  "data.mixture=({'task': 'text', 'path': 'a.txt', 'rate': 0.7}, {'task': 'text', 'path': 'b.txt', 'rate': 0.3})",
+  "data.mixture=({'task': 'text', 'path': 'a.txt', 'rate': 0.7},"
+  " {'task': 'text', 'path': 'b.txt', 'rate': 0.3})",
 ]
 
 
 def test_a_mixture_needs_no_path_of_its_own_and_says_where_one_belongs():
   assert len(config.load(QUICKSTART, MIXTURE).data.mixture) == 2
-  with pytest.raises(
-    config.ConfigError,
-    match="config.data.train_path is 'c.txt'; expected nothing with data.mixture",
-  ):
+  message = "config.data.train_path is 'c.txt'; expected nothing with data.mixture"
+  with pytest.raises(config.ConfigError, match=message):
     config.load(QUICKSTART, [*MIXTURE, "data.train_path=c.txt"])
