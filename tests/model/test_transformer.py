@@ -60,6 +60,7 @@ def _packed(lengths, total):
 
 
 def _logits(model, params, tokens, lengths):
+  """Logits of the training pass over documents of these lengths, one after the other."""
   until, positions = _packed(lengths, tokens.shape[1])
   return model.logits(params, model.hidden(params, tokens, positions, until))
 
@@ -86,6 +87,7 @@ def test_decoding_after_a_shared_prefix_gives_the_logits_of_training(name):
   after = jax.random.randint(jax.random.key(2), (2, 3, own), 0, 64)
   known = jnp.array([[4, 6, 6], [6, 4, 4]])
   cache = _filled_cache(model, unstacked, prefix, own)
+  # Token by token, against a training pass over what the token has before it.
   for number in range(own):
     seen = _seen(known, number, own, model.cfg.window or 100)
     token = after[..., number]
@@ -101,8 +103,10 @@ def test_decoding_after_a_shared_prefix_gives_the_logits_of_training(name):
 
 
 def _filled_cache(model, unstacked, prefix, own):
+  """A cache of two blocks of three sequences, which holds the keys and values of `prefix`."""
   until, positions = _packed([6], 6)
-  both_positions, both_until = jnp.repeat(positions, 2, 0), jnp.repeat(until, 2, 0)
+  both_positions = jnp.repeat(positions, 2, 0)
+  both_until = jnp.repeat(until, 2, 0)
   _, kept = prefill(model, unstacked, prefix, both_positions, both_until)
   layers = []
   for layer, (keys, values) in zip(empty_cache(model, 2, 3, 6, own), kept):
@@ -152,9 +156,11 @@ def _float32(*arrays):
 
 
 def test_interval_attention_equals_a_float64_oracle():
-  B, T, H, G, K = 2, 9, 4, 2, 8
+  B, T = 2, 9
+  H, G, K = 4, 2, 8
   random = np.random.default_rng(0)
   q, k, v = _random(random, (B, T, H, K), (B, T, G, K), (B, T, G, K))
+  # Every token is seen for one to four positions, itself included.
   until = np.minimum(np.arange(T) + random.integers(1, 5, (B, T)), T)
 
   def sees(b, i, j):
@@ -168,6 +174,7 @@ def test_a_window_is_a_second_bound_on_the_same_rule_and_scores_are_capped():
   shape = (1, 80, 2, 8)
   window, cap = 4, 0.7
   q, k, v = _random(np.random.default_rng(0), shape, shape, shape)
+  # Documents of 9 tokens: the window and the border between documents both hide keys.
   index = np.arange(80)
   until = np.minimum((index // 9 + 1) * 9, 80)[None]
   positions = (index % 9)[None]

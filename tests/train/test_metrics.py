@@ -20,6 +20,7 @@ def _board(folder):
     while start < len(data):
       (length,) = struct.unpack_from("<Q", data, start)
       end = start + _BEFORE + length
+      # tensorboardX writes such files but does not read them.
       event = event_pb2.Event.FromString(data[start + _BEFORE : end])
       for value in event.summary.value:
         scalars.append((event.step, value.tag, value.simple_value))
