@@ -9,8 +9,8 @@ if TYPE_CHECKING:
   from synthjax.config import schema
   from synthjax.data.tokenizers import Tokenizer
   from synthjax.job import Job
-  from synthjax.math_study.find_arm import StudyPolicy
   from synthjax.model.transformer import Params, Transformer
+  from synthjax.recipes.study_policies import StudyPolicy
 
 # (parsed arguments, overrides of the config) -> exit code
 Verb = Callable[[argparse.Namespace, list[str]], int]
@@ -149,23 +149,22 @@ def load_policy(parsed: argparse.Namespace, overrides: list[str]) -> LoadedPolic
   opened = open_job(parsed, overrides)
   from synthjax import job, progress
   from synthjax.errors import ConfigError
-  from synthjax.math_study import find_arm
-  from synthjax.recipes import finetune
+  from synthjax.recipes import finetune, study_policies
 
   if parsed.arm and parsed.checkpoint:
     raise ConfigError(
       f"--arm {parsed.arm} and --checkpoint {parsed.checkpoint} name two policies; give one of them"
     )
   if parsed.arm:
-    return _load_arm(find_arm.find(opened, parsed.arm))
+    return _load_arm(study_policies.find(opened, parsed.arm))
   training = None
   if parsed.checkpoint:
-    source = find_arm.checkpoints_in(parsed.checkpoint)
+    source = study_policies.checkpoints_in(parsed.checkpoint)
   elif training := finetune.trained(opened):
     source = training.checkpoints
   else:
     source = opened.experiment.train.init
-    find_arm.refuse_study(opened.workdir)
+    study_policies.refuse_study(opened.workdir)
   experiment, tokenizer = opened.experiment, job.tokenizer_of(opened)
   model, params, step = job.load_policy(experiment, tokenizer, source, fall_back=True)
   if step is None:

@@ -141,13 +141,13 @@ def doctor(parsed: argparse.Namespace, overrides: list[str]) -> int:
   from synthjax import files
   from synthjax.config.credit import Sampling
   from synthjax.evaluate import protocols, run
-  from synthjax.math_study import find_arm
+  from synthjax.recipes import study_policies
   from synthjax.rollout import parity
   from synthjax.rollout.engine import JaxEngine
   from synthjax.rollout.requests import Request
 
   experiment, tokenizer = policy.experiment, policy.tokenizer
-  find_arm.refuse_star(experiment)
+  study_policies.refuse_star(experiment)
   protocol = protocols.of(experiment)
   sampling = Sampling(experiment.evaluate.max_new_tokens)
   requests = {}

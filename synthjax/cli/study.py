@@ -37,7 +37,7 @@ def values(parsed: argparse.Namespace, overrides: list[str]) -> int:
   """Places a policy's problems in the phase diagram."""
   common.simulate_devices()
   job = common.open_job(parsed, overrides)
-  from synthjax.math_study import diagnose
+  from synthjax.recipes import diagnose
 
   size = diagnose.SampleCounts(
     problems=parsed.problems, traces=parsed.traces, rollouts=parsed.rollouts

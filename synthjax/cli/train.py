@@ -95,15 +95,14 @@ def evaluate(parsed: argparse.Namespace, overrides: list[str]) -> int:
   # A watcher stands beside the training that holds the work folder, and writes to its own.
   opened = common.open_job(parsed, overrides, writes=not parsed.watch)
   from synthjax import job, workfolder
-  from synthjax.math_study import find_arm
-  from synthjax.recipes import finetune
+  from synthjax.recipes import finetune, study_policies
 
   if parsed.arm:
     with workfolder.alone(opened.experiment, opened.workdir, "synthjax evaluate"):
-      find_arm.evaluate(opened, find_arm.find(opened, parsed.arm))
+      study_policies.evaluate(opened, study_policies.find(opened, parsed.arm))
     return 0
   if finetune.trained(opened) is None:
-    find_arm.refuse_study(opened.workdir)
+    study_policies.refuse_study(opened.workdir)
   if parsed.watch:
     finetune.watch(opened, job.tokenizer_of(opened), parsed.name)
     return 0
@@ -151,20 +150,19 @@ def export(parsed: argparse.Namespace, overrides: list[str]) -> int:
   import jax
 
   from synthjax import files, job, locks
-  from synthjax.math_study import find_arm
   from synthjax.model.transformer import Transformer, sized
-  from synthjax.recipes import finetune
+  from synthjax.recipes import finetune, study_policies
   from synthjax.train import checkpoint
 
   experiment = opened.experiment
   training = None
   if parsed.arm:
-    arm = find_arm.find(opened, parsed.arm)
+    arm = study_policies.find(opened, parsed.arm)
     experiment, tokenizer, checkpoints = arm.experiment, arm.tokenizer, arm.checkpoints
   elif training := finetune.trained(opened):
     tokenizer, checkpoints = job.tokenizer_of(opened), training.checkpoints
   else:
-    find_arm.refuse_study(opened.workdir)
+    study_policies.refuse_study(opened.workdir)
     raise files.DataError(
       f"{opened.workdir / 'train'}: nothing was trained here yet; run `synthjax train` first"
     )

@@ -26,8 +26,9 @@ from synthjax.credit_phase.likelihood import ObservedPrefix
 from synthjax.data.tokenizers import Tokenizer
 from synthjax.errors import ConfigError
 from synthjax.job import Job
-from synthjax.math_study import find_arm, preference_data, sampling, study_folder
+from synthjax.math_study import preference_data, sampling, study_folder
 from synthjax.math_study.cell import Cell, Cost, TrainedPolicy, open_cell
+from synthjax.recipes import study_policies
 from synthjax.records import Ids, StepValue, Verdict
 from synthjax.rollout.requests import Sample
 
@@ -187,7 +188,7 @@ def _check(job: Job, arm: str, checkpoint: str, counts: SampleCounts) -> None:
       f"{counts.problems} problems, {counts.traces} traces, {counts.rollouts} rollouts: expected "
       "at least 10 problems, 2 traces and 2 rollouts; fewer say nothing"
     )
-  find_arm.refuse_star(job.experiment)
+  study_policies.refuse_star(job.experiment)
 
 
 def _opened(
@@ -200,7 +201,7 @@ def _opened(
   tokenizer: Tokenizer = jobs.tokenizer_of(job)
   count, seed, name, label = counts.problems, 0, "policy", "checkpoint"
   if arm:
-    found = find_arm.find(job, arm)
+    found = study_policies.find(job, arm)
     folder, _, name = found.name.rpartition("/")
     key = study_folder.cell_key(folder)
     if key is None:
@@ -210,7 +211,7 @@ def _opened(
     count, seed = max(key.problems, counts.problems), key.seed
     source, tokenizer, label = found.checkpoints, found.tokenizer, found.name.replace("/", "_")
   else:
-    source = find_arm.checkpoints_in(checkpoint or experiment.train.init)
+    source = study_policies.checkpoints_in(checkpoint or experiment.train.init)
   opened = open_cell(job._replace(experiment=experiment), tokenizer, count, seed)
   folder_of_policy = job.workdir / "diagnose" / label
   folder_of_policy.mkdir(parents=True, exist_ok=True)

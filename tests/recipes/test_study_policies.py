@@ -9,8 +9,7 @@ import pytest
 
 from synthjax import __main__, config, files, shipped
 from synthjax import job as jobs
-from synthjax.math_study import find_arm
-from synthjax.recipes import finetune
+from synthjax.recipes import finetune, study_policies
 from synthjax.train import checkpoint
 
 CONFIG = ("--config", "configs/quickstart.py:smoke")
@@ -96,14 +95,14 @@ def test_an_arm_is_evaluated_in_a_stage_of_its_own(study, capsys):
 def test_a_stage_folder_stands_for_its_checkpoints(study, tmp_path):
   stage = study / "n00024_s0/rft"
   assert (
-    find_arm.checkpoints_in(str(stage))
-    == find_arm.checkpoints_in(str(stage / "checkpoints"))
+    study_policies.checkpoints_in(str(stage))
+    == study_policies.checkpoints_in(str(stage / "checkpoints"))
     == str(stage / "checkpoints")
   )
   (tmp_path / "train/checkpoints").mkdir(parents=True)
-  assert find_arm.checkpoints_in(str(tmp_path)) == str(tmp_path / "train/checkpoints")
+  assert study_policies.checkpoints_in(str(tmp_path)) == str(tmp_path / "train/checkpoints")
   with pytest.raises(files.DataError, match="holds a study of several policies"):
-    find_arm.checkpoints_in(str(study))
+    study_policies.checkpoints_in(str(study))
 
 
 def test_training_starts_from_a_stage_folder_and_a_missing_start_is_said_first(study, tmp_path):
@@ -139,11 +138,11 @@ def test_an_arm_of_the_star_has_the_words_of_its_graph_and_the_width_of_its_atte
   ):
     shutil.copytree(shipped.folder("facts_policy"), tmp_path / folder / "sft/checkpoints")
     files.write_json(tmp_path / folder / "sft/manifest.json", {"result": {"steps": 2274}})
-    arm = find_arm.find(job, f"{folder}/sft")
+    arm = study_policies.find(job, f"{folder}/sft")
     labels = max(9, 3 * arms_of_graph + 1)
     assert arm.experiment.model.d_model == width
     assert (
       arm.tokenizer.decode(arm.tokenizer.encode(f"0>{labels - 1} / 0 1")) == f"0>{labels - 1} / 0 1"
     )
   with pytest.raises(files.DataError, match="recipe 'star' scores its policies itself"):
-    find_arm.evaluate(job, arm)
+    study_policies.evaluate(job, arm)
