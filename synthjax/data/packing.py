@@ -73,7 +73,8 @@ class Packing:
     index_type = np.int32 if count < 1 << 31 else np.int64
     counts_L = np.bincount(lengths_N, minlength=1)
     # Without documents there is nothing to concatenate but these.
-    slot_lengths, slots_per_row = [np.zeros(0, int)], [np.zeros(0, int)]
+    slot_lengths: list[np.ndarray] = [np.zeros(0, int)]
+    slots_per_row: list[np.ndarray] = [np.zeros(0, int)]
     for alike in _best_fit_decreasing(counts_L, seq_len):
       row = np.repeat([length for length, _ in alike.pieces], [n for _, n in alike.pieces])
       slot_lengths.append(np.tile(row, alike.rows))
@@ -186,7 +187,7 @@ def layout(rows: list[list[np.ndarray]], seq_len: int) -> dict[str, np.ndarray]:
   index = np.arange(sizes_N.sum(dtype=np.int32), dtype=np.int32)
   padded_index = index + np.repeat(shift_N, sizes_N)
   position = index - np.repeat(ends_N - sizes_N, sizes_N)
-  token = index
+  token: np.ndarray = index
   if records:
     token = np.concatenate([record[1:] for record in records])
   target = np.append(token[1:], np.int32(0))

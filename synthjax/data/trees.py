@@ -336,6 +336,7 @@ class _Group:
     self.arrays["tokens"][self.row, span] = node.tokens
     self.arrays["positions"][self.row, span] = depth + np.arange(len(node.tokens))
     if node.predicted:
+      assert before is not None  # as checked above
       self._predict(node, before, span, tree)
     self.end = span.stop
     return span
@@ -362,7 +363,7 @@ class _Group:
         "a prompt"
       )
 
-  def _predict(self, node: Node, before: int | None, span: slice, tree: int) -> None:
+  def _predict(self, node: Node, before: int, span: slice, tree: int) -> None:
     """Makes the node's tokens predictions, and the node a segment."""
     count, limits, arrays = len(node.tokens), self.limits, self.arrays
     predictions = slice(self.predictions, self.predictions + count)
@@ -371,7 +372,8 @@ class _Group:
         f"tree {tree}: {predictions.stop} predictions and {self.segments + 1} segments in this "
         f"group, bounds are {limits.predictions} and {limits.segments}"
       )
-    sources = np.concatenate([[before], np.arange(span.start, span.stop - 1)])
+    sources = np.arange(span.start - 1, span.stop - 1)
+    sources[0] = before  # which may stand far from it, at the end of a shared prefix
     arrays["source"][0, predictions] = self.row * limits.seq_len + sources
     arrays["targets"][0, predictions] = node.tokens
     arrays["segment"][0, predictions] = self.segments

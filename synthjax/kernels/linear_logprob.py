@@ -265,7 +265,7 @@ def apply_soft_cap(options: Head, plain_NC: jax.Array) -> tuple[jax.Array, jax.A
 
 def _specs(options: Head, split: Split) -> tuple[PartitionSpec, PartitionSpec]:
   """How rows and the head lie on the mesh."""
-  head = [None, None]
+  head: list[str | None] = [None, None]
   head[_vocabulary_axis(options)] = split.vocabulary
   return PartitionSpec(split.rows), PartitionSpec(*head)
 
