@@ -35,39 +35,35 @@ def test_only_our_own_errors_are_one_line(capsys, monkeypatch):
     __main__.main(CONFIG)
 
 
-def test_a_work_folder_that_cannot_be_written_is_said_in_one_line_before_anything_is_read(
-  capsys, tmp_path, monkeypatch
-):
-  (tmp_path / "file").write_text("in the way")
-  run = [
-    "run",
-    "--config",
-    "configs/gsm8k_sft.py:smoke",
-    "--config.data.folder=nowhere",
-    "--workdir",
-  ]
-  assert __main__.main([*run, str(tmp_path / "file/run")]) == 1
-  said = capsys.readouterr().err
-  assert (
-    said
-    == f"synthjax: {tmp_path / 'file'}: is a file; expected a folder, choose another --workdir\n"
-  )
+def run_in(workdir, config):
+  """`synthjax run` of a config whose data are missing."""
+  command = ["run", "--config", config, "--config.data.folder=nowhere"]
+  return __main__.main([*command, "--workdir", str(workdir)])
 
-  def full(*_):  # as the kernel reports it
+
+def test_a_work_folder_below_a_file_is_one_line_before_anything_is_read(capsys, tmp_path):
+  file = tmp_path / "file"
+  file.write_text("in the way")
+  assert run_in(file / "run", "configs/gsm8k_sft.py:smoke") == 1
+  expected = f"synthjax: {file}: is a file; expected a folder, choose another --workdir\n"
+  assert capsys.readouterr().err == expected
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_work_folder(capsys, tmp_path, monkeypatch):
+  # As the kernel reports it.
+  def full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
   monkeypatch.setattr(pathlib.Path, "write_text", full)
-  run[2] = "configs/world_sft.py:smoke"
-  assert __main__.main([*run, str(tmp_path / "run")]) == 1
-  said = capsys.readouterr().err
-  assert (
-    said.count("\n") == 1
-    and said.startswith(f"synthjax: {tmp_path / 'run/.lock'}: No space left on device; ")
-    and not (tmp_path / "run").exists()
-  )
+  workdir = tmp_path / "run"
+  assert run_in(workdir, "configs/world_sft.py:smoke") == 1
+  error = capsys.readouterr().err
+  assert error.count("\n") == 1
+  assert error.startswith(f"synthjax: {workdir / '.lock'}: No space left on device; ")
+  assert not workdir.exists()
 
 
-def test_a_missing_file_is_said_before_jax_is_loaded():
+def test_a_missing_file_is_reported_before_jax_is_loaded():
   code = (
     "import sys; from synthjax import __main__; code = __main__.main(sys.argv[1:]); "
     "assert code == 1 and 'jax' not in sys.modules"
@@ -85,9 +81,9 @@ def test_a_missing_file_is_said_before_jax_is_loaded():
     capture_output=True,
     text=True,
   )
-  assert done.returncode == 0 and done.stderr.startswith(
-    "synthjax: config.data.test_path is 'nowhere.jsonl': no such file"
-  )
+  assert done.returncode == 0
+  message = "synthjax: config.data.test_path is 'nowhere.jsonl': no such file"
+  assert done.stderr.startswith(message)
 
 
 @pytest.mark.parametrize(

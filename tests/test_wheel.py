@@ -20,9 +20,9 @@ BUILT_FROM = (
 
 
 def _run(arguments, folder, **variables):
-  environment = {
-    name: value for name, value in os.environ.items() if name != "PYTHONPATH"
-  } | variables
+  environment = {**os.environ}
+  environment.pop("PYTHONPATH", None)
+  environment |= variables
   done = subprocess.run(
     [sys.executable, *map(str, arguments)],
     cwd=folder,
@@ -39,10 +39,13 @@ def test_an_installed_wheel_has_the_worked_examples_and_the_base_policy_and_need
 ):
   source, installed, empty = tmp_path / "source", tmp_path / "installed", tmp_path / "empty"
   empty.mkdir()
-  for name in BUILT_FROM:  # building leaves files behind
-    copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-    source.mkdir(exist_ok=True)
-    copy(ROOT / name, source / name)
+  source.mkdir()
+  # Of a copy, since building leaves files behind.
+  for name in BUILT_FROM:
+    if (ROOT / name).is_dir():
+      shutil.copytree(ROOT / name, source / name)
+    else:
+      shutil.copy(ROOT / name, source / name)
   pip = ("-m", "pip", "--disable-pip-version-check", "-q")
   _run(
     [*pip, "wheel", ".", "--no-deps", "--no-build-isolation", "--no-index", "-w", tmp_path], source
@@ -70,13 +73,12 @@ def test_an_installed_wheel_has_the_worked_examples_and_the_base_policy_and_need
     [*evaluating, "--config.evaluate.protocol=gsm8k_strict"], empty, **here
   )
   scored = json.loads((empty / "work/evaluate_generations/results.json").read_text())
-  assert scored["prompt"].count("\nA:") == 8 + 1 and scored["prompt"].startswith(
-    "Q: There are 15 trees"
-  )
+  assert scored["prompt"].count("\nA:") == 8 + 1
+  assert scored["prompt"].startswith("Q: There are 15 trees")
   config = _run(["-m", "synthjax", "config", "--config", "mine.py:smoke"], empty, **here)
   (init,) = [line for line in config.splitlines() if line.startswith("train.init")]
-  assert str(installed) in init and list(
-    (installed / "synthjax/shipped_data/base_policy").iterdir()
-  )
+  assert str(installed) in init
+  base_policy = installed / "synthjax/shipped_data/base_policy"
+  assert list(base_policy.iterdir())
   benching = "from synthjax.bench import pits; print(pits.of_the_world().train.init)"
   assert str(installed) in _run(["-c", benching], empty, **here)

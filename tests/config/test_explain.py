@@ -24,18 +24,17 @@ def test_one_key_or_one_group_is_explained_alone():
   )
   assert explain.describe("--config.train.optimizer.beta2").startswith("train.optimizer.beta2")
   keys = re.findall(r"^(\S+?)(?: =|:)", explain.describe("data.tokenizer"), re.M)
-  assert keys == [
-    "data.tokenizer",
-    *(f"data.tokenizer.{name}" for name in fields.hints(schema.Tokenizer)),
-  ]
+  names = fields.hints(schema.Tokenizer)
+  assert keys == ["data.tokenizer"] + [f"data.tokenizer.{name}" for name in names]
 
 
 def test_paths_and_presets_are_explained_where_they_are_met():
-  assert "a mixture's parts have a `path` each instead" in " ".join(
-    explain.describe("data.train_path").split()
-  )
+  words = explain.describe("data.train_path").split()
+  assert "a mixture's parts have a `path` each instead" in " ".join(words)
   assert "data.mixture[i].path" in explain.describe("data.mixture[0]")
-  assert "tiny_1m" in explain.describe("model") and "model_overrides" in explain.describe("model")
+  model = explain.describe("model")
+  assert "tiny_1m" in model
+  assert "model_overrides" in model
   assert "single fields of the preset" in explain.describe("model_overrides.layers")
   assert "number of blocks" in explain.describe("model_overrides.layers")
 

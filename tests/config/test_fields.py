@@ -25,11 +25,8 @@ CLASSES = sorted(set(_dataclasses(schema.Experiment)), key=lambda cls: cls.__nam
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_every_number_of_an_experiment_has_its_range_beside_it(cls):
-  bare = [
-    name
-    for name, hint in fields.hints(cls).items()
-    if hint in (int, float, tuple[int, ...], tuple[float, ...])
-  ]
+  without_range = (int, float, tuple[int, ...], tuple[float, ...])
+  bare = [name for name, hint in fields.hints(cls).items() if hint in without_range]
   assert not bare
   assert issubclass(cls, fields.Checked) or cls is Sampling
 
@@ -67,8 +64,8 @@ def test_ranges_hold_for_what_python_builds(make, message):
 
 
 def test_whole_numbers_become_floats_and_lists_tuples_so_that_equal_settings_are_equal():
-  train, study = schema.Train(epochs=2), schema.Study(problems=[3, 4])
-  assert isinstance(train.epochs, float) and study.problems == (3, 4)
+  assert isinstance(schema.Train(epochs=2).epochs, float)
+  assert schema.Study(problems=[3, 4]).problems == (3, 4)
 
 
 def test_a_config_goes_to_json_and_back_as_records_do():
@@ -90,4 +87,5 @@ def test_a_sampling_out_of_range_can_be_made_and_is_refused_by_its_check():
 
 
 def test_config_errors_are_known_under_both_names():
-  assert config.ConfigError is errors.ConfigError and issubclass(fields.FieldError, errors.Error)
+  assert config.ConfigError is errors.ConfigError
+  assert issubclass(fields.FieldError, errors.Error)
