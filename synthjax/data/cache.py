@@ -133,7 +133,7 @@ def _check_counts(
 class _Tokenised(NamedTuple):
   """A tokenised example, and its place in the source."""
 
-  index: int
+  position: int
   id: str
   drop: str
   inputs: np.ndarray
@@ -157,13 +157,13 @@ def _run_pipeline(corpus: Corpus, split: str, folder: pathlib.Path, runner: str)
 
   def keyed(example):
     document = _Tokenised(
-      index=example[index_key],
+      position=example[index_key],
       id=example["id"].numpy().decode(),
       drop=example["drop"].numpy().decode(),
       inputs=example["inputs"].numpy(),
       targets=example["targets"].numpy(),
     )
-    return (example[shard_key], document.index // _BLOCK), document
+    return (example[shard_key], document.position // _BLOCK), document
 
   preprocess = beam_utils.PreprocessTask(
     tasks.register(name, corpus, errors),
@@ -199,7 +199,7 @@ def _write_block(block, folder: str, eos_id: int, seq_len: int, policy: str) -> 
   from array_record.python import array_record_module
 
   (shard, number), documents = block
-  in_order = sorted(documents, key=lambda document: document.index)
+  in_order = sorted(documents, key=lambda document: document.position)
   records, report = _records(in_order, eos_id, seq_len, policy)
   name = pathlib.Path(folder) / f"{shard:05d}-{number:05d}"
   scratch = f"{name}.writing"

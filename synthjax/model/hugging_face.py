@@ -436,7 +436,7 @@ def _name_shards(folder, paths, weight_map, total) -> None:
 def _flat(tree, path=()) -> dict[tuple[str, ...], Any]:
   if not isinstance(tree, dict):
     return {path: tree}
-  found: dict[str, tuple[int, ...]] = {}
+  found: dict[tuple[str, ...], Any] = {}
   for key, value in tree.items():
     found |= _flat(value, (*path, key))
   return found

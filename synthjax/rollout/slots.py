@@ -98,38 +98,43 @@ class _Field:
   """An array of the state. Not a NamedTuple, so that it is a leaf of the table."""
 
   dims: str  # letters of the legend
-  dtype: jax.typing.DTypeLike | None = jnp.int32  # None: the model's
+  dtype: jax.typing.DTypeLike | None  # None: the model's
+
+
+def _field(dims: str, dtype: jax.typing.DTypeLike | None = jnp.int32) -> Any:
+  """A field, of any type to the checker: it stands in the table where an array will."""
+  return _Field(dims, dtype)
 
 
 # Dimensions and type of every array of the state but the cache, which the model describes.
 _FIELDS: Any = State(
   cache=(),
-  prefix_BWD=_Field("BWD", None),
-  position_BW=_Field("BW"),
-  until_BW=_Field("BW"),
-  hidden_BND=_Field("BND", None),
+  prefix_BWD=_field("BWD", None),
+  position_BW=_field("BW"),
+  until_BW=_field("BW"),
+  hidden_BND=_field("BND", None),
   sequences=Sequences(
-    end=_Field("BN"),
-    row=_Field("BN"),
-    max_tokens=_Field("BN"),
-    key=_Field("BN2", jnp.uint32),
+    end=_field("BN"),
+    row=_field("BN"),
+    max_tokens=_field("BN"),
+    key=_field("BN2", jnp.uint32),
     filters=Filters(
-      temperature=_Field("BN", jnp.float32),
-      top_k=_Field("BN"),
-      top_p=_Field("BN", jnp.float32),
-      min_p=_Field("BN", jnp.float32),
+      temperature=_field("BN", jnp.float32),
+      top_k=_field("BN"),
+      top_p=_field("BN", jnp.float32),
+      min_p=_field("BN", jnp.float32),
     ),
   ),
-  count_BN=_Field("BN"),
-  alive_BN=_Field("BN", bool),
+  count_BN=_field("BN"),
+  alive_BN=_field("BN", bool),
   results=Results(
-    tokens_BRC=_Field("BRC"),
-    log_probs_BRC=_Field("BRC", jnp.float32),
-    length_BR=_Field("BR"),
-    done_BR=_Field("BR", bool),
+    tokens_BRC=_field("BRC"),
+    log_probs_BRC=_field("BRC", jnp.float32),
+    length_BR=_field("BR"),
+    done_BR=_field("BR", bool),
   ),
-  time=_Field("M"),
-  used=_Field("M"),
+  time=_field("M"),
+  used=_field("M"),
 )
 
 
@@ -220,7 +225,7 @@ def _admit(model: Transformer, params: Params, state: State, pages: Pages) -> St
 
   def put(array, values, page, axis):
     """Writes the page's T values into a block, its positions along `axis`."""
-    start = [0] * array.ndim
+    start: list[Any] = [0] * array.ndim
     start[0], start[axis] = pages.places_P2[page, 0], pages.places_P2[page, 1]
     new = values[page : page + 1].astype(array.dtype)
     old = jax.lax.dynamic_slice(array, start, new.shape)
