@@ -35,32 +35,32 @@ def test_only_our_own_errors_are_one_line(capsys, monkeypatch):
     __main__.main(CONFIG)
 
 
-def run_in(workdir, config):
-  """`synthjax run` of a config whose data are missing."""
-  command = ["run", "--config", config, "--config.data.folder=nowhere"]
-  return __main__.main([*command, "--workdir", str(workdir)])
+def test_a_work_folder_that_cannot_be_written_is_reported_in_one_line_before_anything_is_read(
+  capsys, tmp_path, monkeypatch
+):
+  (tmp_path / "file").write_text("in the way")
+  run = [
+    "run",
+    "--config",
+    "configs/gsm8k_sft.py:smoke",
+    "--config.data.folder=nowhere",
+    "--workdir",
+  ]
+  assert __main__.main([*run, str(tmp_path / "file/run")]) == 1
+  message = f"{tmp_path / 'file'}: is a file; expected a folder, choose another --workdir"
+  assert capsys.readouterr().err == f"synthjax: {message}\n"
 
-
-def test_a_work_folder_below_a_file_is_one_line_before_anything_is_read(capsys, tmp_path):
-  file = tmp_path / "file"
-  file.write_text("in the way")
-  assert run_in(file / "run", "configs/gsm8k_sft.py:smoke") == 1
-  expected = f"synthjax: {file}: is a file; expected a folder, choose another --workdir\n"
-  assert capsys.readouterr().err == expected
-
-
-def test_a_full_disk_is_one_line_and_leaves_no_work_folder(capsys, tmp_path, monkeypatch):
-  # As the kernel reports it.
   def full(*_):
+    # As the kernel reports it.
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
   monkeypatch.setattr(pathlib.Path, "write_text", full)
-  workdir = tmp_path / "run"
-  assert run_in(workdir, "configs/world_sft.py:smoke") == 1
+  run[2] = "configs/world_sft.py:smoke"
+  assert __main__.main([*run, str(tmp_path / "run")]) == 1
   error = capsys.readouterr().err
   assert error.count("\n") == 1
-  assert error.startswith(f"synthjax: {workdir / '.lock'}: No space left on device; ")
-  assert not workdir.exists()
+  assert error.startswith(f"synthjax: {tmp_path / 'run/.lock'}: No space left on device; ")
+  assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_file_is_reported_before_jax_is_loaded():
@@ -81,50 +81,49 @@ def test_a_missing_file_is_reported_before_jax_is_loaded():
     capture_output=True,
     text=True,
   )
-  assert done.returncode == 0
+  assert done.returncode == 0, done.stderr
   message = "synthjax: config.data.test_path is 'nowhere.jsonl': no such file"
   assert done.stderr.startswith(message)
 
 
-@pytest.mark.parametrize(
-  ("error", "path"),
-  [
-    (
-      RuntimeError(
-        "write() failed: No space left on device; writing /w/cache/0.writing; at byte 9"
-      ),
-      "/w/cache/0.writing",
+# What ArrayRecord, TensorStore and Python raise.
+DISK_ERRORS = [
+  (
+    RuntimeError("write() failed: No space left on device; writing /w/cache/0.writing; at byte 9"),
+    "/w/cache/0.writing",
+  ),
+  (
+    ValueError(
+      'RESOURCE_EXHAUSTED: Failed writing: "/w/10/d/96": Failed: No space left on device '
+      "[os_error_code]"
     ),
-    (
-      ValueError(
-        'RESOURCE_EXHAUSTED: Failed writing: "/w/10/d/96": '
-        "Failed: No space left on device [os_error_code]"
-      ),
-      "/w/10/d/96",
-    ),
-    (PermissionError(errno.EACCES, "Permission denied", "/w"), "/w"),
-  ],
-)
-def test_a_full_disk_is_one_line_whoever_finds_it(error, path):
+    "/w/10/d/96",
+  ),
+  (PermissionError(errno.EACCES, "Permission denied", "/w"), "/w"),
+]
+
+
+@pytest.mark.parametrize(("error", "path"), DISK_ERRORS)
+def test_an_error_of_the_disk_is_reported_in_one_line_whatever_its_class(error, path):
   message = errors.of_the_disk(error)
   assert message.startswith(f"{path}: ")
   assert "another --workdir" in message
+
+
+def test_other_errors_are_not_taken_for_errors_of_the_disk():
   assert errors.of_the_disk(ValueError("shapes differ")) == ""
-  assert errors.of_the_disk(FileNotFoundError(errno.ENOENT, "no such file", "/w")) == "", (
-    "a mistake of ours keeps its traceback"
-  )
+  # A mistake of ours, which keeps its traceback.
+  assert errors.of_the_disk(FileNotFoundError(errno.ENOENT, "no such file", "/w")) == ""
 
 
 def test_every_error_of_ours_is_printed_in_one_line():
-  from synthjax import multihost, recipes  # noqa: F401 - all rooms are imported
+  # Imported for their subclasses: the rooms that raise errors of their own.
+  from synthjax import multihost, recipes  # noqa: F401
   from synthjax.rollout import remote  # noqa: F401
 
-  ours = [
-    cls
-    for base in (ValueError, RuntimeError)
-    for cls in base.__subclasses__()
-    if cls.__module__.startswith("synthjax.")
-  ]
+  ours = []
+  for base in (ValueError, RuntimeError):
+    ours += [cls for cls in base.__subclasses__() if cls.__module__.startswith("synthjax.")]
   assert len(ours) > 8
   assert not [cls for cls in ours if not issubclass(cls, errors.Error)]
 
@@ -137,7 +136,8 @@ def test_a_reader_that_has_enough_gets_no_traceback():
     text=True,
   )
   process.stdout.close()
-  assert process.stderr.read() == "" and process.wait() == 0
+  assert process.stderr.read() == ""
+  assert process.wait() == 0
 
 
 def test_fields_are_explained_without_a_config(capsys):

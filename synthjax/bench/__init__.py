@@ -1,1 +1,3 @@
-"""Speed and memory beside what users run today. Every claim is a ratio measured side by side in one run."""
+"""Speed and memory beside what users run today. Every claim is a ratio measured side by side in one
+run.
+"""

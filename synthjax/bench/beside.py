@@ -10,28 +10,53 @@ import jax.numpy as jnp
 
 
 def gradients(losses: dict[str, Callable], arguments: tuple, seconds: float) -> dict[str, Any]:
-  """Gradients of {peer, ours} by all arguments, interleaved: seconds, temporary memory, ratios of peer / ours, and how far they differ."""
+  """Compares the gradients of two losses by all arguments.
+
+  Args:
+    losses: {peer, ours}, in this order.
+    arguments: of both.
+    seconds: about how long to measure; each is measured at least twice.
+
+  Returns:
+    JSON: seconds and temporary memory of both, ratios of peer to ours, and the largest difference
+    of the gradients.
+  """
   wanted = tuple(range(len(arguments)))
-  compiled: dict[str, Any] = {
-    name: jax.jit(jax.grad(loss, wanted)).lower(*arguments).compile()
-    for name, loss in losses.items()
+  compiled: dict[str, Any] = {}
+  results = {}
+  for name, loss in losses.items():
+    compiled[name] = jax.jit(jax.grad(loss, wanted)).lower(*arguments).compile()
+  for name, step in compiled.items():
+    results[name] = jax.block_until_ready(step(*arguments))
+  times = time_in_turn(compiled, arguments, seconds)
+  memory: dict[str, Any] = {}
+  for name, step in compiled.items():
+    memory[name] = step.memory_analysis().temp_size_in_bytes / 2**20
+  peer_memory, our_memory = memory.values()
+  ratios = [theirs / ours for theirs, ours in zip(*times.values())]
+  differences = []
+  for theirs, ours in zip(*results.values()):
+    differences.append(float(jnp.abs(theirs - ours).max()))
+  return {
+    "seconds": {name: round(statistics.median(t), 4) for name, t in times.items()},
+    "speed_up": round(statistics.median(ratios), 2),
+    "temporary_MiB": memory,
+    "times_less_memory": round(peer_memory / our_memory, 1),
+    "gradients_differ_by": max(differences),
   }
-  results = {name: jax.block_until_ready(step(*arguments)) for name, step in compiled.items()}
-  times: dict[str, list[float]] = {name: [] for name in losses}
+
+
+def time_in_turn(
+  steps: dict[str, Callable], arguments: tuple, seconds: float
+) -> dict[str, list[float]]:
+  """Seconds of each call of each step. They take turns, so that the machine's other work hits all
+  of them alike.
+  """
+  times: dict[str, list[float]] = {name: [] for name in steps}
   until = time.monotonic() + seconds
   while time.monotonic() < until or min(map(len, times.values())) < 2:
-    for name, step in compiled.items():
+    for name, step in steps.items():
       began = time.monotonic()
       jax.block_until_ready(step(*arguments))
       times[name].append(time.monotonic() - began)
-  memory: dict[str, Any] = {
-    name: step.memory_analysis().temp_size_in_bytes / 2**20 for name, step in compiled.items()
-  }
-  peer, ours = memory.values()
-  return {
-    "seconds": {name: round(statistics.median(t), 4) for name, t in times.items()},
-    "speed_up": round(statistics.median(a / b for a, b in zip(*times.values())), 2),
-    "temporary_MiB": memory,
-    "times_less_memory": round(peer / ours, 1),
-    "gradients_differ_by": max(float(jnp.abs(a - b).max()) for a, b in zip(*results.values())),
-  }
+  return times

@@ -1,6 +1,7 @@
-"""`synthjax bench preference_step`: a whole DPO step beside TRL's trainer on the same pairs, and what sharing a prefix saves.
+"""`synthjax bench preference_step`: a whole DPO step beside TRL's trainer on the same pairs, and
+the time saved by sharing a prefix.
 
-Shapes: 8 pairs of 256 tokens, 70 % of them prompt, as in the issue that set the targets.
+8 pairs of 256 tokens, 70 % of them prompt, as in the issue that set the targets.
 """
 
 import contextlib
@@ -10,7 +11,9 @@ import os
 import statistics
 import sys
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +22,16 @@ import optax
 
 from synthjax.config import schema
 from synthjax.data import trees
-from synthjax.model.transformer import Transformer, sized
+from synthjax.model.transformer import Params, Transformer, sized
 from synthjax.sharding import make_layout
 from synthjax.train import preference
 
 _PAIRS, _LENGTH, _STEPS = 8, 256, 4
-# 10M parameters as a Llama has them: TRL trains Hugging Face models. Recomputing the layers is faster on CPU (1.01 s against 1.11 s) and
-# takes a fifth of the memory.
+_VOCABULARIES = (8192, 32_768)
+# (share of the tokens that is prefix, branches)
+_SHARED = ((0.7, 2), (0.9, 2), (0.9, 4), (0.9, 8))
+# 10M parameters as a Llama has them: TRL trains Hugging Face models. Recomputing the layers is
+# faster on CPU (1.01 s against 1.11 s) and takes a fifth of the memory.
 LLAMA_10M = schema.Model(
   d_model=320,
   layers=8,
@@ -38,199 +44,232 @@ LLAMA_10M = schema.Model(
 )
 
 
+class Problem(NamedTuple):
+  """Token ids of a prompt and of its responses."""
+
+  prompt: list[int]
+  responses: list[list[int]]
+
+
 def run(seconds: float) -> None:
   """Prints JSON: seconds a step, ratios, peak memory, and the peers' names and versions."""
-  del seconds  # a TRL step takes what it takes; _STEPS of them are enough for a median
-  print(
-    json.dumps(
-      {
-        "trl": [against_trl(vocabulary) for vocabulary in (8192, 32_768)],
-        "prefix_sharing": [
-          prefix_sharing(share, branches)
-          for share, branches in ((0.7, 2), (0.9, 2), (0.9, 4), (0.9, 8))
-        ],
-      },
-      indent=2,
-    )
-  )
+  # A TRL step takes long; _STEPS of them are enough for a median, whatever the time allowed.
+  del seconds
+  results = {
+    "trl": [against_trl(vocabulary) for vocabulary in _VOCABULARIES],
+    "prefix_sharing": [prefix_sharing(share, branches) for share, branches in _SHARED],
+  }
+  print(json.dumps(results, indent=2))
 
 
-def _pairs(
-  vocabulary: int, prefix_share: float = 0.7, branches: int = 2
-) -> list[tuple[list[int], list[list[int]]]]:
-  """(prompt, responses) of every problem."""
+def _problems(vocabulary: int, prefix_share: float = 0.7, branches: int = 2) -> list[Problem]:
   random = np.random.default_rng(0)
   prefix = round(prefix_share * _LENGTH)
 
   def draw(n: int) -> list[int]:
     return [int(i) for i in random.integers(1, vocabulary, n)]
 
-  return [(draw(prefix), [draw(_LENGTH - prefix) for _ in range(branches)]) for _ in range(_PAIRS)]
+  problems = []
+  for _ in range(_PAIRS):
+    prompt = draw(prefix)
+    responses = [draw(_LENGTH - prefix) for _ in range(branches)]
+    problems.append(Problem(prompt, responses))
+  return problems
 
 
-def _batch(rows, seq_len: int) -> tuple[dict[str, jax.Array], trees.Bounds]:
-  limits = trees.bounds(rows, len(rows), seq_len)
-  return {k: jnp.asarray(v) for k, v in trees.layout(rows, limits).items()}, limits
+class _Batch(NamedTuple):
+  arrays: dict[str, jax.Array]
+  limits: trees.Bounds
+
+
+def _batch(rows: Sequence[Sequence[trees.Node]]) -> _Batch:
+  """A batch of trees, one a sequence, as long as the first of them."""
+  limits = trees.bounds(rows, len(rows), rows[0][0].size())
+  arrays = {name: jnp.asarray(x) for name, x in trees.layout(rows, limits).items()}
+  return _Batch(arrays, limits)
 
 
 def against_trl(vocabulary: int) -> dict[str, Any]:
-  """Our step with cached reference sums, and DPOTrainer's with its reference precomputed and (its default) computed in the step."""
+  """Our step with cached reference sums beside DPOTrainer's, as JSON.
+
+  DPOTrainer runs with its reference precomputed, and computed in the step, which is its default.
+  """
   model = Transformer(sized(LLAMA_10M, vocabulary))
   params = jax.jit(model.init)(jax.random.key(0))
-  pairs = _pairs(vocabulary)
-  rows = [[trees.pair(prompt, [responses[0]], [responses[1]])] for prompt, responses in pairs]
-  batch, limits = _batch(rows, rows[0][0].size())
-  batch["reference"] = preference.segment_log_probs(model, params, batch)
-  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4, weight_decay=0.0))
-  layout = make_layout(schema.Mesh(), jax.devices()[:1])
-  trainer = preference.PreferenceTrainer(
-    model, optimizer, layout, schema.Train(), schema.Objective(loss="step_dpo"), limits
-  )
-  compiled = trainer.compile(batch)
-  found: dict[str, Any] = {
+  problems = _problems(vocabulary)
+  step = _OurStep(model, params, problems)
+  results: dict[str, Any] = {
     "vocabulary": vocabulary,
-    "temporary_MiB": compiled.memory_analysis().temp_size_in_bytes >> 20,
-    "whole_logits_in_program": f",{vocabulary}]" in _activations(compiled.as_text()),
+    "temporary_MiB": step.compiled.memory_analysis().temp_size_in_bytes >> 20,
+    "whole_logits_in_program": f",{vocabulary}]" in _activations(step.compiled.as_text()),
   }
   host = jax.device_get(params)
-  state = {"ours": trainer.start_from(params)}
-  begin_rss = _reset_peak()
-
-  def ours() -> float:
-    began = time.monotonic()
-    state["ours"], metrics = compiled(state["ours"], batch)
-    found.setdefault("first_loss", float(metrics["loss"]))
-    jax.block_until_ready(state["ours"])
-    return time.monotonic() - began
-
-  ours()
-  found["peak_MiB"] = _peak() - begin_rss
+  step.start(params)
+  rss = _reset_peak()
+  step()
+  results["first_loss"] = step.first_loss
+  results["peak_MiB"] = _peak() - rss
   try:
     import trl
 
     from synthjax.bench import trl_peer
   except ImportError:
-    found["peer"] = "trl is not installed: make parity"
-    found["seconds"] = statistics.median(ours() for _ in range(_STEPS))
-    return found
-  rows_text = [
-    {"prompt": prompt, "chosen": responses[0], "rejected": responses[1]}
-    for prompt, responses in pairs
-  ]
+    results["peer"] = "trl is not installed: make parity"
+    results["seconds"] = statistics.median(step() for _ in range(_STEPS))
+    return results
+  pairs = []
+  for prompt, (chosen, rejected) in problems:
+    pairs.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
   for name, precomputed in (("precomputed", True), ("default", False)):
-    found[name] = _interleaved(
-      functools.partial(
-        trl_peer.train,
-        trl_peer.model_of(model.cfg, host),
-        rows_text,
-        _STEPS + 1,
-        precomputed,
-        len(os.sched_getaffinity(0)),
-      ),
-      ours,
+    train = functools.partial(
+      trl_peer.train,
+      trl_peer.model_of(model.cfg, host),
+      pairs,
+      _STEPS + 1,
+      precomputed,
+      len(os.sched_getaffinity(0)),
     )
-    found[name]["peer"] = (
-      f"TRL {trl.__version__} DPOTrainer, reference {name}, torch {_version('torch')}"
+    results[name] = _time_in_turn(train, step)
+    torch_version = metadata.version("torch")
+    results[name]["peer"] = (
+      f"TRL {trl.__version__} DPOTrainer, reference {name}, torch {torch_version}"
     )
-  return found
+  return results
 
 
-def _interleaved(train, ours) -> dict[str, Any]:
-  times: dict[str, list[float]] = {"theirs": [], "ours": []}
-  clock: dict[str, Any] = {"peak": []}
+class _OurStep:
+  """One step of our trainer on all pairs; a call returns its seconds."""
 
-  def between(moment, log):
+  def __init__(self, model: Transformer, params: Params, problems: list[Problem]):
+    rows = []
+    for prompt, (chosen, rejected) in problems:
+      rows.append([trees.pair(prompt, [chosen], [rejected])])
+    self._arrays, limits = _batch(rows)
+    self._arrays["reference"] = preference.segment_log_probs(model, params, self._arrays)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4, weight_decay=0.0))
+    layout = make_layout(schema.Mesh(), jax.devices()[:1])
+    objective = schema.Objective(loss="step_dpo")
+    self._trainer = preference.PreferenceTrainer(
+      model, optimizer, layout, schema.Train(), objective, limits
+    )
+    self.compiled = self._trainer.compile(self._arrays)
+    self.first_loss: float | None = None
+
+  def start(self, params: Params) -> None:
+    """Begins a training; the parameters are donated to its first step."""
+    self._state = self._trainer.start_from(params)
+
+  def __call__(self) -> float:
+    began = time.monotonic()
+    self._state, metrics = self.compiled(self._state, self._arrays)
+    if self.first_loss is None:
+      self.first_loss = float(metrics["loss"])
+    jax.block_until_ready(self._state)
+    return time.monotonic() - began
+
+
+def _time_in_turn(train: Callable[..., dict[str, Any]], ours: _OurStep) -> dict[str, Any]:
+  """Runs TRL's training with a step of ours after each of its steps."""
+  their_seconds: list[float] = []
+  our_seconds: list[float] = []
+  peaks: list[int] = []
+  began, rss = 0.0, 0
+
+  def between(moment: str, log: dict[str, Any]) -> None:
+    nonlocal began, rss
     del log
     if moment == "begin":
-      clock["rss"] = _reset_peak()
-      clock["began"] = time.monotonic()
+      rss = _reset_peak()
+      began = time.monotonic()
     else:
-      times["theirs"].append(time.monotonic() - clock["began"])
-      clock["peak"].append(_peak() - clock["rss"])
-      times["ours"].append(ours())
+      their_seconds.append(time.monotonic() - began)
+      peaks.append(_peak() - rss)
+      our_seconds.append(ours())
 
-  with contextlib.redirect_stdout(sys.stderr):  # TRL prints its metrics
+  # TRL prints its metrics; our output is JSON.
+  with contextlib.redirect_stdout(sys.stderr):
     log = train(between=between)
-  ratios = [a / b for a, b in zip(times["theirs"], times["ours"])][1:]
+  # The first step of both pays for caches.
+  ratios = [theirs / mine for theirs, mine in zip(their_seconds[1:], our_seconds[1:])]
   return {
     "ratio": round(statistics.median(ratios), 2),
-    "their_seconds": round(statistics.median(times["theirs"][1:]), 3),
-    "our_seconds": round(statistics.median(times["ours"][1:]), 3),
-    "their_peak_MiB": max(clock["peak"][1:]),
+    "their_seconds": round(statistics.median(their_seconds[1:]), 3),
+    "our_seconds": round(statistics.median(our_seconds[1:]), 3),
+    "their_peak_MiB": max(peaks[1:]),
     "their_first_loss": log.get("loss"),
   }
 
 
 def prefix_sharing(prefix_share: float, branches: int) -> dict[str, Any]:
-  """One row a problem against one row a branch: seconds a gradient, with the gradients compared."""
+  """One sequence a problem against one a branch: seconds a gradient, and the gradients compared."""
   vocabulary = 8192
   model = Transformer(sized(LLAMA_10M, vocabulary))
   params = jax.jit(model.init)(jax.random.key(0))
-  steps = lambda responses: tuple(trees.Node(tuple(r), side=1) for r in responses)
-  problems = _pairs(vocabulary, prefix_share, branches)
-  shared = [
-    [trees.Node(tuple(prompt), steps(responses), predicted=False)] for prompt, responses in problems
-  ]
-  apart = [
-    [trees.Node(tuple(prompt), steps([response]), predicted=False)]
-    for prompt, responses in problems
-    for response in responses
-  ]
-  gradients, outs = {}, {}
+  shared, apart = [], []
+  for prompt, responses in _problems(vocabulary, prefix_share, branches):
+    shared.append([_tree(prompt, responses)])
+    apart += [[_tree(prompt, [response])] for response in responses]
+
+  def loss(params, batch):
+    return -preference.segment_log_probs(model, params, batch).mean()
+
+  gradients, results = {}, {}
   for name, rows in (("shared", shared), ("apart", apart)):
-    batch, _ = _batch(rows, rows[0][0].size())
-    gradients[name] = functools.partial(
-      jax.jit(
-        jax.grad(lambda params, batch: -preference.segment_log_probs(model, params, batch).mean())
-      ),
-      params,
-      batch,
-    )
-    outs[name] = jax.block_until_ready(gradients[name]())
+    gradients[name] = functools.partial(jax.jit(jax.grad(loss)), params, _batch(rows).arrays)
+    results[name] = jax.block_until_ready(gradients[name]())
   times: dict[str, list[float]] = {name: [] for name in gradients}
   for _ in range(_STEPS):
     for name, gradient in gradients.items():
       began = time.monotonic()
       jax.block_until_ready(gradient())
       times[name].append(time.monotonic() - began)
-  scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(outs["apart"]))
-  apart_by = max(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, outs.values())))
-  tokens = [sum(tree.size() for row in rows for tree in row) for rows in (apart, shared)]
-  ratio = statistics.median(a / b for a, b in zip(times["apart"], times["shared"]))
+  leaves = [jax.tree.leaves(results[name]) for name in ("apart", "shared")]
+  differences = [float(jnp.abs(a - b).max()) for a, b in zip(*leaves)]
+  ratios = [a / b for a, b in zip(times["apart"], times["shared"])]
   return {
     "prefix": prefix_share,
     "branches": branches,
-    "theory_of_linear_layers": round(tokens[0] / tokens[1], 2),
-    "ratio": round(ratio, 2),
-    "largest_gradient": scale,
-    "gradients_differ_by": apart_by,
+    "theory_of_linear_layers": round(_count_tokens(apart) / _count_tokens(shared), 2),
+    "ratio": round(statistics.median(ratios), 2),
+    "largest_gradient": max(float(jnp.abs(x).max()) for x in leaves[0]),
+    "gradients_differ_by": max(differences),
   }
 
 
+def _tree(prompt: list[int], responses: list[list[int]]) -> trees.Node:
+  branches = tuple(trees.Node(tuple(response), side=1) for response in responses)
+  return trees.Node(tuple(prompt), branches, predicted=False)
+
+
+def _count_tokens(rows: list[list[trees.Node]]) -> int:
+  return sum(tree.size() for row in rows for tree in row)
+
+
 def _activations(program: str) -> str:
-  """Lines of the compiled program that compute (a parameter or its update may have the vocabulary as a dimension)."""
-  return "\n".join(
-    line for line in program.splitlines() if "f32[" in line and f"[{_PAIRS}," in line
-  )
+  """The lines of a compiled program that compute on a batch.
 
-
-def _version(package: str) -> str:
-  from importlib import metadata
-
-  return metadata.version(package)
+  A parameter or its update may have the vocabulary as a dimension too.
+  """
+  lines = [line for line in program.splitlines() if "f32[" in line and f"[{_PAIRS}," in line]
+  return "\n".join(lines)
 
 
 def _reset_peak() -> int:
   """Resets the kernel's peak of this process's resident memory; returns the present one in MiB."""
   with open("/proc/self/clear_refs", "w") as f:
     f.write("5")
-  return _status("VmRSS")
+  return _status_mib("VmRSS")
 
 
 def _peak() -> int:
-  return _status("VmHWM")
+  """The peak of resident memory since it was reset, in MiB."""
+  return _status_mib("VmHWM")
 
 
-def _status(name: str) -> int:
+def _status_mib(name: str) -> int:
   with open("/proc/self/status") as f:
-    return next(int(line.split()[1]) for line in f if line.startswith(name)) >> 10
+    for line in f:
+      if line.startswith(name):
+        # The kernel gives KiB.
+        return int(line.split()[1]) >> 10
+  raise RuntimeError(f"/proc/self/status has no {name}")

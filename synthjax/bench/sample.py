@@ -1,7 +1,8 @@
-"""`synthjax bench sample`: generated tokens a second beside Hugging Face `generate` and Tunix, and how full the slots are.
+"""`synthjax bench sample`: generated tokens a second beside Hugging Face `generate` and Tunix, and
+how full the slots are.
 
-A Llama of 10M parameters, 100 samples of one prompt of 64 or 256 tokens; samples of 32 tokens, as a rollout from the middle of a trace
-takes, and of 128.
+A Llama of 10M parameters, 100 samples of one prompt of 64 or 256 tokens. Samples are of 32 tokens,
+as a rollout from the middle of a trace takes, and of 128.
 """
 
 import importlib.util
@@ -24,7 +25,8 @@ from synthjax.rollout.engine import JaxEngine
 from synthjax.rollout.requests import Request
 
 _SAMPLES, _VOCABULARY = 100, 8192
-_PAUSE = 0.5  # seconds: the peer's threads spin for a while after their work
+# The peer's threads spin for a while after their work, and would slow down ours.
+_PAUSE_SECONDS = 0.5
 
 
 class Ids:
@@ -33,9 +35,11 @@ class Ids:
   size, eos_id, pad_id, fingerprint = _VOCABULARY, -1, 0, "ids"
 
   def encode(self, text: str) -> list[int]:
+    """Numbers separated by blanks as ids."""
     return [int(i) for i in text.split()]
 
   def decode(self, ids: Iterable[int]) -> str:
+    """Ids as numbers separated by blanks."""
     return " ".join(map(str, ids))
 
 
@@ -43,24 +47,34 @@ def run(seconds: float) -> None:
   """Prints JSON."""
   model = Transformer(sized(LLAMA_10M, _VOCABULARY))
   params = jax.jit(model.init)(jax.random.key(0))
-  samples = [
-    against_peers(model, params, length, new, seconds / 4)
-    for new in (32, 128)
-    for length in (64, 256)
-  ]
-  found = {
+  samples = []
+  for new in (32, 128):
+    for length in (64, 256):
+      samples.append(against_peers(model, params, length, new, seconds / 4))
+  results = {
     "devices": jax.local_device_count(),
     "jax": jax.__version__,
     "samples": samples,
     "uneven": uneven(model, params),
   }
-  print(json.dumps(found, indent=2))
+  print(json.dumps(results, indent=2))
 
 
 def against_peers(
   model: Transformer, params: Params, length: int, new: int, seconds: float
 ) -> dict[str, Any]:
-  """100 samples of one prompt, peers and ours in turn."""
+  """100 samples of one prompt, peers and ours in turn.
+
+  Args:
+    model: ours.
+    params: ours, which Hugging Face gets too.
+    length: tokens of the prompt.
+    new: tokens of every sample.
+    seconds: about how long to measure; each runs at least three times.
+
+  Returns:
+    JSON: tokens a second of each, and how many times faster ours is than each peer.
+  """
   prompt = np.random.default_rng(0).integers(1, _VOCABULARY, length).tolist()
   engine = JaxEngine(model, params, Ids(), slots=_SAMPLES)
   request = Request("a", prompt_ids=tuple(prompt), n=_SAMPLES, sampling=Sampling(max_tokens=new))
@@ -69,23 +83,24 @@ def against_peers(
     (result,) = engine.generate([request])
     assert sum(len(sample.ids) for sample in result.samples) == _SAMPLES * new
 
-  runs = {"synthjax": ours, **_peers(model.cfg, params, prompt, new)}
-  for one in runs.values():
-    one()  # compiles
-  times: dict[str, list[float]] = {name: [] for name in runs}
+  engines = {"synthjax": ours, **_peers(model.cfg, params, prompt, new)}
+  # The first run of each compiles.
+  for generate in engines.values():
+    generate()
+  times: dict[str, list[float]] = {name: [] for name in engines}
   until = time.monotonic() + seconds
   while time.monotonic() < until or len(times["synthjax"]) < 3:
-    for name, one in runs.items():
-      time.sleep(_PAUSE)
+    for name, generate in engines.items():
+      time.sleep(_PAUSE_SECONDS)
       began = time.monotonic()
-      one()
+      generate()
       times[name].append(time.monotonic() - began)
-  ratios = {
-    f"times_{name}": round(statistics.median(a / b for a, b in zip(peer, times["synthjax"])), 2)
-    for name, peer in times.items()
-    if name != "synthjax"
-  }
-  rates = {name: round(_SAMPLES * new / statistics.median(t)) for name, t in times.items()}
+  rates, ratios = {}, {}
+  for name, theirs in times.items():
+    rates[name] = round(_SAMPLES * new / statistics.median(theirs))
+    if name != "synthjax":
+      turns = [peer / own for peer, own in zip(theirs, times["synthjax"])]
+      ratios[f"times_{name}"] = round(statistics.median(turns), 2)
   return {
     "prompt": length,
     "new_tokens": new,
@@ -98,33 +113,39 @@ def against_peers(
 def _peers(
   cfg: schema.Model, params: Params, prompt: list[int], new: int
 ) -> dict[str, Callable[[], Any]]:
-  """The peers that are installed, by name and version: Hugging Face (make parity), Tunix (in an environment of its own)."""
-  found: dict[str, Callable[[], Any]] = {}
+  """The installed peers by name and version.
+
+  `make parity` installs Hugging Face's; Tunix needs an environment of its own.
+  """
+  peers: dict[str, Callable[[], Any]] = {}
+  # Another package is called tunix too; only Google's has `generate`.
   if importlib.util.find_spec("tunix") and importlib.util.find_spec("tunix.generate"):
     from synthjax.bench import tunix_peer
 
-    found[f"tunix {metadata.version('google-tunix')}"] = tunix_peer.generate(
-      cfg, prompt, _SAMPLES, new
-    )
+    version = metadata.version("google-tunix")
+    peers[f"tunix {version}"] = tunix_peer.generate(cfg, prompt, _SAMPLES, new)
   if importlib.util.find_spec("transformers") and importlib.util.find_spec("torch"):
-    found |= _hugging_face(cfg, params, prompt, new)
-  return found
+    peers |= _hugging_face(cfg, params, prompt, new)
+  return peers
 
 
-def _hugging_face(cfg, params, prompt, new) -> dict[str, Callable[[], Any]]:
-  """`generate` with a static cache, all prompts in one call: its best here."""
+def _hugging_face(
+  cfg: schema.Model, params: Params, prompt: list[int], new: int
+) -> dict[str, Callable[[], Any]]:
+  """`generate` with a static cache and all prompts in one call, which is its best here."""
   import torch
   import transformers
 
   from synthjax.bench import trl_peer
 
   torch.set_num_threads(len(os.sched_getaffinity(0)))
-  theirs, ids = trl_peer.model_of(cfg, params).eval(), torch.tensor([prompt] * _SAMPLES)
-  theirs.generation_config.eos_token_id = None
+  model = trl_peer.model_of(cfg, params).eval()
+  model.generation_config.eos_token_id = None
+  ids = torch.tensor([prompt] * _SAMPLES)
 
   def generate() -> None:
     with torch.inference_mode():
-      found = theirs.generate(
+      sampled = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         do_sample=True,
@@ -133,22 +154,19 @@ def _hugging_face(cfg, params, prompt, new) -> dict[str, Callable[[], Any]]:
         max_new_tokens=new,
         cache_implementation="static",
       )
-    assert found.shape[1] == len(prompt) + new
+    assert sampled.shape[1] == len(prompt) + new
 
   return {f"transformers {transformers.__version__}, torch {torch.__version__}": generate}
 
 
 def uneven(model: Transformer, params: Params) -> dict[str, Any]:
-  """2,000 requests of a sample each: prompts of 8-64 tokens, samples of 4-64."""
+  """How full the slots are with 2,000 requests: prompts of 8-64 tokens, samples of 4-64. JSON."""
   random = np.random.default_rng(0)
-  requests = [
-    Request(
-      str(i),
-      prompt_ids=tuple(random.integers(1, _VOCABULARY, random.integers(8, 65)).tolist()),
-      sampling=Sampling(max_tokens=int(random.integers(4, 65))),
-    )
-    for i in range(2000)
-  ]
+  requests = []
+  for i in range(2000):
+    prompt = random.integers(1, _VOCABULARY, random.integers(8, 65)).tolist()
+    sampling = Sampling(max_tokens=int(random.integers(4, 65)))
+    requests.append(Request(str(i), prompt_ids=tuple(prompt), sampling=sampling))
   engine = JaxEngine(model, params, Ids())
   assert sum(1 for _ in engine.generate(requests)) == len(requests)
   return {

@@ -1,7 +1,11 @@
-"""The same decoder in PyTorch, as a user would write it: the peer of `bench train`. Imported only where torch is installed.
+"""The same decoder in PyTorch, as a user would write it: the peer of `bench train`.
 
-Shapes: B batch, T tokens, D model, H heads, K head dim, F hidden width of the MLP, V vocabulary.
+Imported only where torch is installed.
+
+Shapes: B batch, T tokens, D model, H heads, K head dim, V vocabulary.
 """
+
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -13,52 +17,52 @@ from synthjax.model import rotary
 
 
 class Block(nn.Module):
-  """Pre-norm attention (PyTorch's fused kernel) and squared-ReLU MLP."""
+  """Pre-norm attention (PyTorch's fused kernel) and a squared-ReLU MLP."""
 
   def __init__(self, cfg: Model):
     super().__init__()
-    D, H, K = cfg.d_model, cfg.heads, cfg.head_dim
-    self.heads = H
-    self.attention_norm, self.mlp_norm = (
-      nn.RMSNorm(D, cfg.norm_epsilon),
-      nn.RMSNorm(D, cfg.norm_epsilon),
-    )
-    self.query, self.key, self.value = (nn.Linear(D, H * K, bias=False) for _ in range(3))
-    self.out = nn.Linear(H * K, D, bias=False)
-    self.up, self.down = (
-      nn.Linear(D, cfg.mlp_dim, bias=False),
-      nn.Linear(cfg.mlp_dim, D, bias=False),
-    )
+    D, heads_dim = cfg.d_model, cfg.heads * cfg.head_dim
+    self.heads = cfg.heads
+    self.attention_norm = nn.RMSNorm(D, cfg.norm_epsilon)
+    self.mlp_norm = nn.RMSNorm(D, cfg.norm_epsilon)
+    self.query = nn.Linear(D, heads_dim, bias=False)
+    self.key = nn.Linear(D, heads_dim, bias=False)
+    self.value = nn.Linear(D, heads_dim, bias=False)
+    self.out = nn.Linear(heads_dim, D, bias=False)
+    self.up = nn.Linear(D, cfg.mlp_dim, bias=False)
+    self.down = nn.Linear(cfg.mlp_dim, D, bias=False)
 
-  def forward(self, x_BTD, cos, sin):
+  def forward(self, x_BTD, cos_TK, sin_TK):
+    """The hidden states after this layer."""
     B, T, _ = x_BTD.shape
-    normed = self.attention_norm(x_BTD)
-    q, k, v = (
-      m(normed).view(B, T, self.heads, -1).transpose(1, 2)
-      for m in (self.query, self.key, self.value)
-    )
-    mixed = F.scaled_dot_product_attention(
-      _turn(q, cos, sin), _turn(k, cos, sin), v, is_causal=True
-    )
-    x_BTD = x_BTD + self.out(mixed.transpose(1, 2).reshape(B, T, -1))
+    normed_BTD = self.attention_norm(x_BTD)
+    q_BHTK = apply_rope(self._split_heads(self.query(normed_BTD)), cos_TK, sin_TK)
+    k_BHTK = apply_rope(self._split_heads(self.key(normed_BTD)), cos_TK, sin_TK)
+    v_BHTK = self._split_heads(self.value(normed_BTD))
+    mixed_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
+    x_BTD = x_BTD + self.out(mixed_BHTK.transpose(1, 2).reshape(B, T, -1))
     return x_BTD + self.down(F.relu(self.up(self.mlp_norm(x_BTD))).square())
+
+  def _split_heads(self, x_BTD):
+    B, T, _ = x_BTD.shape
+    return x_BTD.view(B, T, self.heads, -1).transpose(1, 2)
 
 
 class TorchDecoder(nn.Module):
-  """`small_10m`'s shape: tied embeddings, every head with its own keys and values. Returns the mean next-token loss."""
+  """`small_10m`: tied embeddings, every head with its own keys and values."""
 
-  def __init__(self, cfg: Model, row_length: int):
+  def __init__(self, cfg: Model, seq_len: int):
     super().__init__()
     self.embedding = nn.Embedding(cfg.vocab_size, cfg.d_model)
     self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.layers))
     self.final_norm = nn.RMSNorm(cfg.d_model, cfg.norm_epsilon)
-    angles = torch.tensor(
-      np.arange(row_length)[:, None] * rotary.frequencies(cfg), dtype=torch.float32
-    )
+    angles = np.arange(seq_len)[:, None] * rotary.frequencies(cfg)
+    angles = torch.tensor(angles, dtype=torch.float32)
     self.register_buffer("cos", angles.cos(), persistent=False)
     self.register_buffer("sin", angles.sin(), persistent=False)
 
   def forward(self, tokens_BT, targets_BT):
+    """The mean next-token loss."""
     x_BTD = self.embedding(tokens_BT)
     for block in self.blocks:
       x_BTD = block(x_BTD, self.cos, self.sin)
@@ -66,52 +70,73 @@ class TorchDecoder(nn.Module):
     return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
 
   @torch.no_grad()
-  def load(self, params) -> "TorchDecoder":
-    """Takes over the parameters of the JAX decoder."""
-    flat = lambda x: torch.tensor(np.asarray(x))
-    self.embedding.weight.copy_(flat(params["embedding"]))
-    self.final_norm.weight.copy_(flat(params["final_norm"]))
+  def load(self, params: Mapping) -> "TorchDecoder":
+    """Copies the parameters of the JAX decoder.
+
+    There a kernel is [inputs, outputs], with heads as axes of their own; here [outputs, inputs].
+    """
+    self.embedding.weight.copy_(_tensor(params["embedding"]))
+    self.final_norm.weight.copy_(_tensor(params["final_norm"]))
     blocks = params["blocks"]
+    attention, mlp = blocks["attention"], blocks["mlp"]
     for i, block in enumerate(self.blocks):
-      attention, mlp = blocks["attention"], blocks["mlp"]
       for name in ("query", "key", "value"):
-        getattr(block, name).weight.copy_(flat(attention[name][i]).flatten(1).T)
-      block.out.weight.copy_(flat(attention["out"][i]).flatten(0, 1).T)
-      block.up.weight.copy_(flat(mlp["up"][i]).T)
-      block.down.weight.copy_(flat(mlp["down"][i]).T)
-      block.attention_norm.weight.copy_(flat(blocks["attention_norm"][i]))
-      block.mlp_norm.weight.copy_(flat(blocks["mlp_norm"][i]))
+        weight_DHK = _tensor(attention[name][i])
+        getattr(block, name).weight.copy_(weight_DHK.flatten(1).T)
+      block.out.weight.copy_(_tensor(attention["out"][i]).flatten(0, 1).T)
+      block.up.weight.copy_(_tensor(mlp["up"][i]).T)
+      block.down.weight.copy_(_tensor(mlp["down"][i]).T)
+      block.attention_norm.weight.copy_(_tensor(blocks["attention_norm"][i]))
+      block.mlp_norm.weight.copy_(_tensor(blocks["mlp_norm"][i]))
     return self
 
 
-def _turn(x_BHTK, cos, sin):
+def _tensor(x) -> torch.Tensor:
+  return torch.tensor(np.asarray(x))
+
+
+def apply_rope(x_BHTK, cos_TK, sin_TK):
+  """Rotates queries or keys; the two halves of a head are the two coordinates."""
   first, second = x_BHTK.chunk(2, dim=-1)
-  return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+  return torch.cat([first * cos_TK - second * sin_TK, second * cos_TK + first * sin_TK], dim=-1)
 
 
-def steps(cfg: Model, params, batch, threads: int):
-  """{"PyTorch eager", "PyTorch compiled"} -> (function that does one training step and returns the loss)."""
+def steps(cfg: Model, params: Mapping, batch: Mapping, threads: int) -> dict[str, Callable]:
+  """Training steps of PyTorch by name, eager and compiled.
+
+  Args:
+    cfg: the model.
+    params: of the JAX decoder.
+    batch: `tokens` and `targets`, both [B, T].
+    threads: of PyTorch.
+
+  Returns:
+    name -> function that takes one step and returns the loss.
+  """
   torch.set_num_threads(threads)
-  tokens_BT, targets_BT = (
-    torch.tensor(np.asarray(batch[k]), dtype=torch.long) for k in ("tokens", "targets")
-  )
-  found = {}
+  tokens_BT = torch.tensor(np.asarray(batch["tokens"]), dtype=torch.long)
+  targets_BT = torch.tensor(np.asarray(batch["targets"]), dtype=torch.long)
+  named = {}
   for name in ("PyTorch eager", "PyTorch compiled"):
     model = TorchDecoder(cfg, tokens_BT.shape[1]).load(params)
-    optimizer = torch.optim.AdamW(
-      model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
-    )
-    forward = torch.compile(model) if name == "PyTorch compiled" else model
-    found[name] = lambda model=model, forward=forward, optimizer=optimizer: _step(
-      model, forward, optimizer, tokens_BT, targets_BT
-    )
-  return found
+    forward = model
+    if name == "PyTorch compiled":
+      forward = torch.compile(model)
+    named[name] = _make_step(model, forward, tokens_BT, targets_BT)
+  return named
 
 
-def _step(model, forward, optimizer, tokens_BT, targets_BT) -> float:
-  loss = forward(tokens_BT, targets_BT)
-  loss.backward()
-  nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-  optimizer.step()
-  optimizer.zero_grad(set_to_none=True)
-  return float(loss.detach())
+def _make_step(model, forward, tokens_BT, targets_BT) -> Callable[[], float]:
+  optimizer = torch.optim.AdamW(
+    model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+  )
+
+  def step() -> float:
+    loss = forward(tokens_BT, targets_BT)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(loss.detach())
+
+  return step

@@ -1,8 +1,10 @@
-"""TRL's own DPOTrainer on the shapes of `bench preference_step`: a Llama of the same size, pairs of made-up words."""
+"""TRL's own DPOTrainer on the shapes of `bench preference_step`: a Llama of the same size, and pairs
+of made-up words.
+"""
 
 import copy
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,10 @@ from trl import DPOConfig, DPOTrainer
 
 from synthjax.config.schema import Model
 
+Between = Callable[[str, dict[str, Any]], None]
 
-def model_of(cfg: Model, params) -> LlamaForCausalLM:
+
+def model_of(cfg: Model, params: Mapping) -> LlamaForCausalLM:
   """The decoder as a Hugging Face Llama with the same parameters."""
   config = LlamaConfig(
     vocab_size=cfg.vocab_size,
@@ -31,20 +35,29 @@ def model_of(cfg: Model, params) -> LlamaForCausalLM:
     attn_implementation="sdpa",
   )
   model = LlamaForCausalLM(config).float()
-  flat = lambda x: torch.tensor(np.asarray(x))
-  blocks, attention, mlp = params["blocks"], params["blocks"]["attention"], params["blocks"]["mlp"]
   with torch.no_grad():
-    model.model.embed_tokens.weight.copy_(flat(params["embedding"]))
-    model.model.norm.weight.copy_(flat(params["final_norm"]))
+    model.model.embed_tokens.weight.copy_(_tensor(params["embedding"]))
+    model.model.norm.weight.copy_(_tensor(params["final_norm"]))
     for i, layer in enumerate(model.model.layers):
-      for name, theirs in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
-        getattr(layer.self_attn, theirs).weight.copy_(flat(attention[name][i]).flatten(1).T)
-      layer.self_attn.o_proj.weight.copy_(flat(attention["out"][i]).flatten(0, 1).T)
-      for name in ("up", "gate", "down"):
-        getattr(layer.mlp, f"{name}_proj").weight.copy_(flat(mlp[name][i]).T)
-      layer.input_layernorm.weight.copy_(flat(blocks["attention_norm"][i]))
-      layer.post_attention_layernorm.weight.copy_(flat(blocks["mlp_norm"][i]))
+      _copy_layer(layer, params["blocks"], i)
   return model
+
+
+def _copy_layer(layer, blocks: Mapping, i: int) -> None:
+  # Ours are [inputs, outputs], with heads as axes of their own; Hugging Face's [outputs, inputs].
+  attention, mlp = blocks["attention"], blocks["mlp"]
+  for name, theirs in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
+    weight_DHK = _tensor(attention[name][i])
+    getattr(layer.self_attn, theirs).weight.copy_(weight_DHK.flatten(1).T)
+  layer.self_attn.o_proj.weight.copy_(_tensor(attention["out"][i]).flatten(0, 1).T)
+  for name in ("up", "gate", "down"):
+    getattr(layer.mlp, f"{name}_proj").weight.copy_(_tensor(mlp[name][i]).T)
+  layer.input_layernorm.weight.copy_(_tensor(blocks["attention_norm"][i]))
+  layer.post_attention_layernorm.weight.copy_(_tensor(blocks["mlp_norm"][i]))
+
+
+def _tensor(x) -> torch.Tensor:
+  return torch.tensor(np.asarray(x))
 
 
 def train(
@@ -53,23 +66,79 @@ def train(
   steps: int,
   precomputed: bool,
   threads: int,
-  between: Callable[[str, dict[str, Any]], None],
+  between: Between,
 ) -> dict[str, Any]:
-  """Runs DPOTrainer for `steps` steps of all pairs; calls `between("begin" | "end", ...)` around each. Returns what it logged first."""
+  """Runs DPOTrainer.
+
+  Args:
+    model: the policy and, as a copy, the reference.
+    pairs: token ids of `prompt`, `chosen` and `rejected`.
+    steps: number of them; each takes all pairs.
+    precomputed: compute the reference's log-probs before the training.
+    threads: of PyTorch.
+    between: called with "begin" before each step and "end" after it, and with the log so far.
+
+  Returns:
+    The log: the first value of each metric.
+  """
   import datasets
-  import tokenizers
 
   torch.set_num_threads(threads)
-  words = {f"w{i}": i for i in range(model.config.vocab_size)}
+  rows = []
+  for pair in pairs:
+    rows.append({name: _words(ids) for name, ids in pair.items()})
+  log: dict[str, Any] = {}
+  with tempfile.TemporaryDirectory() as folder:
+    trainer = DPOTrainer(
+      model=model,
+      ref_model=copy.deepcopy(model),
+      args=_arguments(folder, len(pairs), steps, precomputed),
+      train_dataset=datasets.Dataset.from_list(rows * steps),
+      processing_class=_tokenizer(model.config.vocab_size),
+      callbacks=[_make_callback(between, log)],
+    )
+    trainer.train()
+  return log
+
+
+def _arguments(folder: str, batch_size: int, steps: int, precomputed: bool) -> DPOConfig:
+  return DPOConfig(
+    output_dir=folder,
+    per_device_train_batch_size=batch_size,
+    max_steps=steps,
+    beta=0.1,
+    learning_rate=1e-4,
+    logging_steps=1,
+    precompute_ref_log_probs=precomputed,
+    max_length=4096,
+    report_to=[],
+    use_cpu=True,
+    save_strategy="no",
+    disable_tqdm=True,
+    gradient_checkpointing=False,
+    bf16=False,
+    optim="adamw_torch_fused",
+    dataloader_pin_memory=False,
+  )
+
+
+def _words(ids: list[int]) -> str:
+  return "".join(f" w{i}" for i in ids)
+
+
+def _tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+  """A word a token: DPOTrainer takes text, and the ids have to come back as they were."""
+  import tokenizers
+
+  words = {f"w{i}": i for i in range(vocab_size)}
   inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
   inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-  tokenizer = PreTrainedTokenizerFast(
+  return PreTrainedTokenizerFast(
     tokenizer_object=inner, eos_token="w0", pad_token="w0", unk_token="w0"
   )
-  text = lambda ids: "".join(f" w{i}" for i in ids)
-  rows = [{name: text(ids) for name, ids in pair.items()} for pair in pairs] * steps
-  log: dict[str, Any] = {}
 
+
+def _make_callback(between: Between, log: dict[str, Any]) -> TrainerCallback:
   class Callback(TrainerCallback):
     def on_step_begin(self, *_, **__):
       between("begin", log)
@@ -81,32 +150,4 @@ def train(
       for key, value in (logs or {}).items():
         log.setdefault(key, value)
 
-  with tempfile.TemporaryDirectory() as folder:
-    args = DPOConfig(
-      output_dir=folder,
-      per_device_train_batch_size=len(pairs),
-      max_steps=steps,
-      beta=0.1,
-      learning_rate=1e-4,
-      logging_steps=1,
-      precompute_ref_log_probs=precomputed,
-      max_length=4096,
-      report_to=[],
-      use_cpu=True,
-      save_strategy="no",
-      disable_tqdm=True,
-      gradient_checkpointing=False,
-      bf16=False,
-      optim="adamw_torch_fused",
-      dataloader_pin_memory=False,
-    )
-    trainer = DPOTrainer(
-      model=model,
-      ref_model=copy.deepcopy(model),
-      args=args,
-      train_dataset=datasets.Dataset.from_list(rows),
-      processing_class=tokenizer,
-      callbacks=[Callback()],
-    )
-    trainer.train()
-  return log
+  return Callback()

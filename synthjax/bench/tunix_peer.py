@@ -1,6 +1,8 @@
-"""Tunix's sampler on the shapes of `bench sample`: a Llama of the same size with fresh weights, prompts of bare ids.
+"""Tunix's sampler on the shapes of `bench sample`: a Llama of the same size with fresh weights, and
+prompts of bare ids.
 
-Imported only where google-tunix is installed; it has requirements of its own, so it wants an environment of its own.
+Imported only where google-tunix is installed. It has requirements of its own, so it needs an
+environment of its own.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,8 +15,11 @@ from tunix.models.llama3 import model as llama
 from synthjax.config.schema import Model
 
 
-class _Ids:
-  """A tokenizer of bare ids, with the methods that Tunix looks for; nothing ends a sample but its length."""
+class _TunixIds:
+  """A tokenizer of bare ids, with the methods that Tunix looks for.
+
+  Nothing ends a sample but its length.
+  """
 
   def encode(self, text: str, **_: Any) -> list[int]:
     return [int(i) for i in text.split()]
@@ -52,8 +57,10 @@ def generate(cfg: Model, prompt: list[int], samples: int, new: int) -> Callable[
     num_kv_heads=cfg.kv_heads,
     head_dim=cfg.head_dim,
   )
-  theirs = sampler.Sampler(llama.Llama3(config, rngs=nnx.Rngs(0)), _Ids(), cache)
-  text = [" ".join(map(str, prompt[1:]))] * samples  # it puts its own begin-of-text before them
+  model = llama.Llama3(config, rngs=nnx.Rngs(0))
+  theirs = sampler.Sampler(model, _TunixIds(), cache)
+  # Tunix puts its begin-of-text before the prompt, which then has the length it should have.
+  text = [" ".join(map(str, prompt[1:]))] * samples
 
   def run() -> None:
     theirs(

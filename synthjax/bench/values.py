@@ -1,4 +1,6 @@
-"""`synthjax bench values`: rollouts after every step of a trace with shared prefixes and without, and what adaptive schedules save."""
+"""`synthjax bench values`: rollouts after every step of a trace with shared prefixes and without,
+and what adaptive schedules save.
+"""
 
 import json
 import time
@@ -19,12 +21,15 @@ from synthjax.rollout.requests import Request
 from synthjax.rollout.shapes import batch_shape
 from synthjax.rollout.slots import Shape
 
-_PROMPT, _STEP, _STEPS, _ROLLOUTS, _SLOTS = 256, 24, 6, 8, 128
-_TRACES = 64
-_SECONDS_A_TRACE = 4.0  # both ways, on 2 cores
+# Tokens of a problem and of a step; steps of a trace.
+_PROMPT, _STEP, _STEPS = 256, 24, 6
+_ROLLOUTS, _SLOTS = 8, 128
+_MAX_TRACES = 64
+# With both engines, on 2 cores.
+_TRACE_SECONDS = 4.0
 
 
-class Alone(Page):
+class UnsharedPage(Page):
   """A page on which every prompt stands apart."""
 
   def add(self, ids: Sequence[int]) -> int | None:
@@ -33,63 +38,80 @@ class Alone(Page):
     return super().add(ids)
 
 
-class Apart(JaxEngine):
+class UnsharedEngine(JaxEngine):
   """The engine without sharing: every sample has its own prefix, computed for it."""
 
-  page = Alone
+  page = UnsharedPage
 
 
 def run(seconds: float) -> None:
   """Prints JSON, then the schedules as `bench pits` does."""
-  print(json.dumps(sharing(max(4, min(_TRACES, int(seconds / _SECONDS_A_TRACE)))), indent=2))
+  traces = max(4, min(_MAX_TRACES, int(seconds / _TRACE_SECONDS)))
+  print(json.dumps(sharing(traces), indent=2))
   pits.run(min(seconds, 20.0))
 
 
 def sharing(traces: int) -> dict[str, Any]:
-  """8 rollouts to the end of the trace from the problem and after every step but the last; the two engines one after the other."""
-  requests, random = [], np.random.default_rng(0)
-  for trace in range(traces):
-    ids = tuple(random.integers(1, Ids.size, _PROMPT + _STEPS * _STEP).tolist())
-    requests += [
-      Request(
-        f"{trace} {step}",
-        prompt_ids=ids[: _PROMPT + step * _STEP],
-        n=_ROLLOUTS,
-        seed=trace,
-        sampling=Sampling(max_tokens=(_STEPS - step) * _STEP),
-      )
-      for step in range(_STEPS)
-    ]
+  """Rollouts to the end of the trace, from the problem and after every step but the last.
+
+  Args:
+    traces: how many; each takes `_TRACE_SECONDS`.
+
+  Returns:
+    JSON: seconds, prefilled tokens and occupancy of both engines, and how many requests got the
+    same samples from them.
+  """
+  requests = _requests(traces)
   model = Transformer(sized(LLAMA_10M, Ids.size))
   params = jax.jit(model.init)(jax.random.key(0))
   prompts = sorted(request.prompt_ids for request in requests for _ in range(_ROLLOUTS))
-  shared = batch_shape(
-    prompts, (_PROMPT + _STEPS * _STEP, _STEPS * _STEP), _SLOTS, jax.local_device_count()
-  )
+  longest = _PROMPT + _STEPS * _STEP
+  shape = batch_shape(prompts, (longest, _STEPS * _STEP), _SLOTS, jax.local_device_count())
   # A slot of its own for every prefix, and room for the next one while it decodes.
-  apart = Shape(_SLOTS, 1, 1, _PROMPT + _STEPS * _STEP, _STEPS * _STEP)
-  found, answers = {}, []
-  for name, engine in {
-    "shared": JaxEngine(model, params, Ids(), shared),
-    "apart": Apart(model, params, Ids(), apart),
-  }.items():
-    list(engine.generate(requests[:1]))  # compiles
+  unshared_shape = Shape(_SLOTS, 1, 1, longest, _STEPS * _STEP)
+  engines = {
+    "shared": JaxEngine(model, params, Ids(), shape),
+    "apart": UnsharedEngine(model, params, Ids(), unshared_shape),
+  }
+  measured, sampled_ids = {}, {}
+  for name, engine in engines.items():
+    # The first request compiles.
+    list(engine.generate(requests[:1]))
     engine.counts = Counts()
     began = time.monotonic()
-    answers.append(
-      {result.id: [sample.ids for sample in result.samples] for result in engine.generate(requests)}
-    )
-    found[name] = {
+    results = list(engine.generate(requests))
+    measured[name] = {
       "seconds": round(time.monotonic() - began, 2),
       "prefilled": engine.counts.prefilled,
       "occupancy": round(engine.counts.used / engine.counts.offered, 3),
       "tokens": engine.counts.tokens,
     }
-  same = sum(answers[0][name] == answers[1][name] for name in answers[0])
+    sampled_ids[name] = {}
+    for result in results:
+      sampled_ids[name][result.id] = [sample.ids for sample in result.samples]
+  shared, apart = sampled_ids.values()
+  same = sum(shared[id] == apart[id] for id in shared)
   return {
     "traces": traces,
     "rollouts": traces * _STEPS * _ROLLOUTS,
-    **found,
-    "times_faster": round(found["apart"]["seconds"] / found["shared"]["seconds"], 2),
+    **measured,
+    "times_faster": round(measured["apart"]["seconds"] / measured["shared"]["seconds"], 2),
     "requests_with_identical_samples": f"{same} of {len(requests)}",
   }
+
+
+def _requests(traces: int) -> list[Request]:
+  random = np.random.default_rng(0)
+  requests = []
+  for trace in range(traces):
+    ids = tuple(random.integers(1, Ids.size, _PROMPT + _STEPS * _STEP).tolist())
+    for step in range(_STEPS):
+      request = Request(
+        id=f"{trace} {step}",
+        prompt_ids=ids[: _PROMPT + step * _STEP],
+        n=_ROLLOUTS,
+        seed=trace,
+        sampling=Sampling(max_tokens=(_STEPS - step) * _STEP),
+      )
+      requests.append(request)
+  return requests

@@ -1,4 +1,6 @@
-"""`synthjax bench verify`: judging model answers beside math-verify alone, in one process and one run; where the two differ is listed."""
+"""`synthjax bench verify`: judging model answers beside math-verify alone, in one process and one
+run; the pairs on which the two differ are listed.
+"""
 
 import functools
 import itertools
@@ -11,81 +13,101 @@ from importlib import metadata
 from synthjax import files
 from synthjax.verify import extract, fast, pool
 
+# (gold, answer)
 Pairs = list[tuple[str, str]]
+
+_GSM8K_MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 
 
 def run(seconds: float) -> None:
-  """Prints answers a second of both, the share that the fast path settles, and every difference."""
+  """Prints answers a second of both, the share that the fast path settles, and all differences."""
   folder = pathlib.Path(os.environ.get("SYNTHJAX_DATA") or "../shared/data")
   sets = {"GSM8K": gsm8k_answers(folder), "MATH": math_answers(folder)}
   with pool.Pool(limits=pool.Limits(workers=1)) as judge:
-    judge.compare("|2x|", "2|x|")  # the worker is up before the clock starts
+    # Starts the worker before the clock.
+    judge.compare("|2x|", "2|x|")
     for name, pairs in sets.items():
       _report(name, pairs, judge, seconds / 2)
 
 
 def gsm8k_answers(folder: pathlib.Path) -> Pairs:
-  """(gold, answer) of four models' solutions of the GSM8K test problems; those without an answer are left out."""
+  """Four models' solutions of the GSM8K test problems; those without an answer are left out."""
   rows = files.read_jsonl(folder / "llm_generated/gsm8k_example_model_solutions.jsonl")
-  found = [
-    (
-      extract.extract(row["ground_truth"], "a_line"),
-      extract.extract(row[model]["solution"], "a_line"),
-    )
-    for row in rows
-    for model in ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
-  ]
-  return [(gold, answer) for gold, answer in found if gold and answer]
+  pairs = []
+  for row in rows:
+    for model in _GSM8K_MODELS:
+      gold = extract.extract(row["ground_truth"], "a_line")
+      answer = extract.extract(row[model]["solution"], "a_line")
+      if gold and answer:
+        pairs.append((gold, answer))
+  return pairs
 
 
 def math_answers(folder: pathlib.Path) -> Pairs:
-  """(gold, answer) of Qwen2-Math's samples, and MATH's golds each against another way to write it and against its neighbour."""
-  rows = files.read_jsonl(folder / "llm_generated/qwen_math_cot_100.jsonl")
-  samples = [(row["gt"], extract.extract(text, "boxed")) for row in rows for text in row["code"]]
+  """Qwen2-Math's samples, and every eighth gold answer of MATH.
+
+  A gold answer stands against another way to write it, and against the next one in the file.
+  """
+  pairs = []
+  for row in files.read_jsonl(folder / "llm_generated/qwen_math_cot_100.jsonl"):
+    for text in row["code"]:
+      answer = extract.extract(text, "boxed")
+      if answer:
+        pairs.append((row["gt"], answer))
   golds = [row["answer"] for row in files.read_jsonl(folder / "math/test.jsonl") if row["answer"]]
-  rewritten = [
-    (gold, f"${gold.replace('frac', 'dfrac').replace('ddfrac', 'dfrac')}$.") for gold in golds[::8]
-  ]
-  return (
-    [(gold, answer) for gold, answer in samples if answer]
-    + rewritten
-    + list(itertools.pairwise(golds))[::8]
-  )
+  for gold in golds[::8]:
+    rewritten = gold.replace("frac", "dfrac").replace("ddfrac", "dfrac")
+    pairs.append((gold, f"${rewritten}$."))
+  pairs += list(itertools.pairwise(golds))[::8]
+  return pairs
 
 
 def _report(name: str, pairs: Pairs, judge: pool.Pool, seconds: float) -> None:
-  alone = _math_verify()
-  ours, theirs, mine, his = 0.0, 0.0, [], []
-  # In blocks, one after the other: what else the machine does hits both alike.
+  math_verify_equal = _math_verify()
+  our_seconds = their_seconds = 0.0
+  ours: list[str] = []
+  theirs: list[bool] = []
+  # In blocks, one after the other: the machine's other work hits both alike.
   block = max(1, len(pairs) // 20)
   for start in range(0, len(pairs), block):
     part = pairs[start : start + block]
     began = time.monotonic()
-    mine += [verdict.value for verdict in judge.compare_many(part)]
-    ours += time.monotonic() - began
+    ours += [verdict.value for verdict in judge.compare_many(part)]
+    our_seconds += time.monotonic() - began
     began = time.monotonic()
-    his += [alone(*pair) for pair in part]
-    theirs += time.monotonic() - began
-    if ours + theirs > seconds:
+    theirs += [math_verify_equal(*pair) for pair in part]
+    their_seconds += time.monotonic() - began
+    if our_seconds + their_seconds > seconds:
       break
-  done = len(mine)
+  done = len(ours)
   # Only now: asking before would fill the caches that the clock runs against.
-  fast_share = sum(fast.compare(*pair) is not None for pair in pairs) / len(pairs)
+  fast_count = sum(fast.compare(*pair) is not None for pair in pairs)
+  version = metadata.version("math-verify")
   print(
-    f"{name}: {done:,} pairs; synthjax {done / ours:,.0f} a second, math-verify {metadata.version('math-verify')} alone "
-    f"{done / theirs:,.0f} a second: {theirs / ours:.1f}x; the fast path settles {100 * fast_share:.1f} %"
+    f"{name}: {done:,} pairs; synthjax {done / our_seconds:,.0f} a second, math-verify {version} "
+    f"alone {done / their_seconds:,.0f} a second: {their_seconds / our_seconds:.1f}x; the fast "
+    f"path settles {100 * fast_count / len(pairs):.1f} %"
   )
-  differ = [
-    (pair, a, b) for pair, a, b in zip(pairs, mine, his) if a != "undecided" and (a == "equal") != b
-  ]
-  for (gold, answer), verdict, equal in dict.fromkeys(differ):
-    way = "fast path" if fast.compare(gold, answer) is not None else "guard or mended spelling"
-    print(
-      f"  {gold!r} and {answer!r}: {verdict} here ({way}), {'equal' if equal else 'not equal'} there"
-    )
+  _list_differences(pairs, ours, theirs)
+
+
+def _list_differences(pairs: Pairs, ours: list[str], theirs: list[bool]) -> None:
+  seen = set()
+  for pair, verdict, equal in zip(pairs, ours, theirs):
+    case = (pair, verdict, equal)
+    if verdict == "undecided" or (verdict == "equal") == equal or case in seen:
+      continue
+    seen.add(case)
+    gold, answer = pair
+    path = "guard or mended spelling"
+    if fast.compare(gold, answer) is not None:
+      path = "fast path"
+    there = "equal" if equal else "not equal"
+    print(f"  {gold!r} and {answer!r}: {verdict} here ({path}), {there} there")
 
 
 def _math_verify() -> Callable[[str, str], bool]:
+  """math-verify alone, as (gold, answer) -> equal; without its time limits, which cost time."""
   import logging
 
   import math_verify

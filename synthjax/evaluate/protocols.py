@@ -1,4 +1,6 @@
-"""Evaluation protocols by name: which problems, which prompt, where the answer stands. A score means nothing without them."""
+"""Evaluation protocols by name: which problems are asked, with which prompt, and where the answer
+stands. A score means nothing without them.
+"""
 
 import dataclasses
 import typing
@@ -11,34 +13,42 @@ from synthjax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-  """A task asked in one way."""
+  """A task asked in one way.
+
+  Attributes:
+    name: by which the config names it.
+    task: see data/formats.py.
+    mode: where the final answer stands, see verify/extract.py.
+    shots: file of worked examples below data/prompts; "" is the prompt of fine-tuning.
+    template: of a problem and of its worked examples, with {question}.
+    stop: texts that end a response, besides end-of-text.
+  """
 
   name: str
-  task: schema.TASK  # of data/formats.py
-  mode: str  # where the final answer stands, see verify/extract.py
-  shots: str = ""  # file of worked examples below data/prompts; "": the prompt that policies are fine-tuned with here
-  template: str = ""  # of a problem and its worked examples, with {question}
-  stop: tuple[str, ...] = ()  # where a response ends, besides end-of-text
+  task: schema.TASK
+  mode: str
+  shots: str = ""
+  template: str = ""
+  stop: tuple[str, ...] = ()
 
   def prompt(self, example: Example) -> str:
-    """What the policy is shown."""
-    return (
-      self.preamble() + self.template.format(question=example.question)
-      if self.template
-      else example.inputs
-    )
+    """The text that the policy continues."""
+    if not self.template:
+      return example.inputs
+    return self.preamble() + self.template.format(question=example.question)
 
   def preamble(self) -> str:
-    """The worked examples."""
+    """The worked examples; "" where there are none."""
     if not self.shots:
       return ""
     rows = files.read_jsonl(shipped.folder("prompts") / f"{self.shots}.jsonl")
-    return "".join(
-      f"{self.template.format(question=row['question'])} {row['solution']}\n\n" for row in rows
-    )
+    text = ""
+    for row in rows:
+      text += f"{self.template.format(question=row['question'])} {row['solution']}\n\n"
+    return text
 
   def record(self) -> dict:
-    """What stands beside a score: the prompt's text and hash, and how answers are found."""
+    """JSON that stands beside a score: the prompt's text and hash, and how answers are found."""
     text = self.preamble() + (self.template or "(as in fine-tuning)")
     return {
       "protocol": self.name,
@@ -50,35 +60,44 @@ class Protocol:
     }
 
 
-_WEI = ("gsm8k_wei8", "Q: {question}\nA:", ("\nQ:", "\n\n"))
-PROTOCOLS = {
-  protocol.name: protocol
-  for protocol in (
-    # Eight worked examples of Wei et al. 2022 (arXiv 2201.11903), or none and GSM8K's own form; flexible takes the last number.
-    Protocol("gsm8k_strict", "gsm8k", "answer_is", *_WEI),
-    Protocol("gsm8k_flexible", "gsm8k", "last_number", *_WEI),
-    Protocol("gsm8k_strict_0", "gsm8k", "hash"),
-    Protocol("gsm8k_flexible_0", "gsm8k", "last_number"),
-    # The first of the task's usual modes that finds an answer, for models that were not told a form.
-    Protocol("gsm8k_any_0", "gsm8k", "gsm8k_order"),
-    Protocol("math_any", "math", "math_order"),
-    Protocol("math_boxed", "math", "boxed"),
-    # Four worked examples of Lewkowycz et al. 2022 (arXiv 2206.14858).
-    Protocol(
-      "math_minerva4",
-      "math",
-      "minerva",
-      "math_minerva4",
-      "Problem:\n{question}\n\nSolution:\n",
-      ("Problem:", "I hope it is correct."),
-    ),
-    Protocol("math500_boxed", "math500", "boxed"),
-    Protocol("svamp", "svamp", "hash"),
-    Protocol("gsm_hard", "gsm_hard", "hash"),
-    Protocol("aqua", "aqua", "hash"),
-    Protocol("world", "world", "final_line"),
+def _wei(name: str, mode: str) -> Protocol:
+  """GSM8K after eight worked examples of Wei et al. 2022 (arXiv 2201.11903)."""
+  return Protocol(
+    name=name,
+    task="gsm8k",
+    mode=mode,
+    shots="gsm8k_wei8",
+    template="Q: {question}\nA:",
+    stop=("\nQ:", "\n\n"),
   )
-}
+
+
+_ALL = (
+  _wei("gsm8k_strict", "answer_is"),
+  # The last number, whatever stands before it.
+  _wei("gsm8k_flexible", "last_number"),
+  Protocol("gsm8k_strict_0", "gsm8k", "hash"),
+  Protocol("gsm8k_flexible_0", "gsm8k", "last_number"),
+  # The first of the task's usual modes that finds an answer, for models that were told no form.
+  Protocol("gsm8k_any_0", "gsm8k", "gsm8k_order"),
+  Protocol("math_any", "math", "math_order"),
+  Protocol("math_boxed", "math", "boxed"),
+  # Four worked examples of Lewkowycz et al. 2022 (arXiv 2206.14858).
+  Protocol(
+    name="math_minerva4",
+    task="math",
+    mode="minerva",
+    shots="math_minerva4",
+    template="Problem:\n{question}\n\nSolution:\n",
+    stop=("Problem:", "I hope it is correct."),
+  ),
+  Protocol("math500_boxed", "math500", "boxed"),
+  Protocol("svamp", "svamp", "hash"),
+  Protocol("gsm_hard", "gsm_hard", "hash"),
+  Protocol("aqua", "aqua", "hash"),
+  Protocol("world", "world", "final_line"),
+)
+PROTOCOLS = {protocol.name: protocol for protocol in _ALL}
 # How a policy that was fine-tuned on a task answers it.
 _OF_TASK = {
   "world": "world",
@@ -92,10 +111,11 @@ _OF_TASK = {
 
 
 def of(experiment: schema.Experiment) -> Protocol:
-  """The protocol that the config names, or that of its task.
+  """The protocol that the config names, else that of its task.
 
   Raises:
-    ConfigError: no such protocol, or the task has none and the config does not say where the answer stands.
+    ConfigError: no such protocol; or the task has none, and the config does not say where the
+      answer stands.
   """
   cfg, task = experiment.evaluate, experiment.data.task
   if cfg.protocol:

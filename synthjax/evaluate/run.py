@@ -1,4 +1,4 @@
-"""Evaluating a policy: problems, prompts, responses, score."""
+"""Evaluates a policy: problems become prompts, prompts get responses, responses a score."""
 
 import pathlib
 from collections.abc import Sequence
@@ -23,9 +23,19 @@ def evaluate(
   experiment: schema.Experiment,
   out: files.Path,
 ) -> dict:
-  """Answers the protocol's problems as the config says and scores the answers into the folder `out`. Returns the results.
+  """Scores a policy on the problems of the config's protocol.
 
   A model that is evaluated again, with other parameters, is not compiled again.
+
+  Args:
+    model: of the policy.
+    params: of the policy.
+    tokenizer: of the policy.
+    experiment: names the protocol and how responses are decoded.
+    out: folder for the responses and results.
+
+  Returns:
+    The results, see `score.score`.
 
   Raises:
     DataError: a problem cannot be asked, for example because its prompt is too long.
@@ -40,30 +50,23 @@ def answer(
   experiment: schema.Experiment,
   out: pathlib.Path,
 ) -> dict:
-  """The same with an engine's answers to problems of the protocol's task.
-
-  Raises:
-    DataError: as `evaluate`.
-  """
+  """As `evaluate`, with an engine's responses to given problems of the protocol's task."""
   cfg, protocol = experiment.evaluate, protocols.of(experiment)
   sampling = Sampling(cfg.max_new_tokens, cfg.temperature, stop=protocol.stop)
-  requests = [
-    Request(
-      str(number), protocol.prompt(example), sampling=sampling, n=cfg.samples, seed=experiment.seed
+  requests = []
+  for number, example in enumerate(examples):
+    request = Request(
+      id=str(number),
+      prompt=protocol.prompt(example),
+      sampling=sampling,
+      n=cfg.samples,
+      seed=experiment.seed,
     )
-    for number, example in enumerate(examples)
-  ]
-  found = {result.id: result for result in engine.generate(requests)}
-  answered = [
-    Answered(
-      example.id,
-      example.question,
-      example.answer,
-      _responses(example, found[request.id]),
-      example.group,
-    )
-    for example, request in zip(examples, requests)
-  ]
+    requests.append(request)
+  results = {result.id: result for result in engine.generate(requests)}
+  answered = []
+  for example, request in zip(examples, requests):
+    answered.append(_problem(example, _responses(example, results[request.id])))
   decoding = {
     "temperature": cfg.temperature,
     "samples": cfg.samples,
@@ -79,14 +82,15 @@ def problems(experiment: schema.Experiment) -> list[Example]:
   Raises:
     DataError: a problem without an answer; two problems with one id; a missing or malformed file.
   """
-  found = list(sources.of_sources([source(experiment)], experiment.data, experiment.world, "test"))
-  for example in found:
+  tests = [source(experiment)]
+  examples = list(sources.of_sources(tests, experiment.data, experiment.world, "test"))
+  for example in examples:
     if not example.answer:
       raise files.DataError(
         f"test problem {example.id!r} has no answer to be compared with; give its row "
         "a field 'answer'"
       )
-  return found
+  return examples
 
 
 def fingerprint(experiment: schema.Experiment) -> list:
@@ -100,17 +104,26 @@ def fingerprint(experiment: schema.Experiment) -> list:
 def source(experiment: schema.Experiment) -> schema.Source:
   """Where the test problems of the experiment's protocol lie."""
   protocol, data = protocols.of(experiment), experiment.data
-  return schema.Source(
-    protocol.task,
-    data.test_path if protocol.task == data.task else "",
-    data.test_problems,
-    data.traces,
-  )
+  # The config's path holds problems of its own task; those of another one have a default place.
+  path = ""
+  if protocol.task == data.task:
+    path = data.test_path
+  return schema.Source(protocol.task, path, data.test_problems, data.traces)
 
 
 def golds(experiment: schema.Experiment) -> dict[str, Answered]:
-  """Problem id -> problem without responses, for generations that come from elsewhere."""
-  return {e.id: Answered(e.id, e.question, e.answer, (), e.group) for e in problems(experiment)}
+  """Problem id -> problem without responses, for completions that come from elsewhere."""
+  return {example.id: _problem(example, ()) for example in problems(experiment)}
+
+
+def _problem(example: Example, responses: tuple[Response, ...]) -> Answered:
+  return Answered(
+    id=example.id,
+    question=example.question,
+    gold=example.answer,
+    responses=responses,
+    group=example.group,
+  )
 
 
 def _responses(example: Example, result: Result) -> tuple[Response, ...]:

@@ -1,7 +1,9 @@
-"""Continuous evaluation: follows a checkpoint folder while training writes to it, and scores every step exactly once.
+"""Continuous evaluation: follows a checkpoint folder while training writes to it, and scores every
+step exactly once.
 
-Its folder holds `results.jsonl`, a row a scored step, which is also what keeps the trainer from deleting a step before it is scored (see
-`train/checkpointer.py`). A watcher that is killed goes on where it was: a step counts as scored when its row is there.
+Its folder holds `results.jsonl`, a row a scored step. That file is also what keeps the trainer from
+deleting a step before it is scored (see `train/checkpointer.py`). A watcher that is killed goes on
+where it was: a step counts as scored once its row is there.
 """
 
 import dataclasses
@@ -23,54 +25,63 @@ def watch(
   finished: Callable[[], bool],
   say: Callable[[str], None] = progress.say,
 ) -> list[dict]:
-  """Scores each step in `checkpoints`, oldest first, until `finished()` and none is left. Returns a row a step.
+  """Scores each step in `checkpoints`, oldest first, until `finished()` and none is left.
 
   Args:
     checkpoints: folder of a run's steps; it may not exist yet.
-    out: of this watcher alone.
+    out: folder of this watcher alone.
     settings: JSON; what the scores depend on besides the step.
     evaluate: (step, folder) -> results; writes its files into the folder.
     finished: no more steps will come.
     say: prints a line.
 
+  Returns:
+    A row a step: `step`, and the results that are numbers.
+
   Raises:
     DataError: `out` was made with other settings.
   """
   checkpoints, out = pathlib.Path(checkpoints), pathlib.Path(out)
-  _same_settings(out / "settings.json", settings)
+  _check_settings(out / "settings.json", settings)
   with files.Journal(out / "results.jsonl", say) as journal, _Board(out, journal.rows) as board:
     while True:
-      last_look = (
-        finished()
-      )  # asked before looking: what was written before the end is seen after it
-      left = [
-        step for step in _steps(checkpoints) if step not in {row["step"] for row in journal.rows}
-      ]
-      for step in left[:1]:
-        results = evaluate(step, out / f"step_{step}")
-        row = {"step": step, **{k: v for k, v in results.items() if isinstance(v, int | float)}}
+      # Asked before looking: what is written before the end is seen after it.
+      last_look = finished()
+      scored = {row["step"] for row in journal.rows}
+      left = [step for step in _steps(checkpoints) if step not in scored]
+      if left:
+        # One step a look, since the trainer may delete the others meanwhile.
+        step = left[0]
+        row = _numbers(step, evaluate(step, out / f"step_{step}"))
         journal.append(row)
         journal.sync()
         board.add(row)
         say(f"step {step:,}: {100 * row['accuracy']:.2f} ± {100 * row['standard_error']:.2f} %")
-      if not left:
-        if last_look:
-          return journal.rows
+      elif last_look:
+        return journal.rows
+      else:
         time.sleep(_POLL_SECONDS)
 
 
+def _numbers(step: int, results: dict) -> dict:
+  row = {"step": step}
+  for name, value in results.items():
+    if isinstance(value, int | float):
+      row[name] = value
+  return row
+
+
 def _steps(folder: pathlib.Path) -> list[int]:
-  return (
-    sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-    if folder.is_dir()
-    else []
-  )
+  if not folder.is_dir():
+    return []
+  return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
-def _same_settings(path: pathlib.Path, settings: dict) -> None:
+def _check_settings(path: pathlib.Path, settings: dict) -> None:
   if path.exists() and files.read_json(path) != settings:
     raise files.DataError(
-      f"{path.parent}: this watcher scored with other settings; give another --name, or remove the folder"
+      f"{path.parent}: this watcher scored with other settings; give another --name, or remove the "
+      "folder"
     )
   files.write_json(path, settings)
 

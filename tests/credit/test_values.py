@@ -31,7 +31,7 @@ VERDICTS = {1: Verdict("equal"), 0: Verdict("different"), None: Verdict("undecid
 class Recording:
   """An engine that notes what it was asked, and answers in any order."""
 
-  engine: simulated.Policy
+  engine: simulated.SimulatedPolicy
   shuffle: int | None = None
   fingerprint: str = "recording"
 
@@ -75,7 +75,7 @@ def _joined(cases):
 
 def _run(cases, cfg, shuffle=None):
   """(values, recording engine) of traces with their success probabilities."""
-  engine = Recording(simulated.Policy(_joined(cases)), shuffle)
+  engine = Recording(simulated.SimulatedPolicy(_joined(cases)), shuffle)
   traces = [trace for trace, _ in cases]
   return values.estimate(traces, engine.generate, simulated.judge, cfg), engine
 
@@ -171,7 +171,7 @@ def test_stopping_at_the_first_fail_loses_no_pit_whatever_the_values(best_of):
 @pytest.mark.parametrize("world", ["clean", "noisy"])
 def test_the_sequential_search_takes_40_percent_of_the_rollouts_for_95_percent_of_the_pits(world):
   traces = simulated.simulate(world, 250, 5)
-  generate = simulated.Policy(traces.success).generate
+  generate = simulated.SimulatedPolicy(traces.success).generate
   compared = values.compare(traces.traces, generate, simulated.judge, ValueConfig())
   assert compared["full"].agreement == compared["first_fail"].agreement == 1.0
   assert compared["sequential"].times_fewer > 2.5
@@ -304,7 +304,7 @@ def test_a_prefix_with_too_few_decided_rollouts_has_no_value(schedule):
     return simulated.judge(name, given, sample)
 
   cfg = ValueConfig(schedule=schedule, best_of=2)
-  result = values.estimate([trace], simulated.Policy(table).generate, judge, cfg)
+  result = values.estimate([trace], simulated.SimulatedPolicy(table).generate, judge, cfg)
   rows = {row.step: row for row in result.values[0]}
   assert rows[1].q is rows[1].standard_error is rows[1].advantage is None
   assert rows[1].undecided > 0 == rows[1].n
@@ -365,7 +365,7 @@ def test_an_error_of_the_judge_ends_the_job():
 
   trace, table = _case(0, [0.5] * 5)
   with pytest.raises(OSError, match="the worker is gone"):
-    values.estimate([trace], simulated.Policy(table).generate, judge, ValueConfig())
+    values.estimate([trace], simulated.SimulatedPolicy(table).generate, judge, ValueConfig())
 
 
 def test_refused_requests_are_counted_and_the_others_go_on():
@@ -377,7 +377,7 @@ def test_refused_requests_are_counted_and_the_others_go_on():
       if len(request.prompt_ids) == 2:
         yield Result(request.id, error=error)
       else:
-        yield from simulated.Policy(table).generate([request])
+        yield from simulated.SimulatedPolicy(table).generate([request])
 
   result = values.estimate([trace], generate, simulated.judge, ValueConfig(block=8))
   assert [row.q for row in result.values[0]] == [1.0, None, 0.0, 0.0]
@@ -400,7 +400,7 @@ def test_an_engine_that_breaks_the_protocol_is_named(spoil, message):
   trace, table = _case(0, [0.5])
 
   def generate(requests):
-    return iter(spoil(list(simulated.Policy(table).generate(requests))))
+    return iter(spoil(list(simulated.SimulatedPolicy(table).generate(requests))))
 
   with pytest.raises(files.DataError, match=message):
     values.estimate([trace], generate, simulated.judge, ValueConfig())
@@ -414,7 +414,7 @@ def test_a_killed_job_goes_on_from_its_journal_with_the_same_values_and_samples_
   whole, engine = _run(cases, cfg)
   done = collections.Counter()
 
-  class Dying(simulated.Policy):
+  class Dying(simulated.SimulatedPolicy):
     def generate(self, requests):
       for number, result in enumerate(super().generate(requests)):
         if number == 9:

@@ -60,14 +60,11 @@ def test_a_watcher_killed_ten_times_scores_every_checkpoint_exactly_once(tmp_pat
   assert collections.Counter(row["step"] for row in rows) == dict.fromkeys(range(8, 161, 8), 1)
   assert all(0 <= row["accuracy"] <= 1 and row["problems"] == 50 for row in rows)
   assert len(list((tmp_path / "watch/world/tensorboard").glob("events*"))) == 1
-  assert len(list(files.read_jsonl(tmp_path / "watch/world/step_160/wrong.jsonl"))) == round(
-    50 * (1 - rows[-1]["accuracy"])
-  )
-  # With every step scored the trainer keeps what it was told to keep; until then it kept what was needed.
+  incorrect = list(files.read_jsonl(tmp_path / "watch/world/step_160/wrong.jsonl"))
+  assert len(incorrect) == round(50 * (1 - rows[-1]["accuracy"]))
   again = _start("evaluate", tmp_path, "--watch")
-  assert (
-    again.wait(60) == 0 and list(files.read_jsonl(tmp_path / "watch/world/results.jsonl")) == rows
-  )
+  assert again.wait(60) == 0
+  assert list(files.read_jsonl(tmp_path / "watch/world/results.jsonl")) == rows
 
 
 def test_a_step_that_a_watcher_has_not_scored_is_kept(tmp_path):
@@ -89,15 +86,23 @@ def test_a_step_that_a_watcher_has_not_scored_is_kept(tmp_path):
 
 
 def test_other_settings_are_refused_in_the_same_folder(tmp_path):
-  run = lambda settings: watch.watch(
-    tmp_path / "none", tmp_path / "w", settings, lambda *_: {}, lambda: True, say=lambda _: None
-  )
-  assert run({"a": 1}) == [] and run({"a": 1}) == []
+  def run(settings):
+    return watch.watch(
+      checkpoints=tmp_path / "none",
+      out=tmp_path / "w",
+      settings=settings,
+      evaluate=lambda step, folder: {},
+      finished=lambda: True,
+      say=lambda line: None,
+    )
+
+  assert run({"a": 1}) == []
+  assert run({"a": 1}) == []
   with pytest.raises(files.DataError, match="scored with other settings; give another --name"):
     run({"a": 2})
 
 
-def test_generations_of_others_are_scored_without_a_model(tmp_path):
+def test_completions_from_elsewhere_are_scored_without_a_model(tmp_path):
   files.write_jsonl(
     tmp_path / "g.jsonl",
     [
@@ -122,16 +127,16 @@ def test_generations_of_others_are_scored_without_a_model(tmp_path):
   run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   assert run.returncode == 0, run.stderr
   results = json.loads((tmp_path / "evaluate_generations/results.json").read_text())
-  assert results["accuracy"] == 0.75 and results["samples"] == 3
+  assert results["accuracy"] == 0.75
+  assert results["samples"] == 3
   files.write_jsonl(tmp_path / "g.jsonl", [{"id": "unknown", "response": "x"}])
   run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-  assert (
-    run.returncode == 1
-    and "g.jsonl, row 1: no `gold` in the row, and the task has no problem 'unknown'" in run.stderr
-  )
+  assert run.returncode == 1
+  message = "g.jsonl, row 1: no `gold` in the row, and the task has no problem 'unknown'"
+  assert message in run.stderr
 
 
-def _policy(**more):
+def _policy(**evaluate):
   import jax
 
   from synthjax.config import schema
@@ -147,39 +152,37 @@ def _policy(**more):
   experiment = schema.Experiment(
     data=schema.Data(test_problems=12),
     model=cfg,
-    evaluate=schema.Evaluate(max_new_tokens=8, **more),
+    evaluate=schema.Evaluate(max_new_tokens=8, **evaluate),
   )
   model = Transformer(cfg)
   return model, model.init(jax.random.key(0)), tokenizer, experiment
 
 
 def _texts(folder):
-  return {
-    row["id"]: [response["text"] for response in row["responses"]]
-    for row in files.read_jsonl(folder / "responses.jsonl")
-  }
+  """Problem id -> texts of its responses."""
+  texts = {}
+  for row in files.read_jsonl(folder / "responses.jsonl"):
+    texts[row["id"]] = [response["text"] for response in row["responses"]]
+  return texts
 
 
 def test_responses_do_not_depend_on_the_slots_and_a_cold_policy_is_greedy(tmp_path):
   from synthjax.evaluate import run
 
-  found = {}
-  for name, more in {
-    "one": {"slots": 8},
-    "two": {"slots": 16},
+  settings = {
+    "one": {"slots": 8, "temperature": 1.0, "samples": 2},
+    "two": {"slots": 16, "temperature": 1.0, "samples": 2},
     "cold": {"temperature": 1e-4, "samples": 1},
-    "greedy": {"temperature": 0.0},
-  }.items():
-    results = run.evaluate(
-      *_policy(
-        **{"temperature": 1.0, "samples": 2, **({"samples": 1} if name == "greedy" else {}), **more}
-      ),
-      tmp_path / name,
-    )
+    "greedy": {"temperature": 0.0, "samples": 1},
+  }
+  texts = {}
+  for name, evaluate in settings.items():
+    results = run.evaluate(*_policy(**evaluate), tmp_path / name)
     assert results["problems"] == 12
-    found[name] = _texts(tmp_path / name)
-  assert found["one"] == found["two"] and found["cold"] == found["greedy"]
-  assert any(one != other for one, other in found["one"].values())
+    texts[name] = _texts(tmp_path / name)
+  assert texts["one"] == texts["two"]
+  assert texts["cold"] == texts["greedy"]
+  assert any(first != second for first, second in texts["one"].values())
 
 
 def test_checkpoints_of_one_model_are_evaluated_without_compiling_again(tmp_path):
@@ -192,9 +195,8 @@ def test_checkpoints_of_one_model_are_evaluated_without_compiling_again(tmp_path
   run.evaluate(model, params, tokenizer, experiment, tmp_path / "one")
   misses = slots.functions.cache_info().misses
   run.evaluate(model, model.init(jax.random.key(1)), tokenizer, experiment, tmp_path / "two")
-  assert slots.functions.cache_info().misses == misses and _texts(tmp_path / "one") != _texts(
-    tmp_path / "two"
-  )
+  assert slots.functions.cache_info().misses == misses
+  assert _texts(tmp_path / "one") != _texts(tmp_path / "two")
 
 
 def test_a_problem_that_cannot_be_asked_is_named(tmp_path):
@@ -203,11 +205,11 @@ def test_a_problem_that_cannot_be_asked_is_named(tmp_path):
   from synthjax.evaluate import run
 
   model, params, tokenizer, experiment = _policy()
-  far = dataclasses.replace(
-    experiment, evaluate=dataclasses.replace(experiment.evaluate, max_new_tokens=10_000)
+  evaluate = dataclasses.replace(experiment.evaluate, max_new_tokens=10_000)
+  experiment = dataclasses.replace(experiment, evaluate=evaluate)
+  message = (
+    r"problem '.+' cannot be asked: max_tokens is 10000 tokens long; "
+    "this engine has room for 8192"
   )
-  with pytest.raises(
-    files.DataError,
-    match=r"problem '.+' cannot be asked: max_tokens is 10000 tokens long; this engine has room for 8192",
-  ):
-    run.evaluate(model, params, tokenizer, far, tmp_path)
+  with pytest.raises(files.DataError, match=message):
+    run.evaluate(model, params, tokenizer, experiment, tmp_path)

@@ -1,39 +1,62 @@
-"""A session that samples letters by hash, and a server of it: `python letters.py SETTINGS_JSON SECONDS_A_STEP SLOTS`."""
+"""A session that samples letters by hash, and a server of it.
+
+Run as `python letters.py SETTINGS_JSON STEP_SECONDS SLOTS`.
+"""
 
 import hashlib
 import json
 import sys
 import time
+from typing import NamedTuple
 
 from synthjax import files
 from synthjax.rollout.requests import RequestError, Result, Sample
 from synthjax.serve import server
 
+LETTERS = "abcdefg#"
 
-def sample(prompt, seed, index, sampling):
-  """What the session answers: a letter a token, and its log-probs."""
-  digest = b"".join(
-    hashlib.sha256(f"{prompt} {seed} {index} {block}".encode()).digest()
-    for block in range(1 + sampling.max_tokens // 32)
-  )
+
+class Drawn(NamedTuple):
+  """What the session answers, and the text that goes on behind its stop text."""
+
+  sample: Sample
+  whole_text: str
+
+
+def draw(prompt, seed, index, sampling):
+  """Sample `index` of a request: a letter a token, and made-up log-probs."""
+  digest = b""
+  for block in range(1 + sampling.max_tokens // 32):
+    digest += hashlib.sha256(f"{prompt} {seed} {index} {block}".encode()).digest()
   ids = tuple(byte % 8 for byte in digest[: sampling.max_tokens])
-  whole = "".join("abcdefg#"[id] for id in ids)
+  whole = "".join(LETTERS[id] for id in ids)
   ends = [whole.find(mark) for mark in sampling.stop if mark in whole]
   text = whole[: min(ends, default=len(whole))]
   ids = ids[: len(text)]
-  return Sample(
-    text,
-    ids,
-    tuple(-id / 8 for id in ids) + ((-1.0,) if ends else ()),
-    "stop" if ends else "length",
-  ), whole
+  log_probs = tuple(-id / 8 for id in ids)
+  if ends:
+    return Drawn(Sample(text, ids, (*log_probs, -1.0), "stop"), whole)
+  return Drawn(Sample(text, ids, log_probs, "length"), whole)
+
+
+def draw_all(request):
+  """All samples of a request."""
+  drawn = []
+  for index in range(request.n):
+    drawn.append(draw(request.prompt, request.seed, index, request.sampling))
+  return drawn
 
 
 class Letters:
-  """One letter a step for each request that has a slot. Partial texts run past stop texts, as those of real engines may."""
+  """One letter a step for each request that has a slot.
+
+  Partial texts run past stop texts, as those of real engines may.
+  """
 
   def __init__(self, seconds=0.0, slots=64):
-    self.seconds, self.slots, self.requests, self.steps, self.most = seconds, slots, {}, {}, 0
+    self.seconds, self.slots = seconds, slots
+    self.requests, self.steps = {}, {}
+    self.most = 0
 
   @property
   def busy(self):
@@ -57,20 +80,15 @@ class Letters:
         raise ZeroDivisionError("by zero")
       self.steps[id] = self.steps.get(id, 0) + 1
       if self.steps[id] == request.sampling.max_tokens:
-        samples = tuple(
-          sample(request.prompt, request.seed, j, request.sampling)[0] for j in range(request.n)
-        )
+        samples = tuple(drawn.sample for drawn in draw_all(request))
         done.append(Result(id, samples, prompt_tokens=len(request.prompt)))
         self.cancel(id)
     self.most = max(self.most, len(self.requests))
     return done
 
   def partial(self, id):
-    request = self.requests[id]
-    return [
-      Sample(sample(request.prompt, request.seed, j, request.sampling)[1][: self.steps.get(id, 0)])
-      for j in range(request.n)
-    ]
+    length = self.steps.get(id, 0)
+    return [Sample(drawn.whole_text[:length]) for drawn in draw_all(self.requests[id])]
 
 
 def main():
@@ -82,12 +100,8 @@ def main():
     print(type(e).__name__, e, flush=True)
     sys.exit(1)
   finally:
-    print(
-      json.dumps(
-        {"requests": len(session.requests), "steps": len(session.steps), "most": session.most}
-      ),
-      flush=True,
-    )
+    left = {"requests": len(session.requests), "steps": len(session.steps), "most": session.most}
+    print(json.dumps(left), flush=True)
 
 
 if __name__ == "__main__":
