@@ -69,7 +69,10 @@ def _print_packed(name: str, packed: Packed, ratio: str = "") -> None:
 def _pack_planned(lengths: np.ndarray) -> Packed:
   """Plan and layout together: what takes the place of packing in the loader."""
   # The first number of a record is the length of its prompt.
-  records = [np.concatenate([[0], np.ones(n, np.int32)]).astype(np.int32) for n in lengths]
+  records = []
+  for n in lengths:
+    record = np.concatenate([[0], np.ones(n, np.int32)])
+    records.append(record.astype(np.int32))
   began = time.process_time()
   plan = packing.pack(lengths, _SEQ_LEN)
   for start in range(0, len(plan), 64):

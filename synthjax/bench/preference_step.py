@@ -84,8 +84,11 @@ class _Batch(NamedTuple):
 
 def _batch(rows: Sequence[Sequence[trees.Node]]) -> _Batch:
   """A batch of trees, one a sequence, as long as the first of them."""
-  limits = trees.bounds(rows, len(rows), rows[0][0].size())
-  arrays = {name: jnp.asarray(x) for name, x in trees.layout(rows, limits).items()}
+  seq_len = rows[0][0].size()
+  limits = trees.bounds(rows, len(rows), seq_len)
+  arrays = {}
+  for name, array in trees.layout(rows, limits).items():
+    arrays[name] = jnp.asarray(array)
   return _Batch(arrays, limits)
 
 
@@ -213,25 +216,29 @@ def prefix_sharing(prefix_share: float, branches: int) -> dict[str, Any]:
   def loss(params, batch):
     return -preference.segment_log_probs(model, params, batch).mean()
 
-  gradients, results = {}, {}
-  for name, rows in (("shared", shared), ("apart", apart)):
-    gradients[name] = functools.partial(jax.jit(jax.grad(loss)), params, _batch(rows).arrays)
-    results[name] = jax.block_until_ready(gradients[name]())
-  times: dict[str, list[float]] = {name: [] for name in gradients}
+  gradient = jax.jit(jax.grad(loss))
+  batches = {"shared": _batch(shared).arrays, "apart": _batch(apart).arrays}
+  leaves = {}
+  times: dict[str, list[float]] = {"shared": [], "apart": []}
+  # The first call of each compiles.
+  for name, batch in batches.items():
+    leaves[name] = jax.tree.leaves(jax.block_until_ready(gradient(params, batch)))
   for _ in range(_STEPS):
-    for name, gradient in gradients.items():
+    for name, batch in batches.items():
       began = time.monotonic()
-      jax.block_until_ready(gradient())
+      jax.block_until_ready(gradient(params, batch))
       times[name].append(time.monotonic() - began)
-  leaves = [jax.tree.leaves(results[name]) for name in ("apart", "shared")]
-  differences = [float(jnp.abs(a - b).max()) for a, b in zip(*leaves)]
+  largest, differences = [], []
+  for apart_leaf, shared_leaf in zip(leaves["apart"], leaves["shared"]):
+    largest.append(float(jnp.abs(apart_leaf).max()))
+    differences.append(float(jnp.abs(apart_leaf - shared_leaf).max()))
   ratios = [a / b for a, b in zip(times["apart"], times["shared"])]
   return {
     "prefix": prefix_share,
     "branches": branches,
     "theory_of_linear_layers": round(_count_tokens(apart) / _count_tokens(shared), 2),
     "ratio": round(statistics.median(ratios), 2),
-    "largest_gradient": max(float(jnp.abs(x).max()) for x in leaves[0]),
+    "largest_gradient": max(largest),
     "gradients_differ_by": max(differences),
   }
 
@@ -250,7 +257,10 @@ def _activations(program: str) -> str:
 
   A parameter or its update may have the vocabulary as a dimension too.
   """
-  lines = [line for line in program.splitlines() if "f32[" in line and f"[{_PAIRS}," in line]
+  lines = []
+  for line in program.splitlines():
+    if "f32[" in line and f"[{_PAIRS}," in line:
+      lines.append(line)
   return "\n".join(lines)
 
 

@@ -1,5 +1,5 @@
-"""TRL's own DPOTrainer on the shapes of `bench preference_step`: a Llama of the same size, and pairs
-of made-up words.
+"""TRL's own DPOTrainer on the shapes of `bench preference_step`: a Llama of the same size, and
+pairs of made-up words.
 """
 
 import copy
