@@ -44,7 +44,7 @@ LLAMA_10M = schema.Model(
 )
 
 
-class Problem(NamedTuple):
+class PromptResponses(NamedTuple):
   """Token ids of a prompt and of its responses."""
 
   prompt: list[int]
@@ -62,7 +62,9 @@ def run(seconds: float) -> None:
   print(json.dumps(results, indent=2))
 
 
-def _problems(vocabulary: int, prefix_share: float = 0.7, branches: int = 2) -> list[Problem]:
+def _problems(
+  vocabulary: int, prefix_share: float = 0.7, branches: int = 2
+) -> list[PromptResponses]:
   random = np.random.default_rng(0)
   prefix = round(prefix_share * _LENGTH)
 
@@ -73,7 +75,7 @@ def _problems(vocabulary: int, prefix_share: float = 0.7, branches: int = 2) -> 
   for _ in range(_PAIRS):
     prompt = draw(prefix)
     responses = [draw(_LENGTH - prefix) for _ in range(branches)]
-    problems.append(Problem(prompt, responses))
+    problems.append(PromptResponses(prompt, responses))
   return problems
 
 
@@ -143,7 +145,7 @@ def against_trl(vocabulary: int) -> dict[str, Any]:
 class _OurStep:
   """One step of our trainer on all pairs; a call returns its seconds."""
 
-  def __init__(self, model: Transformer, params: Params, problems: list[Problem]):
+  def __init__(self, model: Transformer, params: Params, problems: list[PromptResponses]):
     rows = []
     for prompt, (chosen, rejected) in problems:
       rows.append([trees.pair(prompt, [chosen], [rejected])])

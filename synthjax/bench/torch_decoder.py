@@ -18,7 +18,7 @@ from synthjax.config.schema import Model
 from synthjax.model import rotary
 
 
-class Block(nn.Module):
+class TorchBlock(nn.Module):
   """Pre-norm attention (PyTorch's fused kernel) and a squared-ReLU MLP."""
 
   def __init__(self, cfg: Model):
@@ -59,7 +59,7 @@ class TorchDecoder(nn.Module):
   def __init__(self, cfg: Model, seq_len: int):
     super().__init__()
     self.embedding = nn.Embedding(cfg.vocab_size, cfg.d_model)
-    self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.layers))
+    self.blocks = nn.ModuleList(TorchBlock(cfg) for _ in range(cfg.layers))
     self.final_norm = nn.RMSNorm(cfg.d_model, cfg.norm_epsilon)
     angles = np.arange(seq_len)[:, None] * rotary.frequencies(cfg)
     angles = torch.tensor(angles, dtype=torch.float32)

@@ -116,7 +116,7 @@ def serve(parsed: argparse.Namespace, overrides: list[str]) -> int:
   # Compiles before the port opens: the first client would wait for it.
   warm_up = Request("compiles", prompt_ids=(0,), sampling=Sampling(max_tokens=1))
   list(engine.generate([warm_up]))
-  settings = server.Settings(
+  settings = server.ServerSettings(
     host=parsed.host, port=parsed.port, queue=parsed.queue, token=parsed.token
   )
   with stopping.handed_over():

@@ -40,7 +40,7 @@ class Answered:
   group: str = ""
 
 
-class _Judged(NamedTuple):
+class _JudgedResponse(NamedTuple):
   problem: Answered
   response: Response
   answer: str | None
@@ -83,7 +83,7 @@ def score(
   if not answered:
     raise files.DataError(f"protocol {protocol.name}: no problems to score")
   judged = _judge(answered, protocol, policy)
-  by_problem: dict[str, list[_Judged]] = collections.defaultdict(list)
+  by_problem: dict[str, list[_JudgedResponse]] = collections.defaultdict(list)
   for row in judged:
     by_problem[row.problem.id].append(row)
   problems = list(by_problem.values())
@@ -109,7 +109,7 @@ def score(
   return results
 
 
-def _judge(answered: Sequence[Answered], protocol: Protocol, policy: str) -> list[_Judged]:
+def _judge(answered: Sequence[Answered], protocol: Protocol, policy: str) -> list[_JudgedResponse]:
   asked, pairs = [], []
   for problem in answered:
     for response in problem.responses:
@@ -118,11 +118,11 @@ def _judge(answered: Sequence[Answered], protocol: Protocol, policy: str) -> lis
   verdicts = pool.compare_many(pairs, POLICIES[policy])
   judged = []
   for (problem, response), (_, answer), verdict in zip(asked, pairs, verdicts):
-    judged.append(_Judged(problem, response, answer, verdict))
+    judged.append(_JudgedResponse(problem, response, answer, verdict))
   return judged
 
 
-def _response_row(rows: list[_Judged]) -> dict:
+def _response_row(rows: list[_JudgedResponse]) -> dict:
   problem = rows[0].problem
   return {
     "id": problem.id,
@@ -132,7 +132,7 @@ def _response_row(rows: list[_Judged]) -> dict:
   }
 
 
-def _incorrect_row(row: _Judged) -> dict:
+def _incorrect_row(row: _JudgedResponse) -> dict:
   return {
     "id": row.problem.id,
     "question": row.problem.question,
@@ -141,7 +141,7 @@ def _incorrect_row(row: _Judged) -> dict:
   }
 
 
-def _numbers(problems: list[list[_Judged]], pass_at: Sequence[int]) -> dict:
+def _numbers(problems: list[list[_JudgedResponse]], pass_at: Sequence[int]) -> dict:
   shares = [_share_correct(rows) for rows in problems]
   judged = [row for rows in problems for row in rows]
   accuracy, error = stats.mean(shares)
@@ -167,15 +167,15 @@ def _numbers(problems: list[list[_Judged]], pass_at: Sequence[int]) -> dict:
   return numbers
 
 
-def _count_correct(rows: list[_Judged]) -> int:
+def _count_correct(rows: list[_JudgedResponse]) -> int:
   return sum(row.verdict.correct for row in rows)
 
 
-def _share_correct(rows: list[_Judged]) -> float:
+def _share_correct(rows: list[_JudgedResponse]) -> float:
   return _count_correct(rows) / len(rows)
 
 
-def _flexible_accuracy(problems: list[list[_Judged]]) -> float:
+def _flexible_accuracy(problems: list[list[_JudgedResponse]]) -> float:
   """Accuracy of each response's last number, whatever the protocol asks for.
 
   Where it is above the accuracy, responses have a form that the protocol does not expect.
@@ -197,7 +197,7 @@ class _Vote(NamedTuple):
   tie: bool
 
 
-def _majority(rows: list[_Judged]) -> _Vote:
+def _majority(rows: list[_JudgedResponse]) -> _Vote:
   """The vote of a problem's responses; answers that share a canonical form count as one."""
   keys = [None if row.answer is None else fast.key(row.answer) for row in rows]
   index, tie = stats.majority(keys)
@@ -206,7 +206,7 @@ def _majority(rows: list[_Judged]) -> _Vote:
   return _Vote(float(rows[index].verdict.correct), tie)
 
 
-def _groups(problems: list[list[_Judged]]) -> dict:
+def _groups(problems: list[list[_JudgedResponse]]) -> dict:
   """Accuracy by subject and level, where the task has them."""
   shares: dict[str, list[float]] = collections.defaultdict(list)
   for rows in problems:

@@ -28,8 +28,8 @@ _LAST_ANSWER_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-  """Settings of the server.
+class ServerSettings:
+  """ServerSettings of the server.
 
   Attributes:
     host: address to listen on; 0.0.0.0 is every network interface.
@@ -49,7 +49,7 @@ class Settings:
   body_bytes: int = 4 << 20
 
 
-def serve(session: Session, settings: Settings, model_name: str) -> None:
+def serve(session: Session, settings: ServerSettings, model_name: str) -> None:
   """Serves until SIGTERM or SIGINT. Call from the main thread.
 
   After the signal it refuses new requests, finishes those in flight and returns.
@@ -93,7 +93,7 @@ def _read_token(source: str) -> str:
   return token
 
 
-async def _serve(session: Session, settings: Settings, model_name: str, token: str) -> None:
+async def _serve(session: Session, settings: ServerSettings, model_name: str, token: str) -> None:
   stopping = asyncio.Event()
   driver = Driver(session, crashed=stopping.set)
   server = _Server(driver, settings, model_name, token)
@@ -124,7 +124,7 @@ async def _serve(session: Session, settings: Settings, model_name: str, token: s
   progress.say("server stopped")
 
 
-async def _listen(runner: web.AppRunner, settings: Settings) -> None:
+async def _listen(runner: web.AppRunner, settings: ServerSettings) -> None:
   try:
     await web.TCPSite(runner, settings.host, settings.port).start()
   except OSError as e:
@@ -137,7 +137,7 @@ async def _listen(runner: web.AppRunner, settings: Settings) -> None:
 class _Server:
   """The HTTP handlers and what they share."""
 
-  def __init__(self, driver: Driver, settings: Settings, model_name: str, token: str):
+  def __init__(self, driver: Driver, settings: ServerSettings, model_name: str, token: str):
     self.driver, self.settings, self.model, self.token = driver, settings, model_name, token
     self.draining = False
 

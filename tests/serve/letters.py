@@ -95,7 +95,7 @@ def main():
   settings, seconds, slots = json.loads(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
   session = Letters(seconds, slots)
   try:
-    server.serve(session, server.Settings(**settings), "letters")
+    server.serve(session, server.ServerSettings(**settings), "letters")
   except (files.DataError, RuntimeError) as e:
     print(type(e).__name__, e, flush=True)
     sys.exit(1)
