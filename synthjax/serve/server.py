@@ -29,7 +29,7 @@ _LAST_ANSWER_SECONDS = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class ServerSettings:
-  """ServerSettings of the server.
+  """Settings of the server.
 
   Attributes:
     host: address to listen on; 0.0.0.0 is every network interface.
