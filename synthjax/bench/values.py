@@ -73,7 +73,8 @@ def sharing(traces: int) -> dict[str, Any]:
     "shared": JaxEngine(model, params, Ids(), shape),
     "apart": UnsharedEngine(model, params, Ids(), unshared_shape),
   }
-  measured, sampled_ids = {}, {}
+  measured: dict[str, dict] = {}
+  sampled_ids: dict[str, dict[str, list[tuple[int, ...]]]] = {}
   for name, engine in engines.items():
     # The first request compiles.
     list(engine.generate(requests[:1]))
