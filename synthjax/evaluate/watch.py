@@ -64,7 +64,7 @@ def watch(
 
 
 def _numbers(step: int, results: dict) -> dict:
-  row = {"step": step}
+  row: dict[str, float] = {"step": step}
   for name, value in results.items():
     if isinstance(value, int | float):
       row[name] = value

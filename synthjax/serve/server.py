@@ -166,12 +166,12 @@ class _Server:
           await asyncio.sleep(_IDLE_POLL_SECONDS)
 
   @web.middleware
-  async def guard(self, http: web.Request, handler: Handler) -> web.StreamResponse:
+  async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
     """Asks for the token, and gives every error the protocol's shape."""
     try:
-      if self.token and http.path != "/health":
-        self._authorize(http)
-      return await handler(http)
+      if self.token and request.path != "/health":
+        self._authorize(request)
+      return await handler(request)
     except wire.Refusal as e:
       return _refuse(e)
     except RequestError as e:
@@ -180,7 +180,7 @@ class _Server:
       return _refuse(wire.Refusal(500, str(e)))
     except web.HTTPException as e:
       # aiohttp's own: no such path, another method, a body that is too large.
-      message = f"{http.method} {http.path}: {e.text or e.reason}"
+      message = f"{request.method} {request.path}: {e.text or e.reason}"
       return _refuse(wire.Refusal(e.status, message))
     except Exception as e:
       # A fault of ours. The client learns that it was not the request's, and no more.

@@ -122,7 +122,8 @@ def parse(text: bytes, model: str, chat: bool) -> ApiRequest:
       raise Refusal(400, f"{name} is missing", name)
   _check_values(body, model)
   if chat:
-    prompt, prompt_ids = _join_messages(body["messages"]), ()
+    # A text stands for itself, as in the prompt of a completion.
+    prompt, prompt_ids = _read_prompt(_join_messages(body["messages"]))
   else:
     prompt, prompt_ids = _read_prompt(body["prompt"])
   request = Request(
@@ -214,9 +215,9 @@ def _join_messages(messages: list) -> str:
     content = None
     if isinstance(message, dict):
       content = message.get("content")
-    parts = content
-    if not isinstance(content, list):
-      parts = [{"type": "text", "text": content}]
+    parts = [{"type": "text", "text": content}]
+    if isinstance(content, list):
+      parts = content
     for part in parts:
       is_text = isinstance(part, dict) and part.get("type") == "text"
       if not is_text or not isinstance(part.get("text"), str):
