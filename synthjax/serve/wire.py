@@ -122,7 +122,6 @@ def parse(text: bytes, model: str, chat: bool) -> ApiRequest:
       raise Refusal(400, f"{name} is missing", name)
   _check_values(body, model)
   if chat:
-    # A text stands for itself, as in the prompt of a completion.
     prompt, prompt_ids = _read_prompt(_join_messages(body["messages"]))
   else:
     prompt, prompt_ids = _read_prompt(body["prompt"])
@@ -215,7 +214,7 @@ def _join_messages(messages: list) -> str:
     content = None
     if isinstance(message, dict):
       content = message.get("content")
-    parts = [{"type": "text", "text": content}]
+    parts: list[Any] = [{"type": "text", "text": content}]
     if isinstance(content, list):
       parts = content
     for part in parts:
