@@ -116,8 +116,9 @@ def _chains(config: ml_collections.ConfigDict) -> None:
     "short_rates": (3e-4, 1e-3, 2e-3),
     "short_epochs": (2.0, 6.0),
   }
-  config.study.sampling = {"max_tokens": 96}
-  config.study.values = {"sampling": {"max_tokens": 96, "temperature": 0.7}}
+  # Traces and rollouts at the temperatures of the run in docs/log.md.
+  config.study.sampling = {"max_tokens": 96, "temperature": 1.0}
+  config.study.values = {"keep": 1, "block": 2, "sampling": {"max_tokens": 96}}
   config.data.seq_len = 192
   config.evaluate.max_new_tokens = 96
 

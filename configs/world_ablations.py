@@ -26,8 +26,6 @@ CHANGES: dict[str, dict] = {
   "best_of_5": {"study.values.best_of": 5},
   "rollouts_4": {"study.values.rollouts": 4},
   "rollouts_16": {"study.values.rollouts": 16},
-  "pit_random": {"study.pairs.pit": "random"},
-  "pit_last": {"study.pairs.pit": "last"},
   "beta_003": {"objective.preference.beta": 0.03},
   "beta_03": {"objective.preference.beta": 0.3},
   "arms": {

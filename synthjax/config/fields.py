@@ -130,12 +130,18 @@ def _hints(cls) -> dict[str, Any]:
   return {field.name: annotations[field.name] for field in dataclasses.fields(cls)}
 
 
-def build(cls: type[T], values: Any, path: str) -> T:
-  """An instance of the dataclass `cls` from a mapping; missing keys take their defaults.
+def build(cls: type[T], values: Any, path: str, defaults: T | None = None) -> T:
+  """An instance of the dataclass `cls` from a mapping.
+
+  Args:
+    cls: the dataclass.
+    values: by field; a group is a mapping.
+    path: what `values` are called in errors.
+    defaults: what missing keys take, so that a group that is given in part keeps the rest of the
+      defaults of the field it stands in; None: the defaults of `cls`.
 
   Raises:
-    ConfigError: an unknown key, or a value that its field does not allow; `path` is what `values`
-      are called.
+    ConfigError: an unknown key, or a value that its field does not allow.
   """
   if not isinstance(values, Mapping):
     keys = ", ".join(hints(cls))
@@ -144,8 +150,15 @@ def build(cls: type[T], values: Any, path: str) -> T:
   annotations = hints(cls)
   arguments = {}
   for key, value in values.items():
-    arguments[key] = cast(value, annotations[key], path, key)
+    hint = annotations[key]
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+      inner = getattr(cls if defaults is None else defaults, key, None)
+      arguments[key] = build(typing.cast(type, hint), value, f"{path}.{key}", inner)
+    else:
+      arguments[key] = cast(value, hint, path, key)
   try:
+    if defaults is not None:
+      return dataclasses.replace(defaults, **arguments)  # type: ignore[type-var]
     return cls(**arguments)
   except FieldError as e:
     raise FieldError(path, e.name, e.value, e.allowed) from e

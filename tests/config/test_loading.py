@@ -137,6 +137,14 @@ def test_an_override_of_a_field_that_the_file_does_not_name_is_taken():
   assert config.load(QUICKSTART, ["train.z_loss=1e-4"]).train.z_loss == 1e-4
 
 
+def test_a_group_given_in_part_keeps_the_defaults_of_the_field_it_stands_in():
+  given = {"values": {"rollouts": 4, "sampling": {"max_tokens": 9}}, "sampling": {"max_tokens": 9}}
+  study = config.resolve({"study": given}).study
+  assert study.sampling == dataclasses.replace(schema.Study().sampling, max_tokens=9)
+  expected = dataclasses.replace(schema.Study().values, rollouts=4, sampling=study.sampling)
+  assert study.values == expected
+
+
 def test_a_preset_can_be_changed_field_by_field():
   experiment = config.load(QUICKSTART, ["model_overrides.layers=7"])
   assert (experiment.model.layers, experiment.model.d_model) == (7, 64)
