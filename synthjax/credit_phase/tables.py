@@ -61,11 +61,13 @@ def _outcomes_of(chain: Chain, outcomes: dict) -> dict[str, Outcome]:
 
 
 def _method_row(outcome: Outcome) -> dict:
+  """The success on the reported replicates, and the setting with the success that chose it."""
+  setting = outcome.chosen._asdict()
   return {
     "success": mean(outcome),
     "half_interval": half(outcome),
-    # Its `success` is that of the replicates that chose the setting, and replaces the one above.
-    **outcome.chosen._asdict(),
+    "tuning_success": setting.pop("success"),
+    **setting,
   }
 
 

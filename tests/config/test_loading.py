@@ -5,6 +5,7 @@ import runpy
 import pytest
 
 from synthjax import __main__, config
+from synthjax.config import schema
 from synthjax.model.transformer import sized
 from synthjax.train import plan
 
