@@ -223,6 +223,13 @@ def test_the_smoke_study_is_drawn_and_a_second_start_takes_every_cell_from_the_f
 
   cells = tmp_path / "cells.jsonl"
   lines = cells.read_text().splitlines()
+  # The table reports the replicates that did not choose the setting.
+  for name, row in first["table"][0]["methods"].items():
+    reported = [json.loads(line)["outcomes"].get(name, (None, None)) for line in lines]
+    means = [sum(success_R) / len(success_R) for _, success_R in reported if success_R]
+    chosen = [setting for setting, _ in reported if setting]
+    assert row["success"] in means
+    assert row["tuning_success"] in [setting[3] for setting in chosen]
   cut_off = [*lines[:-1], lines[-1][:40]]
   cells.write_text("\n".join(cut_off))
   second = recipe.run(job)
