@@ -43,8 +43,8 @@ test: $(DEV_READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(DEV_READY)
-	$(BIN)/ruff format --check -q synthjax configs tests
-	$(BIN)/ruff check synthjax configs tests
+	$(BIN)/ruff format --check -q synthjax configs tests docs/*.py
+	$(BIN)/ruff check synthjax configs tests docs
 	$(BIN)/mypy
 
 parity: $(DEV_READY)

@@ -1,4 +1,7 @@
-"""Draws docs/architecture.svg, the flow of data through the rooms: python docs/draw_architecture.py"""
+"""Draws docs/architecture.svg, the flow of data through the rooms.
+
+Run it by python docs/draw_architecture.py.
+"""
 
 import pathlib
 

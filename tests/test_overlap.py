@@ -284,8 +284,8 @@ def test_a_protocol_of_another_task_says_whose_problems_it_asks(tmp_path, capsys
     experiment, evaluate=dataclasses.replace(experiment.evaluate, protocol="gsm8k_strict")
   )
   advice = (
-    "set config.data.folder or SYNTHJAX_DATA; it is config.evaluate.protocol that asks the problems "
-    "of gsm8k: to ask your own"
+    "set config.data.folder or SYNTHJAX_DATA; it is config.evaluate.protocol that asks the "
+    "problems of gsm8k: to ask your own"
   )
   with pytest.raises(files.DataError, match=advice):
     recipes.part("finetune", "run")(jobs.Job(experiment, tmp_path / "run"))

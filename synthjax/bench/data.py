@@ -148,7 +148,7 @@ def _load(source: schema.Source, seq_len: int, folder: str, seconds: float) -> N
   cpu_seconds, wall_seconds = time.process_time() - cpu, time.monotonic() - wall
   tokens = count * seq_len * packed.fill
   print(
-    f"  loader: {source.task}, {packed.documents.lengths.mean():.0f} tokens a document, ArrayRecord "
-    f"to sequences of {seq_len}: {tokens / cpu_seconds / 1e6:.2f}M tokens a core-second, "
+    f"  loader: {source.task}, {packed.documents.lengths.mean():.0f} tokens a document, "
+    f"ArrayRecord to sequences of {seq_len}: {tokens / cpu_seconds / 1e6:.2f}M tokens a core-second, "
     f"{tokens / wall_seconds / 1e6:.2f}M a second"
   )

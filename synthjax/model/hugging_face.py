@@ -3,8 +3,8 @@
 Families: Llama (DeepSeek-Math, SmolLM2, TinyLlama share it), Mistral, Qwen2 and Qwen3. A key of a
 config.json that asks for something else is an error that names the key.
 
-Shapes: D model, H query heads, G key/value heads, K head dim, F hidden width of the MLP, V vocabulary,
-L layers.
+Shapes: D model, H query heads, G key/value heads, K head dim, F hidden width of the MLP,
+V vocabulary, L layers.
 """
 
 import dataclasses
@@ -178,7 +178,8 @@ def _window(config, family: Family, where) -> int:
   kinds = set(config.get("layer_types") or ["sliding_attention"])
   if kinds != {"sliding_attention"}:
     raise files.DataError(
-      f"{where}: layer_types mixes {', '.join(sorted(kinds))}; our decoder has one window for all layers"
+      f"{where}: layer_types mixes {', '.join(sorted(kinds))}; our decoder has one window for all "
+      "layers"
     )
   return window
 
@@ -347,8 +348,8 @@ def reader(folder: files.Path) -> Read:
     places = dict.fromkeys(_names(folder / "model.safetensors"), "model.safetensors")
   elif list(folder.glob("*.bin")):
     raise files.DataError(
-      f"{folder}: holds pickled weights (.bin), which can run code when they are read; convert them "
-      "to safetensors with save_pretrained(safe_serialization=True)"
+      f"{folder}: holds pickled weights (.bin), which can run code when they are read; convert "
+      "them to safetensors with save_pretrained(safe_serialization=True)"
     )
   else:
     raise files.DataError(f"{folder}: holds neither model.safetensors nor an index of shards")

@@ -1,4 +1,7 @@
-"""Hugging Face's format in and out; families/make.py made the models and logits with transformers."""
+"""Hugging Face's format in and out.
+
+families/make.py made the models and their logits with transformers.
+"""
 
 import json
 import pathlib
