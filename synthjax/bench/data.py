@@ -149,6 +149,6 @@ def _load(source: schema.Source, seq_len: int, folder: str, seconds: float) -> N
   tokens = count * seq_len * packed.fill
   print(
     f"  loader: {source.task}, {packed.documents.lengths.mean():.0f} tokens a document, "
-    f"ArrayRecord to sequences of {seq_len}: {tokens / cpu_seconds / 1e6:.2f}M tokens a core-second, "
-    f"{tokens / wall_seconds / 1e6:.2f}M a second"
+    f"ArrayRecord to sequences of {seq_len}: {tokens / cpu_seconds / 1e6:.2f}M tokens a "
+    f"core-second, {tokens / wall_seconds / 1e6:.2f}M a second"
   )
