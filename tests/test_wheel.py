@@ -55,7 +55,7 @@ def test_an_installed_wheel_has_the_worked_examples_and_the_base_policy_and_need
   shutil.copy(ROOT / "configs/world_sft.py", empty / "mine.py")
 
   here = {"PYTHONPATH": str(installed)}
-  assert "run a recipe's stages in order" in _run(["-m", "synthjax", "--help"], empty, **here)
+  assert "run the stages of a recipe in order" in _run(["-m", "synthjax", "--help"], empty, **here)
   rows = [{"id": "1", "gold": "4", "question": "2 + 2?", "responses": ["The answer is 4."]}]
   (empty / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   evaluating = [
