@@ -102,7 +102,7 @@ def test_other_settings_are_refused_in_the_same_folder(tmp_path):
     run({"a": 2})
 
 
-def test_completions_from_elsewhere_are_scored_without_a_model(tmp_path):
+def test_completions_from_elsewhere_are_scored_without_a_model(tmp_path, shared_data):
   files.write_jsonl(
     tmp_path / "g.jsonl",
     [

@@ -91,7 +91,7 @@ def test_each_verb_follows_the_recipe_and_one_that_it_lacks_is_named(tmp_path, c
 def test_pairs_that_do_not_fit_are_known_before_a_stage_begins(tmp_path, capsys):
   (tmp_path / "pairs.jsonl").write_text("")
   assert _run(tmp_path) == 1
-  assert "pairs.jsonl: the file holds no pair; expected one a row" in capsys.readouterr().err
+  assert "pairs.jsonl: the file holds no pair; expected one a line" in capsys.readouterr().err
   records.write(tmp_path / "pairs.jsonl", _pairs(5))
   assert _run(tmp_path, "--config.data.seq_len=8") == 1
   assert (

@@ -251,7 +251,7 @@ def test_an_error_of_one_process_ends_all_of_them_with_its_sentence(tmp_path):
   codes, outputs = _ends(runs, 100)
   assert codes == [1, 1], outputs
   for output in outputs:
-    assert "row 1: field 'text' is None; expected text" in output.splitlines()[-1]
+    assert "row 1: field 'text' is None; expected text" in output.strip().splitlines()[-1]
 
 
 def test_the_held_out_loss_comes_at_its_own_steps_and_is_one_whatever_process_holds_what(tmp_path):
@@ -393,7 +393,7 @@ def test_a_training_with_rare_lines_follows_a_signal_at_any_moment_and_resumes_t
     codes, outputs = _ends(runs, 60)
     assert codes == [code] * processes, outputs
     assert time.monotonic() - asked < 15
-    assert all("synthjax: stopped by" in output.splitlines()[-1] for output in outputs), outputs
+    assert all("synthjax: stopped by" in output.strip().splitlines()[-1] for output in outputs), outputs
   for run in begin(tmp_path / "cut"):
     _finish(run)
   jax.tree.map(
@@ -442,7 +442,7 @@ def test_a_checkpoint_made_with_another_tokenizer_is_refused(tmp_path):
   )
   output, _ = run.communicate(timeout=120)
   assert run.returncode == 1
-  assert "the tokenizer has 258 ids" in output.splitlines()[-1]
+  assert "the tokenizer has 258 ids" in output.strip().splitlines()[-1]
   run = _start("train", tmp_path, "--config.data.tokenizer.kind=bytes", "--config.data.seq_len=512")
   output, _ = run.communicate(timeout=120)
   assert run.returncode == 1
