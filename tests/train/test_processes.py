@@ -393,7 +393,9 @@ def test_a_training_with_rare_lines_follows_a_signal_at_any_moment_and_resumes_t
     codes, outputs = _ends(runs, 60)
     assert codes == [code] * processes, outputs
     assert time.monotonic() - asked < 15
-    assert all("synthjax: stopped by" in output.strip().splitlines()[-1] for output in outputs), outputs
+    assert all("synthjax: stopped by" in output.strip().splitlines()[-1] for output in outputs), (
+      outputs
+    )
   for run in begin(tmp_path / "cut"):
     _finish(run)
   jax.tree.map(
