@@ -1,9 +1,11 @@
 """Models of Hugging Face's format in and out of our checkpoints."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,8 +19,7 @@ from synthjax.data import tokenizers
 from synthjax.model import hugging_face
 from synthjax.model.transformer import Params, Transformer
 
-# Besides tokenizer.json; each is copied where it is there.
-_TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_BESIDE_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 def import_folder(source: files.Path, to: files.Path, eos: str = "") -> list[str]:
@@ -37,9 +38,7 @@ def import_folder(source: files.Path, to: files.Path, eos: str = "") -> list[str
   Raises:
     DataError: a file is missing or damaged, or asks for what the decoder does not have.
   """
-  source, to = pathlib.Path(source), pathlib.Path(to).absolute()
-  if to.exists() and any(to.iterdir()):
-    raise files.DataError(f"{to}: holds something already; import into a new folder")
+  source, to = pathlib.Path(source), _empty(to)
   for name in ("config.json", "tokenizer.json"):
     if not (source / name).is_file():
       raise files.DataError(f"{source}: has no {name}; expected a Hugging Face model folder")
@@ -53,22 +52,12 @@ def import_folder(source: files.Path, to: files.Path, eos: str = "") -> list[str
     raise files.DataError(
       f"{tokenizer_path}: has {tokenizer.size} ids; the model's vocab_size is {shape.vocab_size}"
     )
-  partial = to.with_name(f"{to.name}.partial")
-  shutil.rmtree(partial, ignore_errors=True)  # of an import that was killed
-  partial.mkdir(parents=True)
-  try:
+  with _whole_or_not_at_all(to) as folder:
     params = hugging_face.read_params(model, hugging_face.reader(source))
     about = {"tokenizer": tokenizer.fingerprint, "imported": str(source)}
-    ocp.save(partial / "0", {"params": params}, custom_metadata=about)
-    files.write_json(partial / "model.json", dataclasses.asdict(shape))
-    for name in ("tokenizer.json", *_TOKENIZER_FILES):
-      if (source / name).is_file():
-        shutil.copyfile(source / name, partial / name)
-    if to.exists():
-      to.rmdir()
-    os.replace(partial, to)
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
+    ocp.save(folder / "0", {"params": params}, custom_metadata=about)
+    files.write_json(folder / "model.json", dataclasses.asdict(shape))
+    _copy_tokenizer(tokenizer_path, folder)
   settings = [f"model={to}", f"train.init={to}", "data.tokenizer.kind=hf"]
   settings.append(f"data.tokenizer.path={to / 'tokenizer.json'}")
   return settings + ([f"data.tokenizer.eos={eos!r}"] if eos else [])
@@ -97,24 +86,40 @@ def export_folder(
   Raises:
     DataError: `to` holds something, or no family has what the model has.
   """
+  with _whole_or_not_at_all(_empty(to)) as folder:
+    hugging_face.write(folder, model, jax.device_get(params), dtype)
+    readme = f"# {pathlib.Path(to).name}\n\nWritten by synthjax: {provenance}\n"
+    (folder / "README.md").write_text(readme, encoding="utf-8")
+    if tokenizer.kind == "hf":
+      _copy_tokenizer(pathlib.Path(tokenizer.path), folder)
+
+
+def _empty(to: files.Path) -> pathlib.Path:
+  """The absolute path of a new folder. Raises DataError where it holds something."""
   to = pathlib.Path(to).absolute()
   if to.exists() and any(to.iterdir()):
-    raise files.DataError(f"{to}: holds something already; export into a new folder")
+    raise files.DataError(f"{to}: holds something already; give a new folder")
+  return to
+
+
+@contextlib.contextmanager
+def _whole_or_not_at_all(to: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A folder to write in, which becomes `to` when all went well and vanishes when not."""
   partial = to.with_name(f"{to.name}.partial")
-  shutil.rmtree(partial, ignore_errors=True)
+  shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
   partial.mkdir(parents=True)
   try:
-    hugging_face.write(partial, model, jax.device_get(params), dtype)
-    readme = f"# {to.name}\n\nWritten by synthjax: {provenance}\n"
-    (partial / "README.md").write_text(readme, encoding="utf-8")
-    if tokenizer.kind == "hf":
-      folder = pathlib.Path(tokenizer.path).parent
-      shutil.copyfile(tokenizer.path, partial / "tokenizer.json")
-      for name in _TOKENIZER_FILES:
-        if (folder / name).is_file():
-          shutil.copyfile(folder / name, partial / name)
+    yield partial
     if to.exists():
       to.rmdir()
     os.replace(partial, to)
   finally:
     shutil.rmtree(partial, ignore_errors=True)
+
+
+def _copy_tokenizer(path: pathlib.Path, to: pathlib.Path) -> None:
+  """Copies a tokenizer.json, whatever its name is, and those of the files beside it that exist."""
+  shutil.copyfile(path, to / "tokenizer.json")
+  for name in _BESIDE_TOKENIZER:
+    if (path.parent / name).is_file():
+      shutil.copyfile(path.parent / name, to / name)

@@ -30,7 +30,9 @@ def source(tmp_path) -> pathlib.Path:
 def test_an_imported_model_is_a_start_of_training_and_goes_out_again(source, tmp_path, capsys):
   folder, out = tmp_path / "imported", tmp_path / "out"
   assert __main__.main(["import", "--from", str(source), "--to", str(folder)]) == 0
-  settings = [line.split("--config.")[1] for line in capsys.readouterr().out.splitlines()[1:]]
+  shown = capsys.readouterr().out.splitlines()
+  settings = [line.split("--config.")[1] for line in shown if line.startswith("  --config.")]
+  assert len(settings) == 4
   spec = tmp_path / "mine.py"
   spec.write_text(
     "import ml_collections\n"
