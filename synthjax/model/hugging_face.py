@@ -341,18 +341,7 @@ def reader(folder: files.Path) -> Read:
       weights (.bin) are refused.
   """
   folder = pathlib.Path(folder)
-  index = folder / "model.safetensors.index.json"
-  if index.is_file():
-    places = files.read_json(index)["weight_map"]
-  elif (folder / "model.safetensors").is_file():
-    places = dict.fromkeys(_names(folder / "model.safetensors"), "model.safetensors")
-  elif list(folder.glob("*.bin")):
-    raise files.DataError(
-      f"{folder}: holds pickled weights (.bin), which can run code when they are read; convert "
-      "them to safetensors with save_pretrained(safe_serialization=True)"
-    )
-  else:
-    raise files.DataError(f"{folder}: holds neither model.safetensors nor an index of shards")
+  places = _places(folder)
   opened: dict[str, Any] = {}
 
   def read(name: str) -> np.ndarray:
@@ -364,6 +353,34 @@ def reader(folder: files.Path) -> Read:
     return opened[places[name]].get_tensor(name)
 
   return read
+
+
+def check_all_known(model: Model, folder: files.Path) -> None:
+  """Raises DataError for a tensor of the folder that the model has no place for, by its name."""
+  known = shape_only(model).keys()
+  for name in _places(pathlib.Path(folder)):
+    # Older files keep the rotary frequencies, and tied heads, which are computed and copied here.
+    derived = name.endswith("rotary_emb.inv_freq")
+    derived |= model.tie_embeddings and name == "lm_head.weight"
+    if name not in known and not derived:
+      raise files.DataError(
+        f"{folder}: tensor {name!r} is not one of the model that its config.json describes"
+      )
+
+
+def _places(folder: pathlib.Path) -> dict[str, str]:
+  """Tensor's name -> the file of the folder that holds it; errors as `reader`."""
+  index = folder / "model.safetensors.index.json"
+  if index.is_file():
+    return files.read_json(index)["weight_map"]
+  if (folder / "model.safetensors").is_file():
+    return dict.fromkeys(_names(folder / "model.safetensors"), "model.safetensors")
+  if list(folder.glob("*.bin")):
+    raise files.DataError(
+      f"{folder}: holds pickled weights (.bin), which can run code when they are read; convert "
+      "them to safetensors with save_pretrained(safe_serialization=True)"
+    )
+  raise files.DataError(f"{folder}: holds neither model.safetensors nor an index of shards")
 
 
 def _open(path: pathlib.Path):

@@ -52,6 +52,7 @@ def import_folder(source: files.Path, to: files.Path, eos: str = "") -> list[str
     raise files.DataError(
       f"{tokenizer_path}: has {tokenizer.size} ids; the model's vocab_size is {shape.vocab_size}"
     )
+  hugging_face.check_all_known(shape, source)
   with _whole_or_not_at_all(to) as folder:
     params = hugging_face.read_params(model, hugging_face.reader(source))
     about = {"tokenizer": tokenizer.fingerprint, "imported": str(source)}

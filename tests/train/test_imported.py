@@ -5,6 +5,7 @@ import shutil
 
 import jax
 import pytest
+import safetensors.numpy
 import tokenizers
 
 from synthjax import __main__, config, files, job
@@ -57,6 +58,14 @@ def test_nothing_is_left_half_imported(source, tmp_path, lost):
   with pytest.raises(files.DataError):
     imported.import_folder(source, tmp_path / "imported")
   assert not list(tmp_path.glob("imported*"))
+
+
+def test_a_tensor_that_the_model_has_no_place_for_is_an_error(source, tmp_path):
+  tensors = safetensors.numpy.load_file(source / "model.safetensors")
+  tensors["model.layers.0.self_attn.o_proj.bias"] = tensors["model.norm.weight"]
+  safetensors.numpy.save_file(tensors, source / "model.safetensors")
+  with pytest.raises(files.DataError, match="o_proj.bias' is not one of the model"):
+    imported.import_folder(source, tmp_path / "imported")
 
 
 def test_a_folder_that_holds_something_is_left_alone(source, tmp_path):
