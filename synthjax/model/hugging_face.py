@@ -294,12 +294,7 @@ def _read_leaf(name: Name, leaf: Leaf, read: Read, place) -> jax.Array:
 
 def _ours(name: Name, tensor: np.ndarray, shape: tuple[int, ...], layer: int = 0) -> np.ndarray:
   """A tensor of theirs as float32 in our shape."""
-  size = int(np.prod(shape))
-  if name.transposed:
-    rows = _inputs(name, shape)
-    expected: tuple[int, ...] = (size // rows, rows)
-  else:
-    expected = (size,) if name.theirs.endswith(("bias", "norm.weight")) else shape
+  expected = _their_shape(name, shape)
   if tensor.shape != expected:
     raise files.DataError(
       f"{name.theirs.format(layer)} has the shape {list(tensor.shape)}; expected {list(expected)} "
@@ -307,6 +302,17 @@ def _ours(name: Name, tensor: np.ndarray, shape: tuple[int, ...], layer: int = 0
     )
   wide = np.asarray(tensor, np.float32)
   return (wide.T if name.transposed else wide).reshape(shape)
+
+
+def _their_shape(name: Name, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Shape of a tensor of theirs by ours, of one layer."""
+  size = int(np.prod(shape))
+  if name.transposed:
+    inputs = _inputs(name, shape)
+    return size // inputs, inputs
+  if name.theirs.endswith("bias"):
+    return (size,)
+  return shape
 
 
 def _inputs(name: Name, shape: tuple[int, ...]) -> int:
@@ -477,11 +483,6 @@ def shape_only(model: Model) -> dict[str, tuple[int, ...]]:
   for ours, leaf in _flat(transformer.leaves).items():
     name = NAMES[ours]
     shape = leaf.shape[1:] if "{}" in name.theirs else leaf.shape
-    if name.transposed:
-      rows = _inputs(name, shape)
-      shape = (int(np.prod(shape)) // rows, rows)
-    elif name.theirs.endswith("bias"):
-      shape = (int(np.prod(shape)),)
     for layer in range(leaf.shape[0] if "{}" in name.theirs else 1):
-      found[name.theirs.format(layer)] = shape
+      found[name.theirs.format(layer)] = _their_shape(name, shape)
   return found
