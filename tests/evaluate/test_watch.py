@@ -1,6 +1,5 @@
 import collections
 import json
-import os
 import pathlib
 import random
 import signal
@@ -13,33 +12,15 @@ import pytest
 from synthjax import files
 from synthjax.config.worlds import World
 from synthjax.evaluate import watch
+from tests import commands
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 def _start(verb, workdir, *more):
-  command = [
-    sys.executable,
-    "-m",
-    "synthjax",
-    verb,
-    "--config",
-    "configs/world_sft.py:smoke",
-    "--config.train.steps=160",
-    "--config.train.checkpoint_every=8",
-    "--config.train.keep=1",
-    "--workdir",
-    str(workdir),
-    *more,
-  ]
-  return subprocess.Popen(
-    command,
-    cwd=ROOT,
-    env={**os.environ, "XLA_FLAGS": ""},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-  )
+  often = ["--config.train.steps=160", "--config.train.checkpoint_every=8"]
+  few = "--config.train.keep=1"
+  return commands.start(verb, workdir, *often, few, *more, XLA_FLAGS="")
 
 
 @pytest.mark.slow

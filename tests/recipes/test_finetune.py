@@ -2,11 +2,8 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 from unittest import mock
 
@@ -21,6 +18,7 @@ from synthjax.errors import ConfigError
 from synthjax.model.transformer import Transformer, sized
 from synthjax.recipes import finetune
 from synthjax.train import checkpoint, policies
+from tests import commands
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = [
@@ -206,25 +204,7 @@ def test_the_default_folder_does_not_mix_settings(tmp_path, monkeypatch):
 
 
 def _start(verb, workdir, *more):
-  command = [
-    sys.executable,
-    "-m",
-    "synthjax",
-    verb,
-    "--config",
-    "configs/world_sft.py:smoke",
-    "--workdir",
-    str(workdir),
-    *more,
-  ]
-  return subprocess.Popen(
-    command,
-    cwd=ROOT,
-    env={**os.environ, "XLA_FLAGS": ""},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-  )
+  return commands.start(verb, workdir, *more, XLA_FLAGS="")
 
 
 def test_of_two_runs_in_one_folder_one_works_and_a_killed_ones_place_is_free_at_once(tmp_path):

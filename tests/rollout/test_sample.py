@@ -3,14 +3,11 @@
 import asyncio
 import contextlib
 import json
-import os
 import pathlib
 import random
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
 
@@ -24,6 +21,7 @@ from synthjax.config.credit import Sampling
 from synthjax.model.transformer import Transformer
 from synthjax.rollout.remote import Remote, Server
 from synthjax.rollout.requests import Request
+from tests import commands
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Two devices; compiled fast instead of well: that is most of what a process of seconds does.
@@ -34,25 +32,7 @@ FAST = {
 
 
 def _start(verb, workdir, *more, **variables):
-  command = [
-    sys.executable,
-    "-m",
-    "synthjax",
-    verb,
-    "--config",
-    "configs/world_sft.py:smoke",
-    "--workdir",
-    str(workdir),
-    *map(str, more),
-  ]
-  return subprocess.Popen(
-    command,
-    cwd=ROOT,
-    env={**os.environ, **FAST, **variables},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-  )
+  return commands.start(verb, workdir, *more, **{**FAST, **variables})
 
 
 def _requests(path, count):
